@@ -1,0 +1,20 @@
+"""The one exception that a user's mistake raises."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """A mistake the user can mend: one line that says what, where and what would be right.
+
+    `main.py` prints the message on stderr and exits with a non-zero status; everything else
+    propagates as a traceback, because it is a defect of jvdm.
+    """
+
+
+def unknown(kind: str, value: object, choices: Iterable[str]) -> UserError:
+    """The error for a name that is not among `choices`, with the nearest match if there is one."""
+    choices = sorted(choices)
+    near = difflib.get_close_matches(str(value), choices, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    return UserError(f"unknown {kind} {value!r}{hint} (choices: {', '.join(choices) or 'none'})")

@@ -1,0 +1,125 @@
+"""The terms of the variational bound on -log P(x), per example, in nats (2107.00630, section 3).
+
+With data x in {0..K-1}, encoded as f = 2 (x + 1/2) / K - 1, and z_0 / alpha_0 = f + e^(gamma_0 / 2) eps_0:
+
+    1. reconstruction: -sum log softmax_v [ -1/2 e^-gamma_0 (z_0 / alpha_0 - f_v)^2 ] at v = x
+    2. prior:          KL( N(alpha_1 f, sigma_1^2) || N(0, 1) )
+                       = 1/2 sum( alpha_1^2 f^2 + sigma_1^2 - ln sigma_1^2 - 1 )
+    3. diffusion, continuous time: 1/2 gamma'(t) |eps - eps_hat|^2
+    4. diffusion, T steps:         T/2 expm1(gamma_t - gamma_s) |eps - eps_hat|^2,  s = t - 1/T
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, UInt8
+
+Levels = UInt8[Array, "..."] | Int[Array, "..."]
+# Broadcastable to the data.
+Scale = Float[Array, "..."]
+
+
+def encode(levels: Levels, num_levels: int) -> Float[Array, "..."]:
+    """f = 2 (x + 1/2) / K - 1, in (-1, 1)."""
+    return 2.0 * (levels.astype(jnp.float32) + 0.5) / num_levels - 1.0
+
+
+def sum_example(a: Float[Array, "b ..."]) -> Float[Array, " b"]:
+    """Sum over everything but the first axis."""
+    return jnp.sum(a, axis=tuple(range(1, a.ndim)))
+
+
+def reconstruction(
+    levels: Levels, eps_0: Float[Array, "b h w c"], gamma_0: Scale, num_levels: int
+) -> Float[Array, " b"]:
+    """Term (1), -log p(x | z_0), exact for any number of levels.
+
+    The distance of z_0 / alpha_0 to level v, in units of its standard deviation e^(gamma_0 / 2), is
+    2 (x - v) / (K e^(gamma_0 / 2)) + eps_0: no digits are lost when levels are many deviations apart.
+
+    Args:
+        levels: [b, h, w, c] data, 0..K-1.
+        eps_0: [b, h, w, c] noise at time 0.
+        gamma_0: gamma at time 0, broadcastable to the data.
+        num_levels: K.
+
+    Returns:
+        [b] nats.
+    """
+
+    # Recomputed in the backward pass: K numbers per pixel are too many to keep.
+    @jax.checkpoint
+    def log_normalizer(gamma_0):
+        values = jnp.arange(num_levels, dtype=jnp.float32)
+        spacing = 2.0 / num_levels * jnp.exp(-0.5 * gamma_0)[..., None]
+        distance = spacing * (levels.astype(jnp.float32)[..., None] - values) + eps_0[..., None]
+        return jax.nn.logsumexp(-0.5 * distance**2, axis=-1)
+
+    return sum_example(log_normalizer(gamma_0) + 0.5 * eps_0**2)
+
+
+def decoder_logits(
+    z_0: Float[Array, "b h w c"],
+    alpha_0: Scale,
+    gamma_0: Scale,
+    num_levels: int,
+) -> Float[Array, "b h w c k"]:
+    """The unnormalised log p(x = v | z_0) of term (1) for every level v.
+
+    Args:
+        z_0: [b, h, w, c] at time 0.
+        alpha_0, gamma_0: at time 0, broadcastable to z_0.
+        num_levels: K.
+
+    Returns:
+        [b, h, w, c, K].
+    """
+    f = encode(jnp.arange(num_levels), num_levels)
+    distance = (z_0 / alpha_0)[..., None] - f
+    return -0.5 * jnp.exp(-gamma_0)[..., None] * distance**2
+
+
+def prior(f: Float[Array, "b h w c"], alpha_1: Scale, log_sigma_1: Scale) -> Float[Array, " b"]:
+    """Term (2), KL(q(z_1 | x) || N(0, 1)).
+
+    Args:
+        f: [b, h, w, c] encoded data.
+        alpha_1, log_sigma_1: at time 1, broadcastable to f.
+
+    Returns:
+        [b] nats.
+    """
+    log_variance = 2.0 * log_sigma_1
+    # expm1(l) - l: the variance is almost 1, so sigma^2 - ln sigma^2 - 1 would cancel.
+    return 0.5 * sum_example((alpha_1 * f) ** 2 + (jnp.expm1(log_variance) - log_variance))
+
+
+def diffusion_continuous(dgamma_dt: Scale, squared_error: Float[Array, "b h w c"]) -> Float[Array, " b"]:
+    """Term (3) at drawn times: an unbiased estimate of the integral over t in [0, 1].
+
+    Args:
+        dgamma_dt: at t, broadcastable to the data.
+        squared_error: [b, h, w, c] (eps - eps_hat)^2.
+
+    Returns:
+        [b] nats.
+    """
+    return 0.5 * sum_example(dgamma_dt * squared_error)
+
+
+def diffusion_discrete(
+    timesteps: int,
+    gamma_s: Scale,
+    gamma_t: Scale,
+    squared_error: Float[Array, "b h w c"],
+) -> Float[Array, " b"]:
+    """Term (4) at drawn steps: an unbiased estimate of the sum over T steps.
+
+    Args:
+        timesteps: T.
+        gamma_s, gamma_t: at s = t - 1/T and t, broadcastable to the data.
+        squared_error: [b, h, w, c] (eps - eps_hat)^2.
+
+    Returns:
+        [b] nats.
+    """
+    return 0.5 * timesteps * sum_example(jnp.expm1(gamma_t - gamma_s) * squared_error)

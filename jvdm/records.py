@@ -1,0 +1,89 @@
+"""The records that the parts of the library exchange."""
+
+from typing import NamedTuple
+
+from jaxtyping import Array, Float, UInt8
+
+
+class Batch(NamedTuple):
+    """What the data gives.
+
+    Attributes:
+        images: [b, h, w, c] integers 0..K-1.
+        conditioning: [b] a scalar known of each image, or zeros.
+    """
+
+    images: UInt8[Array, "b h w c"]
+    conditioning: Float[Array, " b"]
+
+
+class Coefficients(NamedTuple):
+    """z_t = alpha x + sigma eps, gamma = log(sigma^2 / alpha^2).
+
+    Every field is broadcastable to the data: [b, 1, 1, 1] for scalar schedules, [b, h, w, c] for
+    per-pixel ones.
+    """
+
+    alpha: Float[Array, "..."]
+    sigma: Float[Array, "..."]
+    gamma: Float[Array, "..."]
+    dgamma_dt: Float[Array, "..."]
+
+
+class Context(NamedTuple):
+    """What schedule and network know besides z and t.
+
+    Attributes:
+        conditioning: [b] a scalar known of each image.
+        latent: [b, m] an auxiliary latent, or None.
+    """
+
+    conditioning: Float[Array, " b"]
+    latent: Float[Array, "b m"] | None = None
+
+
+class Draws(NamedTuple):
+    """All random numbers of one evaluation of the bound.
+
+    Attributes:
+        u: [b] numbers in [0, 1) from which times are made.
+        eps: [b, h, w, c] noise at time t.
+        eps_0: [b, h, w, c] noise at time 0, for the reconstruction term.
+    """
+
+    u: Float[Array, " b"]
+    eps: Float[Array, "b h w c"]
+    eps_0: Float[Array, "b h w c"]
+
+
+class Prediction(NamedTuple):
+    """The denoiser's estimate of eps, with the coefficients it was made at."""
+
+    eps: Float[Array, "b h w c"]
+    coefficients: Coefficients
+
+
+class TimeGamma(NamedTuple):
+    """The schedule at the drawn times; both fields as in `Coefficients`."""
+
+    gamma: Float[Array, "..."]
+    dgamma_dt: Float[Array, "..."]
+
+
+class LossTerms(NamedTuple):
+    """Terms of the variational bound on -log P(x), per example, in nats.
+
+    Attributes:
+        reconstruction: [b] -log p(x | z_0).
+        prior: [b] KL(q(z_1 | x) || p(z_1)).
+        diffusion: [b] the denoising term.
+    """
+
+    reconstruction: Float[Array, " b"]
+    prior: Float[Array, " b"]
+    diffusion: Float[Array, " b"]
+
+    @property
+    def total(self) -> Float[Array, " b"]:
+        """[b] the bound on -log P(x), nats."""
+        return self.reconstruction + self.prior + self.diffusion

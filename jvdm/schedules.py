@@ -1,0 +1,125 @@
+"""Noise schedules: t in [0, 1] (and a context) -> gamma(t) = -log SNR, increasing.
+
+    1. fixed:             gamma = gamma_0 + (gamma_1 - gamma_0) t
+    2. learned scalar:    gamma = b + |w| t
+    3. monotone network:  g(t) = l1(t) + l3(s(l2(l1(t)))), weights through |.|, and
+                          gamma = gamma_0 + (gamma_1 - gamma_0) (g(t) - g(0)) / (g(1) - g(0))
+       (2107.00630, appendix H: the endpoints are parameters of their own, the network only shapes the
+       interior)
+    4. the same as released: gamma = l1(t) + l3(2 s(l2(2 t - 1)) - 1) / 1024, not renormalised
+
+A schedule maps times of any shape elementwise; `at` adds the derivative.
+"""
+
+from collections.abc import Callable
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from jvdm.records import TimeGamma
+from jvdm.registry import Registry
+
+SCHEDULES = Registry("schedule")
+
+
+def at(schedule_fn: Callable, t: Float[Array, "..."]) -> TimeGamma:
+    """gamma(t) and dgamma/dt of an elementwise schedule, by a JVP."""
+    return TimeGamma(*jax.jvp(schedule_fn, (t,), (jnp.ones_like(t),)))
+
+
+class MonotoneDense(nn.Module):
+    """A dense layer with weights |w|: non-decreasing in every input."""
+
+    features: int
+    use_bias: bool = True
+    kernel_init: Callable = nn.initializers.lecun_normal()
+    bias_init: Callable = nn.initializers.zeros_init()
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "... c"]) -> Float[Array, "... features"]:
+        y = x @ jnp.abs(self.param("kernel", self.kernel_init, (x.shape[-1], self.features)))
+        return y + self.param("bias", self.bias_init, (self.features,)) if self.use_bias else y
+
+
+@SCHEDULES.register("fixed_linear")
+class FixedLinear(nn.Module):
+    """A straight line from gamma_min to gamma_max, with nothing to learn."""
+
+    gamma_min: float = -13.3
+    gamma_max: float = 5.0
+    endpoints: ClassVar[tuple[str, ...]] = ()
+    has_interior: ClassVar[bool] = False
+
+    @nn.compact
+    def __call__(self, t: Float[Array, "..."], context=None) -> Float[Array, "..."]:
+        """gamma at t."""
+        return self.gamma_min + (self.gamma_max - self.gamma_min) * t
+
+
+@SCHEDULES.register("learned_scalar")
+class LearnedScalar(nn.Module):
+    """A straight line with learned ends, from gamma_min and gamma_max."""
+
+    gamma_min: float = -13.3
+    gamma_max: float = 5.0
+    endpoints: ClassVar[tuple[str, ...]] = ("b", "w")
+    has_interior: ClassVar[bool] = False
+
+    @nn.compact
+    def __call__(self, t: Float[Array, "..."], context=None) -> Float[Array, "..."]:
+        """gamma at t."""
+        b = self.param("b", nn.initializers.constant(self.gamma_min), ())
+        w = self.param("w", nn.initializers.constant(self.gamma_max - self.gamma_min), ())
+        return b + jnp.abs(w) * t
+
+
+@SCHEDULES.register("monotone_network")
+class MonotoneNetwork(nn.Module):
+    """A monotone network between learned ends: the paper's form (3)."""
+
+    gamma_min: float = -13.3
+    gamma_max: float = 5.0
+    hidden: int = 1024
+    endpoints: ClassVar[tuple[str, ...]] = ("gamma_0", "gamma_1")
+    has_interior: ClassVar[bool] = True
+
+    @nn.compact
+    def __call__(self, t: Float[Array, "..."], context=None) -> Float[Array, "..."]:
+        """gamma at t."""
+        gamma_0 = self.param("gamma_0", nn.initializers.constant(self.gamma_min), ())
+        gamma_1 = self.param("gamma_1", nn.initializers.constant(self.gamma_max), ())
+        l1 = MonotoneDense(1, kernel_init=nn.initializers.ones_init(), name="l1")
+        l2 = MonotoneDense(self.hidden, name="l2")
+        l3 = MonotoneDense(1, use_bias=False, name="l3")
+
+        def g(t):
+            h = l1(t[..., None])
+            return (h + l3(nn.sigmoid(l2(h))))[..., 0]
+
+        start, end = g(jnp.zeros(())), g(jnp.ones(()))
+        return gamma_0 + (gamma_1 - gamma_0) * (g(t) - start) / (end - start)
+
+
+@SCHEDULES.register("monotone_network_released")
+class MonotoneNetworkReleased(nn.Module):
+    """A monotone network whose ends move with its interior: the released form (4)."""
+
+    gamma_min: float = -13.3
+    gamma_max: float = 5.0
+    hidden: int = 1024
+    endpoints: ClassVar[tuple[str, ...]] = ()
+    has_interior: ClassVar[bool] = True
+
+    @nn.compact
+    def __call__(self, t: Float[Array, "..."], context=None) -> Float[Array, "..."]:
+        """gamma at t."""
+        constant = nn.initializers.constant
+        span = self.gamma_max - self.gamma_min
+        l1 = MonotoneDense(1, kernel_init=constant(span), bias_init=constant(self.gamma_min), name="l1")
+        t = t[..., None]
+        h = 2.0 * nn.sigmoid(MonotoneDense(self.hidden, name="l2")(2.0 * t - 1.0)) - 1.0
+        h = MonotoneDense(1, use_bias=False, name="l3")(h) / self.hidden
+        return (l1(t) + h)[..., 0]

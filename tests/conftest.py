@@ -1,0 +1,37 @@
+"""Settings that every test runs under.
+
+Warnings are errors (pyproject.toml). There are eight host devices, so that meshes of one and of eight
+can be built; what does not ask for a mesh uses the first. Numbers are float32 unless a test takes
+the fixture `x64`.
+"""
+
+import os
+
+# XLA reads these once, when the first device is used: before anything imports jax. Programs here run for
+# milliseconds and compile for seconds, so the backend's optimisation is off.
+_FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAGS}".strip()
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compilation_cache(tmp_path_factory):
+    """A program that several tests use is compiled once."""
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("xla")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+
+
+@pytest.fixture
+def key():
+    """A key of the generator whose numbers are the same on every device."""
+    return jax.random.key(0, impl="threefry2x32")
+
+
+@pytest.fixture
+def x64():
+    """Double precision for one test, where a tolerance must exclude rounding."""
+    with jax.enable_x64(True):
+        yield

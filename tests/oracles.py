@@ -1,0 +1,134 @@
+"""Data whose likelihood and denoiser are known, written without jvdm.
+
+With z = alpha x + sigma eps:
+
+    1. Gaussian, x ~ N(m, diag(c)):
+       eps_hat = sigma (z - alpha m) / (alpha^2 c + sigma^2)
+       E|eps - eps_hat|^2 = sum c / (c + e^gamma)
+       1/2 int E|eps - eps_hat|^2 dgamma = 1/2 sum ln[(1 + c e^-gamma_0) / (1 + c e^-gamma_1)]
+    2. finitely many points f_j of weight w_j, on a grid of K levels per dimension, so that
+       P(x = f_j) = w_j is the mass of discrete data, and z is a Gaussian mixture:
+       p_j(z) proportional to w_j exp(-|z - alpha f_j|^2 / (2 sigma^2))
+       eps_hat = (z - alpha sum_j p_j f_j) / sigma,  score = -eps_hat / sigma
+       div score = sum_d [ (alpha_d / sigma_d)^2 Var_p(f_d) - 1 ] / sigma_d^2
+
+Everything is float64 numpy. `xp=jax.numpy` gives the same formula inside a jitted function.
+"""
+
+import dataclasses
+
+import numpy as np
+
+
+def variance_preserving(gamma, xp=np):
+    """alpha and sigma with alpha^2 + sigma^2 = 1."""
+    return 1.0 / xp.sqrt(1.0 + xp.exp(gamma)), 1.0 / xp.sqrt(1.0 + xp.exp(-gamma))
+
+
+def encode(levels, num_levels):
+    """The centre of each of K cells of [-1, 1]."""
+    return (2.0 * np.asarray(levels, np.float64) + 1.0 - num_levels) / num_levels
+
+
+def decoder_nats(levels, eps_0, gamma_0, num_levels):
+    """-log p(x | z_0) of every element, by a softmax over levels of z_0 = alpha_0 f + sigma_0 eps_0."""
+    alpha, sigma = variance_preserving(np.float64(gamma_0))
+    z_0 = alpha * encode(levels, num_levels) + sigma * np.asarray(eps_0, np.float64)
+    logits = -0.5 * ((z_0[..., None] - alpha * encode(np.arange(num_levels), num_levels)) / sigma) ** 2
+    largest = logits.max(-1, keepdims=True)
+    log_p = logits - largest - np.log(np.exp(logits - largest).sum(-1, keepdims=True))
+    return -np.take_along_axis(log_p, np.asarray(levels, np.int64)[..., None], axis=-1)[..., 0]
+
+
+@dataclasses.dataclass(frozen=True)
+class Gaussian:
+    """Independent normal data: `mean` and `variance` [d]."""
+
+    mean: np.ndarray
+    variance: np.ndarray
+
+    def eps_hat(self, z, alpha, sigma):
+        """E[eps | z]."""
+        return sigma * (z - alpha * self.mean) / (alpha**2 * self.variance + sigma**2)
+
+    def log_density(self, z, alpha, sigma):
+        """[...] log density of z [..., d]."""
+        variance = alpha**2 * self.variance + sigma**2
+        return -0.5 * np.sum((z - alpha * self.mean) ** 2 / variance + np.log(2 * np.pi * variance), axis=-1)
+
+    def squared_error(self, gamma):
+        """[...] E|eps - eps_hat|^2 at gamma [...]."""
+        return np.sum(self.variance / (self.variance + np.exp(gamma)[..., None]), axis=-1)
+
+    def diffusion(self, gamma_0, gamma_1):
+        """Nats of the continuous-time diffusion term."""
+        c = self.variance
+        return 0.5 * np.sum(np.log1p(c * np.exp(-gamma_0)) - np.log1p(c * np.exp(-gamma_1)))
+
+    def diffusion_discrete(self, gammas):
+        """Nats of the diffusion term of steps between gammas [T + 1], increasing."""
+        return 0.5 * np.sum(np.expm1(np.diff(gammas)) * self.squared_error(gammas[1:]))
+
+
+@dataclasses.dataclass(frozen=True)
+class PointMixture:
+    """Discrete data: `levels` [j, d] of K `num_levels`, of probability `weights` [j]."""
+
+    levels: np.ndarray
+    weights: np.ndarray
+    num_levels: int
+
+    @property
+    def points(self):
+        """[j, d] encoded data."""
+        return encode(self.levels, self.num_levels)
+
+    @property
+    def entropy(self):
+        """Nats of the true distribution: no bound may average less."""
+        return -np.sum(self.weights * np.log(self.weights))
+
+    def _log_joint(self, z, alpha, sigma, xp):
+        residual = (z[..., None, :] - alpha[..., None, :] * self.points.astype(z.dtype)) / sigma[..., None, :]
+        return np.log(self.weights).astype(z.dtype) - 0.5 * xp.sum(residual**2, axis=-1)
+
+    def posterior(self, z, alpha, sigma, xp=np):
+        """[..., j] p(f_j | z) for z, alpha and sigma [..., d] (the last two broadcastable)."""
+        log_joint = self._log_joint(z, alpha, sigma, xp)
+        p = xp.exp(log_joint - xp.max(log_joint, axis=-1, keepdims=True))
+        return p / xp.sum(p, axis=-1, keepdims=True)
+
+    def x_hat(self, z, alpha, sigma, xp=np):
+        """E[x | z]."""
+        return self.posterior(z, alpha, sigma, xp) @ self.points.astype(z.dtype)
+
+    def eps_hat(self, z, alpha, sigma, xp=np):
+        """E[eps | z]."""
+        return (z - alpha * self.x_hat(z, alpha, sigma, xp)) / sigma
+
+    def log_density(self, z, alpha, sigma):
+        """[...] log density of z [..., d]."""
+        log_joint = self._log_joint(z, alpha, sigma, np)
+        largest = log_joint.max(-1)
+        log_sum = largest + np.log(np.exp(log_joint - largest[..., None]).sum(-1))
+        return log_sum - np.sum(np.log(np.sqrt(2 * np.pi) * sigma) * np.ones_like(z), axis=-1)
+
+    def score(self, z, alpha, sigma):
+        """Gradient of the log density."""
+        return -self.eps_hat(z, alpha, sigma) / sigma
+
+    def score_divergence(self, z, alpha, sigma):
+        """[...] divergence of the score."""
+        p = self.posterior(z, alpha, sigma)
+        x_hat = p @ self.points
+        variance = np.einsum("...j,...jd->...d", p, (self.points - x_hat[..., None, :]) ** 2)
+        return np.sum(((alpha / sigma) ** 2 * variance - 1.0) / sigma**2, axis=-1)
+
+
+def point_mixture(num_points=12, num_dims=4, num_levels=16, seed=0):
+    """Distinct random points with weights between about 1 and 10 parts."""
+    rng = np.random.default_rng(seed)
+    codes = rng.choice(num_levels**num_dims, size=num_points, replace=False)
+    levels = np.stack([codes // num_levels**d % num_levels for d in range(num_dims)], axis=-1)
+    weights = rng.uniform(1.0, 10.0, num_points)
+    return PointMixture(levels, weights / weights.sum(), num_levels)

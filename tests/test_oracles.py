@@ -1,0 +1,72 @@
+"""The closed forms against finite differences and quadrature: what everything else is judged by."""
+
+import numpy as np
+import oracles
+import pytest
+
+MIXTURE = oracles.point_mixture()
+GAUSSIAN = oracles.Gaussian(np.array([0.3, -0.5, 0.0]), np.array([0.05, 0.4, 1.3]))
+STEP = 1e-5  # central differences of float64: error about step^2 + 1e-16 / step, relative
+
+
+def gradient(fn, z):
+    e = STEP * np.eye(z.shape[-1])
+    return np.stack([(fn(z + e[d]) - fn(z - e[d])) / (2 * STEP) for d in range(z.shape[-1])], axis=-1)
+
+
+@pytest.mark.parametrize("gamma", [-3.0, 0.0, 4.0])
+@pytest.mark.parametrize("oracle", [MIXTURE, GAUSSIAN])
+def test_score_is_the_gradient_of_the_log_density(oracle, gamma):
+    alpha, sigma = oracles.variance_preserving(np.array([gamma]))
+    d = oracle.points.shape[-1] if oracle is MIXTURE else oracle.mean.shape[-1]
+    z = np.random.default_rng(1).normal(size=(5, d))
+    expected = gradient(lambda z: oracle.log_density(z, alpha, sigma), z)
+    # Third derivatives are of order sigma^-3 <= 100, times STEP^2.
+    np.testing.assert_allclose(-oracle.eps_hat(z, alpha, sigma) / sigma, expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("gamma", [-3.0, 0.0, 4.0])
+def test_score_divergence(gamma):
+    alpha, sigma = oracles.variance_preserving(np.array([gamma]))
+    z = np.random.default_rng(2).normal(size=(5, 4))
+    jacobian = gradient(lambda z: MIXTURE.score(z, alpha, sigma).swapaxes(0, 1), z)
+    expected = np.einsum("dnd->n", jacobian)
+    np.testing.assert_allclose(MIXTURE.score_divergence(z, alpha, sigma), expected, rtol=1e-6, atol=1e-5)
+
+
+def test_mixture_density_is_normalised():
+    # On a 2-D mixture a Riemann sum of a smooth, decayed integrand converges faster than any power.
+    mixture = oracles.point_mixture(num_points=5, num_dims=2)
+    alpha, sigma = oracles.variance_preserving(np.array([-1.0]))
+    axis = np.linspace(-6, 6, 241)
+    z = np.stack(np.meshgrid(axis, axis), axis=-1)
+    total = np.exp(mixture.log_density(z, alpha, sigma)).sum() * (axis[1] - axis[0]) ** 2
+    assert abs(total - 1.0) < 1e-9
+
+
+def test_gaussian_diffusion_is_the_integral_of_its_squared_error():
+    gammas = np.linspace(-13.3, 5.0, 200_001)
+    errors = 0.5 * GAUSSIAN.squared_error(gammas)
+    expected = np.trapezoid(errors, gammas)
+    # Trapezium rule: span * step^2 / 12 * curvature, below 1e-8.
+    np.testing.assert_allclose(GAUSSIAN.diffusion(-13.3, 5.0), expected, rtol=1e-8)
+    # The sum is an upper Riemann sum of a term that decreases in information: its excess is O(step).
+    discrete = GAUSSIAN.diffusion_discrete(gammas)
+    assert 0.0 < discrete - expected < 1e-3
+
+
+def test_gaussian_squared_error_is_that_of_its_denoiser():
+    rng = np.random.default_rng(3)
+    x = GAUSSIAN.mean + np.sqrt(GAUSSIAN.variance) * rng.normal(size=(200_000, 3))
+    eps = rng.normal(size=x.shape)
+    alpha, sigma = oracles.variance_preserving(np.array([-0.5]))
+    errors = np.sum((eps - GAUSSIAN.eps_hat(alpha * x + sigma * eps, alpha, sigma)) ** 2, axis=-1)
+    standard_error = errors.std() / np.sqrt(len(errors))
+    assert abs(errors.mean() - GAUSSIAN.squared_error(np.array(-0.5))) < 3 * standard_error
+
+
+def test_mixture_weights_are_a_distribution_on_distinct_points():
+    assert len(np.unique(MIXTURE.levels, axis=0)) == len(MIXTURE.weights) == 12
+    assert np.all((MIXTURE.levels >= 0) & (MIXTURE.levels < MIXTURE.num_levels))
+    assert abs(MIXTURE.weights.sum() - 1.0) < 1e-12
+    assert 0.0 < MIXTURE.entropy < np.log(12)
