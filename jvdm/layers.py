@@ -1,0 +1,108 @@
+"""Layers that the networks share.
+
+Precision: a layer computes in its `dtype` (the trunk's), parameters are float32, normalisation
+statistics and softmax are always float32.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float
+
+from jvdm.convolution import convolve
+
+
+def timestep_embedding(
+    t: Float[Array, " b"], dim: int, *, max_period: float = 10_000.0
+) -> Float[Array, "b dim"]:
+    """Sinusoidal embedding of a time (1706.03762, section 3.5).
+
+    Args:
+        t: [b] times in [0, 1]; frequencies run from 1000 down to 1000 / max_period.
+        dim: an even number of features.
+
+    Returns:
+        [b, dim]: sines, then cosines.
+    """
+    half = dim // 2
+    frequency = 1000.0 * jnp.exp(-jnp.log(max_period) / (half - 1) * jnp.arange(half, dtype=jnp.float32))
+    phase = t[:, None] * frequency
+    return jnp.concatenate([jnp.sin(phase), jnp.cos(phase)], axis=-1)
+
+
+def fourier_features(z: Float[Array, "b h w c"], first: int, last: int) -> Float[Array, "b h w d"]:
+    """sin and cos of 2 pi 2^n z for n = first..last (2107.00630, appendix C).
+
+    Returns:
+        [b, h, w, 2 c (last - first + 1)]: sines, then cosines; within each, channel by channel.
+    """
+    frequency = 2.0 * jnp.pi * 2.0 ** jnp.arange(first, last + 1, dtype=jnp.float32)
+    phase = (z[..., None] * frequency).reshape(*z.shape[:-1], -1)
+    return jnp.concatenate([jnp.sin(phase), jnp.cos(phase)], axis=-1)
+
+
+class Conv3x3(nn.Module):
+    """3 x 3 convolution, stride 1, zero padding to the same size."""
+
+    features: int
+    zero_init: bool = False
+    dtype: DTypeLike = jnp.float32
+    precision: str | None = None
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w features"]:
+        init = nn.initializers.zeros_init() if self.zero_init else nn.initializers.lecun_normal()
+        kernel = self.param("kernel", init, (3, 3, x.shape[-1], self.features))
+        bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
+        x, kernel, bias = (a.astype(self.dtype) for a in (x, kernel, bias))
+        return convolve(x, kernel, precision=self.precision) + bias
+
+
+class GroupNorm(nn.Module):
+    """Group normalisation with float32 statistics."""
+
+    num_groups: int
+    epsilon: float = 1e-6
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        norm = nn.GroupNorm(self.num_groups, epsilon=self.epsilon, dtype=self.dtype, name="norm")
+        return norm(x)
+
+
+def attend(
+    q: Float[Array, "b n c"], k: Float[Array, "b n c"], v: Float[Array, "b n c"]
+) -> Float[Array, "b n c"]:
+    """softmax(q k^T / sqrt(c)) v, with the softmax in float32.
+
+    The [n, n] weights are recomputed in the backward pass. On a CPU images are done one by one, so that
+    their weights stay in the cache: 1.8 times faster at 1024 pixels.
+    """
+
+    def one(q, k, v):
+        logits = jnp.einsum("qc,kc->qk", q, k, preferred_element_type=jnp.float32)
+        weights = jax.nn.softmax(logits / jnp.sqrt(jnp.float32(q.shape[-1])), axis=-1)
+        return weights.astype(v.dtype) @ v
+
+    if jax.default_backend() == "cpu":
+        return jax.lax.map(lambda qkv: jax.checkpoint(one, prevent_cse=False)(*qkv), (q, k, v))
+    return jax.checkpoint(jax.vmap(one))(q, k, v)
+
+
+class SelfAttention(nn.Module):
+    """Residual single-head attention over pixels, zero-initialised at its output."""
+
+    num_groups: int
+    epsilon: float = 1e-6
+    dtype: DTypeLike = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        b, h, w, c = x.shape
+        y = GroupNorm(self.num_groups, self.epsilon, self.dtype, name="norm")(x).reshape(b, h * w, c)
+        q, k, v = (nn.Dense(c, dtype=self.dtype, name=name)(y) for name in ("query", "key", "value"))
+        y = attend(q, k, v)
+        y = nn.Dense(c, kernel_init=nn.initializers.zeros_init(), dtype=self.dtype, name="out")(y)
+        return x + y.reshape(b, h, w, c)
