@@ -1,0 +1,155 @@
+"""Random symmetries of images, each a permutation of an image's values.
+
+1. An augmentation draws, per image, a horizontal flip, a number of quarter turns and a permutation
+   of the channels; the identity where the image is left alone.
+2. Together these permute the H*W*C values of an image, so that one gather applies all three, once
+   per distinct combination in the batch.
+3. Draws are made for the global batch and then sliced, so that the processes of one run together
+   do exactly what one process would.
+"""
+
+import abc
+import dataclasses
+from typing import NamedTuple
+
+import numpy as np
+
+from jvdm.errors import UserError
+from jvdm.registry import Registry
+
+AUGMENTATIONS = Registry("augmentation")
+
+
+class Draws(NamedTuple):
+    """What happens to each image of a batch: flip first, then turn, then permute the channels."""
+
+    flip: np.ndarray  # bool [B], left to right
+    quarter_turns: np.ndarray  # int [B], 0..3, counter-clockwise
+    permutation: np.ndarray  # int [B, C]; output channel c is input channel permutation[:, c]
+    conditioning: np.ndarray  # float32 [B], 1 where the network is told of an augmentation
+
+    def slice(self, start: int, stop: int) -> "Draws":
+        """The draws of the images `start`..`stop - 1`."""
+        return Draws(*(field[start:stop] for field in self))
+
+
+def apply(images: np.ndarray, draws: Draws) -> np.ndarray:
+    """The images under their draws.
+
+    Args:
+        images: uint8 [B, H, W, C].
+        draws: for these B images.
+
+    Returns:
+        A new array, uint8 [B, H, W, C].
+    """
+    height, width, channels = images.shape[1:]
+    values = np.arange(height * width * channels).reshape(height, width, channels)
+    combined = np.column_stack([draws.flip, draws.quarter_turns, draws.permutation])
+    kinds, kind_of = np.unique(combined, axis=0, return_inverse=True)
+    out = images.reshape(len(images), -1).copy()
+    for kind, (flip, turns, *permutation) in enumerate(kinds):
+        moved = np.rot90(values[:, ::-1] if flip else values, turns)[..., permutation].reshape(-1)
+        if (moved != values.reshape(-1)).any():
+            members = np.flatnonzero(kind_of.reshape(-1) == kind)
+            out[members] = np.take(out[members], moved, axis=1)
+    return out.reshape(images.shape)
+
+
+class Augmentation(abc.ABC):
+    """A distribution over the symmetries of an image."""
+
+    @abc.abstractmethod
+    def draw(self, shape: tuple[int, ...], rng: np.random.Generator) -> Draws:
+        """Draws for a batch of shape [B, H, W, C].
+
+        Raises:
+            UserError: images of a shape this augmentation cannot keep.
+        """
+
+    def __call__(self, images: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Augments a batch.
+
+        Args:
+            images: uint8 [B, H, W, C].
+            rng: where the draws come from.
+
+        Returns:
+            uint8 [B, H, W, C] and the conditioning, float32 [B].
+        """
+        draws = self.draw(images.shape, rng)
+        return apply(images, draws), draws.conditioning
+
+
+@AUGMENTATIONS.register("none")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NoAugmentation(Augmentation):
+    """Leaves images alone."""
+
+    def draw(self, shape: tuple[int, ...], rng: np.random.Generator) -> Draws:
+        """The identity for every image."""
+        return _identity(shape)
+
+
+@AUGMENTATIONS.register("flip")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Flip(Augmentation):
+    """A horizontal flip with probability 1/2, of which the network is not told."""
+
+    def draw(self, shape: tuple[int, ...], rng: np.random.Generator) -> Draws:
+        """A fair coin for every image."""
+        return _identity(shape)._replace(flip=rng.random(shape[0]) < 0.5)
+
+
+@AUGMENTATIONS.register("vdm")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VdmAugmentation(Augmentation):
+    """The augmentation of arXiv:2107.00630: some images are augmented, and the network is told which.
+
+    Attributes:
+        horizontal_flip: flip an augmented image with probability 1/2.
+        rotate: turn it by k quarter turns, k uniform in 0..3; images must be square.
+        permute_channels: put its channels in a uniformly random order.
+        probability: that an image is augmented.
+    """
+
+    horizontal_flip: bool = True
+    rotate: bool = True
+    permute_channels: bool = True
+    probability: float = 0.5
+
+    def __post_init__(self):
+        if not 0 <= self.probability <= 1:
+            raise UserError(f"probability is {self.probability}; it must be from 0 to 1")
+
+    def draw(self, shape: tuple[int, ...], rng: np.random.Generator) -> Draws:
+        """Independent draws for every image; all of them are made, whatever the options."""
+        batch, height, width = shape[:3]
+        if self.rotate and height != width:
+            raise UserError(
+                f"augmentation 'vdm' with rotate=True needs square images, not "
+                f"{height}x{width}; set rotate=False"
+            )
+        augmented = rng.random(batch) < self.probability
+        flip = rng.random(batch) < 0.5
+        turns = rng.integers(0, 4, batch)
+        identity = _identity(shape)
+        permutation = rng.permuted(identity.permutation, axis=1)
+        return Draws(
+            flip=flip & augmented & self.horizontal_flip,
+            quarter_turns=turns * (augmented & self.rotate),
+            permutation=np.where(
+                (augmented & self.permute_channels)[:, None], permutation, identity.permutation
+            ),
+            conditioning=augmented.astype(np.float32),
+        )
+
+
+def _identity(shape: tuple[int, ...]) -> Draws:
+    batch, channels = shape[0], shape[3]
+    return Draws(
+        flip=np.zeros(batch, bool),
+        quarter_turns=np.zeros(batch, np.int64),
+        permutation=np.tile(np.arange(channels), (batch, 1)),
+        conditioning=np.zeros(batch, np.float32),
+    )

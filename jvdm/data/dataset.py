@@ -1,0 +1,105 @@
+"""What every source returns: two splits of uint8 images with a known number of levels."""
+
+import dataclasses
+import hashlib
+
+import numpy as np
+
+from jvdm.errors import UserError, unknown
+
+_CHUNK_BYTES = 1 << 24
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """Images of one shape in two splits.
+
+    Attributes:
+        name: the source, without the folders of a path ("digits", "npz:cifar10_subset.npz").
+        version: the version of the source, or "-" where it has none.
+        num_levels: K; every value is one of 0..K-1.
+        train: uint8 [N, H, W, C], possibly a read-only memory map.
+        test: uint8 [M, H, W, C], likewise.
+        test_names: the file names of the test images, where they come from files.
+    """
+
+    name: str
+    version: str
+    num_levels: int
+    train: np.ndarray
+    test: np.ndarray
+    test_names: tuple[str, ...] | None = None
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(H, W, C)."""
+        height, width, channels = self.train.shape[1:]
+        return height, width, channels
+
+    def split(self, split: str) -> np.ndarray:
+        """The images of "train" or "test", uint8 [N, H, W, C].
+
+        Raises:
+            UserError: another name.
+        """
+        if split not in ("train", "test"):
+            raise unknown("split", split, ("train", "test"))
+        return self.train if split == "train" else self.test
+
+    def fingerprint(self, split: str) -> str:
+        """The first 16 hex digits of the SHA-256 of a split's shape and values.
+
+        The split is read in chunks at every call; nothing is hashed before somebody asks.
+
+        Raises:
+            UserError: an unknown split.
+        """
+        images = self.split(split)
+        digest = hashlib.sha256(str(tuple(images.shape)).encode())
+        for chunk in _chunks(images):
+            digest.update(np.ascontiguousarray(chunk).data)
+        return digest.hexdigest()[:16]
+
+
+def check_dataset(dataset: Dataset, where: str) -> Dataset:
+    """The dataset itself, if both splits hold what they should.
+
+    Args:
+        dataset: what a source read.
+        where: the file or folder it was read from, for the message.
+
+    Raises:
+        UserError: wrong dtype, rank or shape, no images, or values of `num_levels` and above.
+    """
+    if not 2 <= dataset.num_levels <= 256:
+        raise UserError(f"{where}: num_levels is {dataset.num_levels}; it must be from 2 to 256")
+    for split in ("train", "test"):
+        images = dataset.split(split)
+        if images.dtype != np.uint8:
+            raise UserError(f"{where}: the {split} images have dtype {images.dtype}; they must be uint8")
+        if images.ndim != 4 or 0 in images.shape[1:]:
+            raise UserError(
+                f"{where}: the {split} images have shape {list(images.shape)}; it must be [N, H, W, C], "
+                "with C = 1 for grayscale"
+            )
+        if len(images) == 0:
+            raise UserError(f"{where}: the {split} split holds no images; it must hold at least one")
+    if dataset.test.shape[1:] != dataset.train.shape[1:]:
+        raise UserError(
+            f"{where}: test images have shape {list(dataset.test.shape[1:])} and train images "
+            f"{list(dataset.train.shape[1:])}; they must be equal"
+        )
+    if dataset.num_levels < 256:
+        for split in ("train", "test"):
+            highest = max(int(chunk.max()) for chunk in _chunks(dataset.split(split)))
+            if highest >= dataset.num_levels:
+                raise UserError(
+                    f"{where}: the {split} images hold the value {highest}; with "
+                    f"num_levels={dataset.num_levels} the highest is {dataset.num_levels - 1}"
+                )
+    return dataset
+
+
+def _chunks(images: np.ndarray):
+    rows = max(1, _CHUNK_BYTES // max(1, images[:1].nbytes))
+    return (images[start : start + rows] for start in range(0, len(images), rows))

@@ -1,0 +1,75 @@
+"""`load`: the name of a source to its images."""
+
+from jvdm.data import local
+from jvdm.data.dataset import Dataset
+from jvdm.data.published import PUBLISHED
+from jvdm.errors import UserError, unknown
+
+_LOCAL = {
+    "digits": "scikit-learn's bundled 8x8 digits, 17 levels, 1500 to train and 297 to test",
+    "npz:PATH": "an .npz file with train_images and test_images, uint8 [N, H, W, C]",
+    "folder:PATH": "image files of one size under PATH/train and PATH/test",
+}
+
+
+def describe_sources() -> str:
+    """One line per source: its name and what it holds."""
+    lines = {**_LOCAL, **{name: images.description for name, images in PUBLISHED.items()}}
+    width = max(map(len, lines))
+    return "\n".join(f"{name:<{width}}  {text}" for name, text in lines.items())
+
+
+def load(source: str, *, num_levels: int = 0, data_dir: str = "") -> Dataset:
+    """The images of a source.
+
+    Args:
+        source: `digits`, `npz:PATH`, `folder:PATH`, `cifar10`, `mnist`, `imagenet32_old`,
+            `imagenet32_new` or `imagenet64`.
+        num_levels: K; 0 is the source's own number (17 for digits, 256 for the others). Only
+            `npz:` and `folder:` can have another one.
+        data_dir: where published sets are prepared and looked for; by default `$TFDS_DATA_DIR`,
+            else `~/tensorflow_datasets`.
+
+    Raises:
+        UserError: an unknown source, or data that is missing, damaged or not as it should be.
+    """
+    kind, path = _parse(source, num_levels)
+    if kind in ("npz", "folder"):
+        read = local.load_npz if kind == "npz" else local.load_folder
+        return read(path, num_levels=num_levels or 256)
+    if kind == "digits":
+        return local.load_digits()
+    from jvdm.data.prepared import load_published
+
+    return load_published(kind, data_dir)
+
+
+def image_spec(source: str, *, num_levels: int = 0) -> tuple[tuple[int, int, int], int]:
+    """The (H, W, C) and number of levels of a source, without the images where these are known.
+
+    Args:
+        source, num_levels: as for `load`.
+
+    Raises:
+        UserError: as `load`, for `npz:` and `folder:`, whose images are read.
+    """
+    kind, _ = _parse(source, num_levels)
+    if kind in PUBLISHED:
+        return PUBLISHED[kind].image_shape, 256
+    dataset = load(source, num_levels=num_levels)
+    return dataset.image_shape, dataset.num_levels
+
+
+def _parse(source: str, num_levels: int) -> tuple[str, str]:
+    """(kind, path) of a source that exists and can have that number of levels."""
+    kind, colon, path = source.partition(":")
+    if kind in ("npz", "folder"):
+        if not path:
+            raise UserError(f"data source {source!r} names no path; write {kind}:PATH")
+        return kind, path
+    if colon or kind not in ("digits", *PUBLISHED):
+        raise unknown("data source", source, (*_LOCAL, *PUBLISHED))
+    levels = local.DIGITS_LEVELS if kind == "digits" else 256
+    if num_levels not in (0, levels):
+        raise UserError(f"data source {kind!r} has {levels} levels, not {num_levels}; use 0 or {levels}")
+    return kind, ""
