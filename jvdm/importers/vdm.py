@@ -1,0 +1,204 @@
+"""Checkpoints of the official VDM code (2107.00630): its tree of parameters -> jvdm's.
+
+    score_model/dense0, dense1                    network/condition1, condition2
+    score_model/conv_in, conv_out                 the same
+    score_model/GroupNorm_0                       network/norm_out
+    score_model/{down,up}.block_<i>               network/{down,up}/block, entry i of axis 0
+    score_model/{down,up}.attn_<i>                network/{down,up}/attention, entry i of axis 0
+    score_model/mid.block_1, mid.attn_1, .block_2 network/middle1, middle_attention, middle2
+    gamma/{b,w}, of shape (1,)                    schedule/{b,w}, of shape ()
+    gamma/{l1,l2,l3}                              schedule/{l1,l2,l3}
+
+Number of blocks, attention and schedule are read off the tree. From these follows which leaves there
+must be; one too many or too few is an error.
+"""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from jvdm.errors import UserError
+from jvdm.importers import flax_checkpoint
+from jvdm.importers.records import Imported
+
+if TYPE_CHECKING:
+    from jvdm.model import Model
+
+_DENSE = {"kernel": "kernel", "bias": "bias"}
+_NORM = {"scale": "norm/scale", "bias": "norm/bias"}
+
+
+def _within(**layers: tuple[str, dict[str, str]]) -> dict[str, str]:
+    """Source path -> target path inside a block, from {source layer: (target layer, leaves)}."""
+    return {f"{a}/{x}": f"{b}/{y}" for a, (b, leaves) in layers.items() for x, y in leaves.items()}
+
+
+_DOWN_BLOCK = _within(
+    GroupNorm_0=("norm1", _NORM),
+    conv1=("conv1", _DENSE),
+    cond_proj=("condition", {"kernel": "kernel"}),
+    GroupNorm_1=("norm2", _NORM),
+    conv2=("conv2", _DENSE),
+)
+_UP_BLOCK = _DOWN_BLOCK | _within(nin_shortcut=("shortcut", _DENSE))
+_ATTENTION = _within(
+    GroupNorm_0=("norm", _NORM),
+    q=("query", _DENSE),
+    k=("key", _DENSE),
+    v=("value", _DENSE),
+    proj_out=("out", _DENSE),
+)
+_ENDS = _within(
+    dense0=("condition1", _DENSE),
+    dense1=("condition2", _DENSE),
+    conv_in=("conv_in", _DENSE),
+    GroupNorm_0=("norm_out", _NORM),
+    conv_out=("conv_out", _DENSE),
+)
+_SCALAR = {"b": "b", "w": "w"}
+_MONOTONE = _within(l1=("l1", _DENSE), l2=("l2", _DENSE), l3=("l3", {"kernel": "kernel"}))
+
+
+class Leaf(NamedTuple):
+    """Where one leaf of the source goes.
+
+    Attributes:
+        source, target: '/'-joined paths.
+        entry: which one of the target's first axis, or None for all of the target.
+    """
+
+    source: str
+    target: str
+    entry: int | None = None
+
+
+def read(path: str | Path) -> Imported:
+    """The checkpoint at `path`, as `flax_checkpoint.find` takes it.
+
+    Raises:
+        UserError: there is none, it is corrupt, or it is not of the VDM code.
+    """
+    checkpoint = flax_checkpoint.read(path)
+    try:
+        return Imported(
+            checkpoint.step,
+            convert(checkpoint.params, "params"),
+            convert(checkpoint.ema_params, "ema_params"),
+        )
+    except UserError as error:
+        raise UserError(f"checkpoint {path}: {error}") from error
+
+
+def convert(tree: flax_checkpoint.Tree, name: str = "params") -> dict[str, Any]:
+    """jvdm's parameters from those of the VDM code.
+
+    Args:
+        tree: nested dicts of numpy arrays, `{"score_model", "gamma"}`.
+        name: of the tree, for messages.
+
+    Returns:
+        Nested dicts of float32 arrays, `{"network", "schedule"}`.
+
+    Raises:
+        UserError: a leaf is missing, is left over, or is unlike its fellows in a stack.
+    """
+    source = flax_checkpoint.flatten(tree)
+    leaves = list(correspondence(source))
+    expected = {leaf.source for leaf in leaves}
+    surplus = sorted(set(source) - expected)
+    missing = sorted(expected - set(source))
+    if missing:
+        also = f", and {surplus[0]!r} is not expected" if surplus else ""
+        raise UserError(f"{name} is not a tree of the VDM code: {missing[0]!r} is missing{also}")
+    if surplus:
+        raise UserError(f"{name} is not a tree of the VDM code: {surplus[0]!r} is not expected")
+
+    stacks: dict[str, list[np.ndarray]] = {}
+    for leaf in leaves:
+        array = source[leaf.source]
+        if array.dtype.kind in "biu":
+            raise UserError(f"{name}: {leaf.source!r} holds {array.dtype}, not floating point")
+        array = array.astype(np.float32)
+        if leaf.target in ("schedule/b", "schedule/w") and array.shape == (1,):
+            array = array[0]
+        stack = stacks.setdefault(leaf.target, [])
+        if stack and stack[0].shape != array.shape:
+            raise UserError(
+                f"{name}: {leaf.source!r} has shape {array.shape}, but entry 0 of its stack {stack[0].shape}"
+            )
+        stack.append(array)
+
+    stacked = {leaf.target for leaf in leaves if leaf.entry is not None}
+    params: dict[str, Any] = {"network": {}, "schedule": {}}
+    for target, arrays in stacks.items():
+        *parents, last = target.split("/")
+        node = params
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = np.stack(arrays) if target in stacked else np.asarray(arrays[0])
+    return params
+
+
+def correspondence(paths: Any) -> Iterator[Leaf]:
+    """Every leaf that the source must have, entries of a stack in order.
+
+    Args:
+        paths: the '/'-joined paths of the leaves of a source tree, which tell depth, attention and
+            schedule.
+    """
+    layers = {path.split("/")[1] for path in paths if path.startswith("score_model/")}
+    num_blocks = sum(re.fullmatch(r"down\.block_\d+", layer) is not None for layer in layers)
+    attention = any(re.match(r"(down|up)\.attn_", layer) for layer in layers)
+
+    def entries(source: str, target: str, names: dict[str, str], entry: int | None = None) -> Iterator[Leaf]:
+        for a, b in names.items():
+            yield Leaf(f"{source}/{a}", f"{target}/{b}", entry)
+
+    yield from entries("score_model", "network", _ENDS)
+    yield from entries("score_model/mid.block_1", "network/middle1", _DOWN_BLOCK)
+    yield from entries("score_model/mid.attn_1", "network/middle_attention", _ATTENTION)
+    yield from entries("score_model/mid.block_2", "network/middle2", _DOWN_BLOCK)
+    for way, length, block in (("down", num_blocks, _DOWN_BLOCK), ("up", num_blocks + 1, _UP_BLOCK)):
+        for i in range(length):
+            yield from entries(f"score_model/{way}.block_{i}", f"network/{way}/block", block, i)
+            if attention:
+                yield from entries(f"score_model/{way}.attn_{i}", f"network/{way}/attention", _ATTENTION, i)
+
+    if any(path.startswith("gamma/l") for path in paths):
+        yield from entries("gamma", "schedule", _MONOTONE)
+    elif any(path.startswith("gamma/") for path in paths):
+        yield from entries("gamma", "schedule", _SCALAR)
+
+
+def check_settings(model: "Model") -> None:
+    """What the VDM code fixes and no shape reveals.
+
+    Raises:
+        UserError: a model with such weights would compute something else.
+    """
+    from jvdm.parameterizations import Noise
+    from jvdm.paths import VariancePreserving
+    from jvdm.unet import VDMUNet
+
+    network = model.network
+    if not isinstance(network, VDMUNet):
+        raise UserError("a checkpoint of the VDM code needs config.network.name=vdm_unet")
+    if not isinstance(model.parameterization, Noise):
+        raise UserError("a checkpoint of the VDM code needs config.parameterization.name=noise")
+    if not isinstance(model.path, VariancePreserving):
+        raise UserError("a checkpoint of the VDM code needs config.path.name=variance_preserving")
+    groups = network.groups
+    if groups != 32:
+        raise UserError(
+            f"a checkpoint of the VDM code needs config.network.num_groups=32 (with {network.channels} "
+            f"channels, {network.num_groups} gives {groups})"
+        )
+    exponents = (network.fourier_first, network.fourier_last)
+    if network.fourier and exponents != (6, 7):
+        raise UserError(
+            "a checkpoint of the VDM code needs config.network.fourier_first=6 and "
+            f"config.network.fourier_last=7, not {exponents[0]} and {exponents[1]}"
+        )

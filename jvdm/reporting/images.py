@@ -1,0 +1,91 @@
+"""Pictures and arrays of images as files."""
+
+import math
+import os
+from typing import BinaryIO
+
+import numpy as np
+
+from jvdm.reporting.files import write_atomically
+
+_BACKGROUND = 255  # white: most data sets have dark borders, which black padding would join
+
+
+def grid(
+    images: np.ndarray, *, num_levels: int = 256, columns: int | None = None, pad: int = 2
+) -> np.ndarray:
+    """Lays images out in rows, as one picture that a person can look at.
+
+    Args:
+      images: uint8 [N, H, W, C] with values 0..num_levels-1, C 3 for colours; of
+        any other C each channel is shown in gray, side by side.
+      num_levels: number of values of the data; they are stretched to 0..255.
+      columns: images per row; by default the picture is about square.
+      pad: white pixels around every image.
+
+    Returns:
+      uint8 [height, width, 3]. Images of at most 16 rows are enlarged by the smallest integer that gives
+      them 48 rows. Places without an image are white.
+    """
+    images = np.asarray(images)
+    if images.dtype != np.uint8 or images.ndim != 4 or 0 in images.shape:
+        raise ValueError(f"expected uint8 [N, H, W, C], got {images.dtype} {list(images.shape)}")
+    if not 2 <= num_levels <= 256 or int(images.max()) >= num_levels:
+        raise ValueError(f"the largest value is {int(images.max())}, num_levels is {num_levels}")
+    stretched = np.rint(np.arange(256) * 255.0 / (num_levels - 1)).clip(0, 255).astype(np.uint8)[images]
+    if stretched.shape[3] != 3:
+        stretched = np.concatenate(np.split(stretched, stretched.shape[3], axis=3), axis=2).repeat(3, axis=3)
+    if stretched.shape[1] <= 16:
+        factor = math.ceil(48 / stretched.shape[1])
+        stretched = stretched.repeat(factor, axis=1).repeat(factor, axis=2)
+    count, height, width, _ = stretched.shape
+    if columns is None:
+        columns = math.ceil(math.sqrt(count * (height + pad) / (width + pad)))
+    columns = max(1, min(columns, count))
+    rows = math.ceil(count / columns)
+    cells = np.full((rows * columns, height + pad, width + pad, 3), _BACKGROUND, np.uint8)
+    cells[:count, :height, :width] = stretched
+    cells = cells.reshape(rows, columns, height + pad, width + pad, 3).transpose(0, 2, 1, 3, 4)
+    picture = cells.reshape(rows * (height + pad), columns * (width + pad), 3)
+    return np.pad(picture, ((pad, 0), (pad, 0), (0, 0)), constant_values=_BACKGROUND)
+
+
+def write_png(path: str | os.PathLike[str], image: np.ndarray) -> None:
+    """Writes one image as PNG, whole or not at all.
+
+    Args:
+      path: the file.
+      image: uint8 [H, W, 3], [H, W, 1] or [H, W].
+
+    Raises:
+      UserError: if the file cannot be written.
+    """
+    from PIL import Image
+
+    image = np.asarray(image)
+    if image.dtype != np.uint8 or not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] in (1, 3))):
+        raise ValueError(f"expected uint8 [H, W] or [H, W, 1 or 3], got {image.dtype} {list(image.shape)}")
+    if image.ndim == 3 and image.shape[2] == 1:
+        image = image[:, :, 0]
+    picture = Image.fromarray(image)
+    write_atomically(path, lambda file: picture.save(file, format="PNG"))
+
+
+def write_npz(path: str | os.PathLike[str], images: np.ndarray) -> None:
+    """Writes images as the `.npz` that sample evaluators read: one unnamed array, `arr_0`.
+
+    Args:
+      path: the file.
+      images: uint8 [N, H, W, C].
+
+    Raises:
+      UserError: if the file cannot be written.
+    """
+    images = np.asarray(images)
+    if images.dtype != np.uint8 or images.ndim != 4:
+        raise ValueError(f"expected uint8 [N, H, W, C], got {images.dtype} {list(images.shape)}")
+
+    def write(file: BinaryIO) -> None:
+        np.savez(file, images)
+
+    write_atomically(path, write)

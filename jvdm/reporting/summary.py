@@ -1,0 +1,51 @@
+"""`python -m jvdm.reporting.summary WORKDIR`: what a run left behind, and its numbers."""
+
+import json
+import pathlib
+import sys
+
+from jvdm.errors import UserError
+from jvdm.reporting.tables import table, with_error
+
+
+def summary(workdir: pathlib.Path) -> str:
+    """A table of the workdir's evaluations and the paths of its outputs.
+
+    Raises:
+        UserError: there is no such workdir, or it holds a record that cannot be read.
+    """
+    if not workdir.is_dir():
+        raise UserError(f"{workdir}: no such workdir")
+    rows = []
+    for path in sorted(workdir.glob("eval/*.json")):
+        try:
+            record = json.loads(path.read_text())
+            error = record["standard_error"]
+            number = record["bits_per_dim"]
+            rows.append(
+                {
+                    "evaluation": path.stem,
+                    "data": f"{record['dataset']} {record['split']}",
+                    "bits/dim": f"{number:.4f}" if error is None else with_error(number, error),
+                    "images": str(record["num_images"]),
+                    "draws": str(record["num_draws"]),
+                }
+            )
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path}: not a record of an evaluation ({error})") from error
+    groups = {
+        "checkpoint": sorted(workdir.glob("checkpoints/[0-9]*"), key=lambda p: int(p.name))[-1:],
+        "record": sorted(workdir.glob("eval/*.json")),
+        "samples": sorted(workdir.glob("samples/samples_*")),
+        "curves": sorted(workdir.glob("plots/*.png")),
+        "metrics": sorted(workdir.glob("metrics.jsonl")),
+    }
+    lines = [f"{name:<11}{path}" for name, paths in groups.items() for path in paths]
+    return "\n".join(([table(rows), ""] if rows else []) + lines)
+
+
+if __name__ == "__main__":
+    try:
+        print(summary(pathlib.Path(sys.argv[1]).absolute()))
+    except (UserError, IndexError) as mistake:
+        sys.exit(f"jvdm: error: {mistake}")

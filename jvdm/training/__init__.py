@@ -1,0 +1,1 @@
+"""The train state, the one train step, the loop and the checkpoints."""

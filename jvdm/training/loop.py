@@ -1,0 +1,312 @@
+"""The training loop: `train(config, workdir)` runs or resumes a run to its last step."""
+
+import collections
+import json
+import logging
+import math
+import os
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from clu import parameter_overview
+from jax.sharding import Mesh
+
+from jvdm import config as config_lib
+from jvdm import data, sharding
+from jvdm import model as model_lib
+from jvdm.errors import UserError
+from jvdm.evaluation.vlb import Evaluator, for_evaluation
+from jvdm.keys import root_key
+from jvdm.records import Batch
+from jvdm.registry import Config
+from jvdm.reporting import images as image_lib
+from jvdm.reporting import plots
+from jvdm.reporting.files import write_atomically
+from jvdm.reporting.progress import Progress
+from jvdm.reporting.writers import MetricWriter, NullWriter, read_metrics
+from jvdm.sampling import Sampling
+from jvdm.training.checkpoints import Checkpoints
+from jvdm.training.step import StepMetrics, TrainState, init_state, make_train_step
+from jvdm.workdir import Workdir
+
+log = logging.getLogger("jvdm")
+
+_INTERVALS = ("num_steps", "log_every", "eval_every", "checkpoint_every", "sample_every")
+
+
+def check_intervals(config: Config) -> None:
+    """Refuse intervals that no dispatch ends at.
+
+    Raises:
+        UserError: naming the field.
+    """
+    training, unit = config.training, config.training.steps_per_dispatch
+    if unit < 1:
+        raise UserError(f"config.training.steps_per_dispatch is {unit}: give 1 or more")
+    if training.microbatches < 1:
+        raise UserError(f"config.training.microbatches is {training.microbatches}: give 1 or more")
+    for name in _INTERVALS:
+        value = training[name]
+        if value < (name != "sample_every") or value % unit:
+            raise UserError(
+                f"config.training.{name} is {value}, not a positive multiple of "
+                f"config.training.steps_per_dispatch, {unit}"
+            )
+
+
+class Trainer:
+    """One run: its model, data, state and outputs.
+
+    Args:
+        config: the resolved config.
+        workdir: where the run lives; a run found there is resumed.
+        mesh: the devices to use, all by default.
+
+    Raises:
+        UserError: whatever in config, data or workdir makes the run impossible.
+    """
+
+    def __init__(self, config: Config, workdir: Workdir, mesh: Mesh | None = None):
+        self.config, self.workdir = config, workdir
+        check_intervals(config)
+        self.mesh = sharding.make_mesh() if mesh is None else mesh
+        batch_size, microbatches = config.training.batch_size, config.training.microbatches
+        sharding.check_batch("config.training.batch_size", batch_size, self.mesh, microbatches)
+        workdir.prepare()
+        if workdir.config.exists():
+            config_lib.check_resume(config_lib.read_json(workdir.config), config, workdir.path)
+
+        self.dataset = data.load(
+            config.data.source, num_levels=config.data.num_levels, data_dir=config.data.data_dir
+        )
+        self.model = model_lib.build(config, self.dataset.image_shape, self.dataset.num_levels)
+        self.batches = data.TrainBatches(
+            self.dataset.train,
+            batch_size=batch_size,
+            seed=config.seed,
+            augmentation=data.AUGMENTATIONS.build(config.augmentation),
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+        num_test = config.training.eval_images or len(self.dataset.test)
+        self.test_images = self.dataset.test[:num_test]
+        self.evaluator = Evaluator(
+            for_evaluation(self.model),
+            self.mesh,
+            batch_size=config.eval.batch_size,
+            draws=config.training.eval_draws,
+        )
+        self.sampling = Sampling(
+            for_evaluation(self.model),
+            self.mesh,
+            config.sample,
+            batch_size=min(config.sample.batch_size, config.training.sample_images),
+        )
+        self.eval_key, self.sample_key = root_key(config.seed, "eval"), root_key(config.seed, "sample")
+
+        everywhere = sharding.replicated(self.mesh)
+
+        def initial_state(key):
+            return init_state(self.model, config, key)
+
+        init = jax.jit(initial_state, out_shardings=everywhere)
+        key = jax.random.key(config.seed)
+        self.checkpoints = Checkpoints(workdir.checkpoints)
+        latest = self.checkpoints.latest()
+        if latest is None:
+            self.state: TrainState = init(key)
+            self.step = 0
+        else:
+            shapes = jax.tree.map(
+                lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=everywhere),
+                jax.eval_shape(init, key),
+            )
+            self.state = self.checkpoints.restore(latest, shapes)
+            self.step = latest
+        if self.step % config.training.steps_per_dispatch:
+            raise UserError(
+                f"the run is at step {self.step}, not a multiple of config.training.steps_per_dispatch, "
+                f"{config.training.steps_per_dispatch}: set it to 1"
+            )
+        workdir.save_config(config)
+        self._check_data()
+
+    def _check_data(self) -> None:
+        """Refuse to continue on other images than the run was started with."""
+        path = self.workdir.path / "data.json"
+        now = {"name": self.dataset.name, "version": self.dataset.version}
+        now["train"] = self.dataset.fingerprint("train")
+        if path.exists():
+            saved = config_lib.read_json(path)
+            if saved.get("train") != now["train"]:
+                raise UserError(
+                    f"{self.workdir.path} was trained on other images ({saved.get('name')}, SHA-256 "
+                    f"{saved.get('train')}) than {now['name']}, {now['train']}; use another --workdir"
+                )
+        elif jax.process_index() == 0:
+            write_atomically(path, lambda file: file.write((json.dumps(now) + "\n").encode()))
+
+    def run(self) -> None:
+        """Train to `config.training.num_steps`.
+
+        Raises:
+            UserError: non-finite loss, or an output that cannot be written.
+        """
+        config = self.config.training
+        if self.step >= config.num_steps:
+            log.info("step %d of %d: there is nothing left to train", self.step, config.num_steps)
+            self.checkpoints.close()
+            return
+        self._describe()
+        train_step = self._compile()
+        is_main = jax.process_index() == 0
+        self.writer = MetricWriter(self.workdir.path, resume_step=self.step) if is_main else NullWriter()
+        # Metrics of dispatches whose results have not been looked at: the host stays one ahead of the device.
+        pending: collections.deque[tuple[int, StepMetrics]] = collections.deque()
+        window: list[StepMetrics] = []
+        with self.writer, Progress(config.num_steps, initial=self.step, label="train") as progress:
+
+            def look(leave: int) -> None:
+                while len(pending) > leave:
+                    step, metrics = pending.popleft()
+                    window.append(self._check_finite(step, jax.device_get(metrics)))
+                    progress.update(step, bpd=float(window[-1].bpd[-1]))
+
+            while self.step < config.num_steps:
+                batches = self._next_batches()
+                self.state, metrics = train_step(self.state, batches)
+                self.step += config.steps_per_dispatch
+                pending.append((self.step, metrics))
+                look(leave=1)
+                if self._due("log_every"):
+                    look(leave=0)
+                    self._log(window)
+                    window.clear()
+                bits_per_dim = self._evaluate() if self._due("eval_every") else None
+                if config.sample_every and self._due("sample_every"):
+                    self._sample()
+                if self._due("checkpoint_every"):
+                    look(leave=0)
+                    self.checkpoints.save(self.state, self.step, bits_per_dim)
+            look(leave=0)
+            progress.update(self.step)
+        self.checkpoints.close()
+        if is_main:
+            self._plot()
+
+    def _due(self, interval: str) -> bool:
+        return self.step % self.config.training[interval] == 0 or self.step == self.config.training.num_steps
+
+    def _next_batches(self) -> Batch:
+        steps = range(self.step, self.step + self.config.training.steps_per_dispatch)
+        parts = [self.batches[step] for step in steps]
+        stacked: Any = [np.stack([part[name] for part in parts]) for name in Batch._fields]
+        return sharding.to_devices(Batch(*stacked), sharding.split(self.mesh, axis=1))
+
+    def _compile(self) -> Any:
+        """The compiled step, and a warning if it needs more memory than a device has."""
+        train_step = make_train_step(self.model, self.config, self.mesh)
+        compiled = train_step.lower(self.state, self._next_batches()).compile()
+        memory = compiled.memory_analysis()
+        if memory is None:
+            return compiled
+        # The state is donated: its output takes the place of its input.
+        need = memory.argument_size_in_bytes + memory.temp_size_in_bytes
+        device = jax.local_devices()[0]
+        have = (device.memory_stats() or {}).get("bytes_limit") or _host_memory()
+        log.info(
+            "one step needs %.2f GB per device (%.2f GB state and batch, %.2f GB temporary); %s has %.1f GB",
+            need / 1e9,
+            memory.argument_size_in_bytes / 1e9,
+            memory.temp_size_in_bytes / 1e9,
+            device.device_kind,
+            have / 1e9,
+        )
+        if need > have:
+            log.warning(
+                "WARNING: the step needs more memory than the device has; lower config.training.batch_size, "
+                "raise config.training.microbatches or set config.network.remat=True"
+            )
+        return compiled
+
+    def _describe(self) -> None:
+        overview = parameter_overview.get_parameter_overview(self.state.params, include_stats=False)
+        log.info("parameters\n%s", overview)
+        log.info(
+            "%s: %d training and %d test images of %s, %d levels",
+            self.dataset.name,
+            len(self.dataset.train),
+            len(self.dataset.test),
+            "x".join(map(str, self.dataset.image_shape)),
+            self.dataset.num_levels,
+        )
+        log.info("%d device(s): %s", jax.device_count(), jax.devices()[0].device_kind)
+        if self.step:
+            log.info("resuming at step %d", self.step)
+
+    def _check_finite(self, last: int, metrics: StepMetrics) -> StepMetrics:
+        good = np.isfinite(metrics.bpd) & np.isfinite(metrics.grad_norm)
+        if good.all():
+            return metrics
+        step = last - len(good) + int(np.argmin(good)) + 1
+        i = int(np.argmin(good))
+        self.checkpoints.wait()
+        kept = self.checkpoints.latest()
+        saved = f"the checkpoint of step {kept} is kept" if kept is not None else "nothing was saved yet"
+        raise UserError(
+            f"step {step}: loss {metrics.bpd[i]} bits/dim, gradient norm {metrics.grad_norm[i]}: not finite; "
+            f"{saved}; lower config.optimizer.learning_rate or set config.optimizer.clip_norm"
+        )
+
+    def _log(self, window: list[StepMetrics]) -> None:
+        """Means over the window; the ends of gamma and the learning rate are of its last step."""
+        every = {
+            name: np.concatenate([getattr(metrics, name) for metrics in window]).astype(np.float64)
+            for name in StepMetrics._fields
+        }
+        values = {f"train/{name}": float(value.mean()) for name, value in every.items()}
+        for name in ("learning_rate", "gamma_0", "gamma_1"):
+            values[f"train/{name}"] = float(every[name][-1])
+        self.writer.scalars(self.step, values)
+
+    def _evaluate(self) -> float:
+        """The bound of the averaged weights on (the first images of) the test split, bits/dim."""
+        result = self.evaluator(self.state.ema_params, self.test_images, self.eval_key)
+        means = {name: float(term.mean(dtype=np.float64)) for name, term in result.terms._asdict().items()}
+        total = math.fsum(means.values())
+        self.writer.scalars(self.step, {"test/bpd": total, **{f"test/{k}": v for k, v in means.items()}})
+        return total
+
+    def _sample(self) -> None:
+        training = self.config.training
+        samples = self.sampling(
+            self.state.ema_params, training.sample_images, self.sample_key, num_steps=training.sample_steps
+        )
+        if jax.process_index() == 0:
+            grid = image_lib.grid(samples, num_levels=self.dataset.num_levels)
+            image_lib.write_png(self.workdir.samples / f"step_{self.step:08d}.png", grid)
+            self.writer.image(self.step, "samples", grid)
+
+    def _plot(self) -> None:
+        plots.training_curves(read_metrics(self.workdir.metrics), self.workdir.plots / "training.png")
+        plot_schedule(self.model, self.state.ema_params, self.workdir)
+
+
+def plot_schedule(model: model_lib.Model, params: Any, workdir: Workdir) -> None:
+    """gamma(t) and its derivative as `plots/schedule.png`."""
+    t = jnp.linspace(0.0, 1.0, 201)
+    at = jax.device_get(model.time_gamma(jax.device_get(params), t))
+    gamma, dgamma_dt = (np.ravel(a) for a in at)
+    plots.schedule(np.asarray(t), gamma, workdir.plots / "schedule.png", dgamma_dt=dgamma_dt)
+
+
+def _host_memory() -> int:
+    """Bytes of memory of this machine, which is what a CPU device has."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def train(config: Config, workdir: Workdir) -> None:
+    """Run or resume training."""
+    Trainer(config, workdir).run()

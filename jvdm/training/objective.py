@@ -1,0 +1,79 @@
+"""The gradient of the training objective, in bits/dim.
+
+1. bound: the mean over the batch of the variational bound.
+2. variance (2107.00630, appendix I.2): as 1, except that the interior of the schedule minimises
+   E[l^2], l the per-example continuous-time diffusion loss, which leaves its mean alone and
+   lowers its variance. l_i depends on the schedule only through g_i = gamma(t_i) and
+   g'_i = gamma'(t_i). With these as inputs, one VJP of mean(l) through the denoiser gives
+   a_i = dl_i/dg_i / B and b_i = dl_i/dg'_i / B besides the gradient of the network. Pulling (a, b)
+   back through the small map (schedule parameters) -> (g, g') gives the gradient of the ends,
+   pulling (2 l a, 2 l b) back that of the interior.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jvdm.model import Model
+from jvdm.records import Batch, Draws, LossTerms, TimeGamma
+
+Params = Any
+# (params, draws, batch, dropout_key) -> (terms [b] in nats, gradient of mean bits/dim)
+Gradient = Callable[[Params, Draws, Batch, jax.Array | None], tuple[LossTerms, Params]]
+
+
+def bits_per_dim(num_dims: int) -> float:
+    """Bits/dim of one nat."""
+    return 1.0 / (num_dims * math.log(2.0))
+
+
+def bound_gradient(model: Model) -> Gradient:
+    """Objective (1)."""
+    scale = bits_per_dim(model.num_dims)
+
+    def gradient(params, draws, batch, dropout_key):
+        def objective(params):
+            terms = model.terms(params, draws, batch, dropout_key=dropout_key)
+            return scale * jnp.mean(terms.total), terms
+
+        grads, terms = jax.grad(objective, has_aux=True)(params)
+        return terms, grads
+
+    return gradient
+
+
+def variance_gradient(model: Model) -> Gradient:
+    """Objective (2)."""
+    scale = bits_per_dim(model.num_dims)
+
+    def gradient(params, draws, batch, dropout_key):
+        context = model.context(batch)
+        t = model.times(draws.u)
+
+        def objective(params, at):
+            terms = model.terms(params, draws, batch, dropout_key=dropout_key, at=at)
+            return scale * jnp.mean(terms.total), terms
+
+        def schedule_at(schedule):
+            return model.time_gamma({"schedule": schedule}, t, context)
+
+        at, pull_back = jax.vjp(schedule_at, params["schedule"])
+        (grads, cotangent), terms = jax.grad(objective, argnums=(0, 1), has_aux=True)(params, at)
+        twice_loss = 2.0 * scale * terms.diffusion[:, None, None, None]
+        (ends,) = pull_back(cotangent)
+        (interior,) = pull_back(TimeGamma(*(twice_loss * c for c in cotangent)))
+        schedule = {
+            name: jax.tree.map(jnp.add, grads["schedule"][name], ends[name])
+            if name in model.schedule.endpoints
+            else interior[name]
+            for name in params["schedule"]
+        }
+        return terms, {**grads, "schedule": schedule}
+
+    return gradient
+
+
+OBJECTIVES = {"bound": bound_gradient, "variance": variance_gradient}

@@ -1,0 +1,151 @@
+"""The one train step: jitted, donated, sharded; one device is the smallest mesh.
+
+Keys: the root key lives in the state; step n uses fold_in(root, n), split by name into times, noise
+and dropout; example i of the global batch uses fold_in(noise, i). So the draws depend neither on
+the number of devices nor on that of microbatches.
+"""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int
+
+from jvdm import sharding
+from jvdm.model import Model
+from jvdm.records import Batch, LossTerms
+from jvdm.registry import Config
+from jvdm.time_samplers import TIME_SAMPLERS
+from jvdm.training.objective import OBJECTIVES, bits_per_dim
+from jvdm.training.optimizer import ema_rate, learning_rate, make_optimizer
+
+Params = Any
+
+
+@struct.dataclass
+class TrainState:
+    """All that training carries from step to step.
+
+    Attributes:
+        step: optimizer steps done.
+        params, ema_params: `{"network", "schedule"}`.
+        opt_state: the optimizer's.
+        root_key: typed key from which every step's keys are folded.
+    """
+
+    step: Int[Array, ""]
+    params: Params
+    ema_params: Params
+    opt_state: optax.OptState
+    root_key: jax.Array
+
+
+class StepMetrics(NamedTuple):
+    """Of one step, over the global batch. Losses are bits/dim."""
+
+    bpd: Float[Array, ""]
+    reconstruction: Float[Array, ""]
+    prior: Float[Array, ""]
+    diffusion: Float[Array, ""]
+    grad_norm: Float[Array, ""]
+    learning_rate: Float[Array, ""]
+    gamma_0: Float[Array, ""]
+    gamma_1: Float[Array, ""]
+
+
+def init_state(model: Model, config: Config, key: jax.Array) -> TrainState:
+    """The state before the first step."""
+    k_init, k_root = jax.random.split(key)
+    params = model.init(k_init)
+    optimizer = make_optimizer(config.optimizer, config.training.num_steps)
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        ema_params=jax.tree.map(jnp.copy, params),
+        opt_state=optimizer.init(params),
+        root_key=k_root,
+    )
+
+
+def make_train_step(model: Model, config: Config, mesh: Mesh) -> Any:
+    """The jitted step.
+
+    Args:
+        model: what is trained.
+        config: all of it.
+        mesh: has a `data` axis.
+
+    Returns:
+        (state, batches) -> (state, metrics). Every field of `batches` and of the metrics has a leading
+        axis: the steps of one dispatch. The state is donated.
+    """
+    optimizer = make_optimizer(config.optimizer, config.training.num_steps)
+    rate = learning_rate(config.optimizer, config.training.num_steps)
+    time_sampler = TIME_SAMPLERS.build(config.time_sampler)
+    gradient = OBJECTIVES[config.training.schedule_objective](model)
+    batch_size, num_micro = config.training.batch_size, config.training.microbatches
+    scale = bits_per_dim(model.num_dims)
+
+    def to_microbatches(a):
+        # Every num_micro-th example: a microbatch then has examples of every device, and none moves.
+        a = a.reshape(batch_size // num_micro, num_micro, *a.shape[1:]).swapaxes(0, 1)
+        return jax.lax.with_sharding_constraint(a, sharding.split(mesh, axis=1))
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
+        key = jax.random.fold_in(state.root_key, state.step)
+        k_time, k_noise, k_dropout = jax.random.split(key, 3)
+        u = time_sampler(k_time, batch_size)
+        keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(k_noise, jnp.arange(batch_size))
+        u, keys, batch = jax.tree.map(to_microbatches, (u, keys, batch))
+
+        def accumulate(grads, micro):
+            u, keys, batch, i = micro
+            draws = model.draw(keys, u)
+            dropout_key = jax.random.fold_in(k_dropout, i) if has_dropout else None
+            terms, more = gradient(state.params, draws, batch, dropout_key)
+            means = LossTerms(*(scale * jnp.mean(term) for term in terms))
+            return jax.tree.map(lambda a, b: a + b / num_micro, grads, more), means
+
+        zeros = jax.tree.map(jnp.zeros_like, state.params)
+        micro = (u, keys, batch, jnp.arange(num_micro))
+        if num_micro == 1:
+            grads, terms = accumulate(zeros, jax.tree.map(lambda a: a[0], micro))
+        else:
+            grads, terms = jax.lax.scan(accumulate, zeros, micro)
+            terms = LossTerms(*(jnp.mean(term) for term in terms))
+
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        keep = ema_rate(config.optimizer, state.step)
+        ema_params = jax.tree.map(lambda old, new: keep * old + (1.0 - keep) * new, state.ema_params, params)
+        gamma_0, gamma_1 = model.gamma(params, jnp.array([0.0, 1.0]))
+        metrics = StepMetrics(
+            bpd=terms.total,
+            **terms._asdict(),
+            grad_norm=optax.tree.norm(grads),
+            learning_rate=jnp.asarray(rate(state.step), jnp.float32),
+            gamma_0=gamma_0,
+            gamma_1=gamma_1,
+        )
+        step = state.step + 1
+        state = dataclasses.replace(
+            state, step=step, params=params, ema_params=ema_params, opt_state=opt_state
+        )
+        return state, metrics
+
+    has_dropout = getattr(model.network, "dropout", 0.0) > 0.0
+    everywhere, by_example = sharding.replicated(mesh), sharding.split(mesh, axis=1)
+
+    def train_step(state, batches):
+        return jax.lax.scan(step, state, batches)
+
+    return jax.jit(
+        train_step,
+        donate_argnums=0,
+        in_shardings=(everywhere, by_example),
+        out_shardings=everywhere,
+    )

@@ -1,0 +1,286 @@
+"""main.py as a user runs it: the whole way, and every mistake in one line."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+TINY = [
+    "--config." + field
+    for field in (
+        "network.channels=8",
+        "network.num_blocks=1",
+        "training.batch_size=8",
+        "training.num_steps=2",
+        "training.steps_per_dispatch=1",
+        "training.log_every=1",
+        "training.eval_every=2",
+        "training.eval_images=8",
+        "training.checkpoint_every=2",
+        "training.sample_every=0",
+        "eval.batch_size=8",
+        "eval.num_images=10",
+        "eval.draws=2",
+        "sample.num_images=3",
+        "sample.batch_size=2",
+        "sample.steps=2",
+    )
+]
+DIGITS = "--config=configs/digits.py"
+
+
+def run(*arguments, **environment):
+    """main.py in a process of its own, on one device."""
+    flags = "--xla_backend_optimization_level=0"
+    return subprocess.run(
+        [sys.executable, "main.py", *map(str, arguments)],
+        cwd=ROOT,
+        env={**os.environ, "XLA_FLAGS": flags, **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A workdir after --mode=train, and what that printed."""
+    workdir = tmp_path_factory.mktemp("cli") / "run"
+    done = run("--mode=train", DIGITS, f"--workdir={workdir}", *TINY)
+    assert done.returncode == 0, done.stderr
+    return workdir, done
+
+
+def test_train(trained):
+    workdir, done = trained
+    assert done.stdout.splitlines() == [f"workdir {workdir}"] * 2
+    assert "step needs" in done.stderr
+    assert "parameters" in done.stderr
+    assert "2/2 step" in done.stderr
+    assert (workdir / "checkpoints" / "2").is_dir()
+
+
+def test_eval(trained):
+    workdir, _ = trained
+    done = run("--mode=eval", DIGITS, f"--workdir={workdir}", *TINY)
+    assert done.returncode == 0, done.stderr
+    record = json.loads((workdir / "eval" / "vlb_continuous_step2_10x2_seed0.json").read_text())
+    assert (record["num_images"], record["num_draws"], record["weights"]) == (10, 2, "ema")
+    assert record["split"] == "test[:10]"
+    assert f"{record['bits_per_dim']:.4f} ± " in done.stdout
+    assert (workdir / "plots" / "loss_against_gamma_vlb_continuous_step2_10x2_seed0.png").stat().st_size > 0
+    again = run("--mode=eval", DIGITS, f"--workdir={workdir}", "--config.eval.timesteps=5", *TINY)
+    assert again.returncode == 0, again.stderr
+    assert json.loads((workdir / "eval" / "vlb_T5_step2_10x2_seed0.json").read_text())["timesteps"] == 5
+
+
+def test_sample(trained):
+    workdir, _ = trained
+    path = workdir / "checkpoints" / "2"
+    done = run("--mode=sample", DIGITS, f"--workdir={workdir}", f"--checkpoint={path}", *TINY)
+    assert done.returncode == 0, done.stderr
+    with np.load(workdir / "samples" / "samples_3x8x8x1.npz") as saved:
+        assert saved.files == ["arr_0"]
+        assert (saved["arr_0"].shape, saved["arr_0"].dtype) == ((3, 8, 8, 1), np.uint8)
+    assert (workdir / "samples" / "samples_3x8x8x1.png").stat().st_size > 0
+
+
+def test_help():
+    start = time.monotonic()
+    done = run("--help")
+    assert done.returncode == 0
+    assert "--mode" in done.stdout
+    assert time.monotonic() - start < 5
+
+
+def npz(path, **arrays):
+    np.savez(path, **arrays)
+    return path
+
+
+GOOD = np.zeros((4, 8, 8, 1), np.uint8)
+
+
+def bad_files(folder):
+    """Files with one mistake each."""
+    (folder / "broken.py").write_text("def get_config(:\n")
+    (folder / "raises.py").write_text("def get_config():\n    return 1 / 0\n")
+    (folder / "none.py").write_text("def get_config():\n    return None\n")
+    (folder / "truncated.npz").write_bytes(npz(folder / "a.npz", train_images=GOOD).read_bytes()[:100])
+    npz(folder / "missing.npz", train_images=GOOD)
+    npz(folder / "floats.npz", train_images=GOOD.astype(np.float32), test_images=GOOD)
+    npz(folder / "flat.npz", train_images=GOOD[..., 0], test_images=GOOD)
+    npz(folder / "levels.npz", train_images=GOOD + 20, test_images=GOOD)
+    (folder / "file").write_text("")
+    (folder / "surplus.py").write_text(
+        "from jvdm import config\n\ndef get_config():\n    c = config.default()\n"
+        "    with c.unlocked():\n        c.training.batchsize = 3\n    return c\n"
+    )
+    (folder / "option.py").write_text(
+        "from jvdm import config\nfrom jvdm.unet import NETWORKS\n\ndef get_config():\n"
+        "    c = config.default()\n    c.network = NETWORKS.spec('vdm_unet', channels='many')\n    return c\n"
+    )
+    (folder / "broken.flax").write_bytes(b"\x85\xa4step")
+    (folder / "importable.py").write_text(
+        "from jvdm import config\n\ndef get_config():\n    c = config.default()\n"
+        "    c.network.num_groups = 32\n    return c\n"
+    )
+
+
+IMPORTABLE = "--config={tmp}/importable.py"
+TRAIN = ("--mode=train", DIGITS)
+MISTAKES = {
+    "unknown mode": (["--mode=trian", DIGITS], "trian"),
+    "no mode": ([DIGITS], "--mode is missing"),
+    "no config": (["--mode=train"], "--config is missing"),
+    "missing config": (["--mode=train", "--config=configs/nope.py"], "configs/nope.py: no such file"),
+    "broken config": (["--mode=train", "--config={tmp}/broken.py"], "SyntaxError"),
+    "raising config": (["--mode=train", "--config={tmp}/raises.py"], "ZeroDivisionError"),
+    "empty config": (["--mode=train", "--config={tmp}/none.py"], "returned None"),
+    "argument of config": (
+        ["--mode=train", "--config=configs/vdm_imagenet32.py:newer"],
+        "did you mean 'new'",
+    ),
+    "unknown flag": ([*TRAIN, "--wrkdir=x"], "wrkdir"),
+    "stray argument": (["--mode=train", "configs/digits.py"], "unexpected argument"),
+    "unknown override": ([*TRAIN, "--config.training.batchsize=3"], "batch_size"),
+    "ill-typed override": ([*TRAIN, "--config.training.batch_size=many"], "many"),
+    "unknown component": ([*TRAIN, "--config.schedule.name=learned_scaler"], "did you mean 'learned_scalar'"),
+    "option of another component": ([*TRAIN, "--config.network.name=vdm_net"], "did you mean 'vdm_unet'"),
+    "unknown mask": ([*TRAIN, "--config.optimizer.decay_mask=x"], "decay_mask"),
+    "unknown objective": ([*TRAIN, "--config.training.schedule_objective=x"], "bound, variance"),
+    "ends of gamma": ([*TRAIN, "--config.schedule.gamma_min=6."], "not below gamma_max"),
+    "batch": ([*TRAIN, "--config.training.batch_size=9", "--config.training.microbatches=2"], "try 8 or 10"),
+    "interval": ([*TRAIN, "--config.training.log_every=7"], "log_every is 7"),
+    "missing data": ([*TRAIN, "--config.data.source=npz:{tmp}/nope.npz"], "nope.npz"),
+    "unknown data": ([*TRAIN, "--config.data.source=cifar11"], "did you mean 'cifar10'"),
+    "truncated data": ([*TRAIN, "--config.data.source=npz:{tmp}/truncated.npz"], "truncated.npz"),
+    "missing array": ([*TRAIN, "--config.data.source=npz:{tmp}/missing.npz"], "test_images"),
+    "dtype": ([*TRAIN, "--config.data.source=npz:{tmp}/floats.npz"], "uint8"),
+    "shape": ([*TRAIN, "--config.data.source=npz:{tmp}/flat.npz"], "[N, H, W, C]"),
+    "too many levels": (
+        [*TRAIN, "--config.data.source=npz:{tmp}/levels.npz", "--config.data.num_levels=17"],
+        "17",
+    ),
+    "import of a broken file": (
+        ["--mode=import", IMPORTABLE, "--source=vdm", "--checkpoint={tmp}/broken.flax"],
+        "broken.flax",
+    ),
+    "folder": ([*TRAIN, "--config.data.source=folder:{tmp}/file"], "file"),
+    "workdir": ([*TRAIN, "--workdir={tmp}/file/run"], "cannot be written"),
+    "checkpoint to train": ([*TRAIN, "--checkpoint=x"], "--checkpoint is not for it"),
+    "no checkpoint": (["--mode=eval", DIGITS, "--workdir={tmp}/empty"], "no checkpoint in"),
+    "wrong checkpoint": (["--mode=sample", DIGITS, "--checkpoint={tmp}/nope"], "no checkpoint in"),
+    "source": (["--mode=import", DIGITS, "--source=vdn"], "did you mean 'vdm'"),
+    "import of nothing": (["--mode=import", DIGITS, "--source=vdm"], "needs --checkpoint"),
+    "import of a file that is none": (
+        [
+            "--mode=import",
+            DIGITS,
+            "--source=vdm",
+            "--checkpoint={tmp}/file",
+            "--config.network.num_groups=32",
+        ],
+        "",
+    ),
+    "draws": ([*TRAIN, "--config.training.eval_draws=0"], "eval_draws is 0: give at least 1"),
+    "seed": ([*TRAIN, "--config.seed=-1"], "seed is -1: give from 0 to"),
+    "images": (["--mode=eval", DIGITS, "--config.eval.num_images=-1"], "num_images is -1"),
+    "clipping": ([*TRAIN, "--config.optimizer.clip_norm=-1."], "clip_norm is -1.0"),
+    "groups": ([*TRAIN, "--config.network.num_groups=5"], "does not divide"),
+    "surplus field": (["--mode=train", "--config={tmp}/surplus.py"], "did you mean 'batch_size'"),
+    "type of an option": (
+        ["--mode=train", "--config={tmp}/option.py"],
+        "channels is 'many', not a int",
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("bad")
+    bad_files(path)
+    return path
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes_are_one_line(folder, mistake):
+    arguments, expected = MISTAKES[mistake]
+    arguments = [a.replace("{tmp}", str(folder)) for a in arguments]
+    if not any(a.startswith("--workdir") for a in arguments):
+        arguments.append(f"--workdir={folder}/run")
+    done = run(*arguments)
+    assert done.returncode != 0
+    lines = done.stderr.splitlines()
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("jvdm: error: ")
+    assert expected in lines[0]
+
+
+def test_mistakes_are_quick(folder):
+    """From the command to the message, with everything imported; the median of three, for a busy machine."""
+    times = []
+    for _ in range(3):
+        start = time.monotonic()
+        run("--mode=eval", DIGITS, f"--workdir={folder}/empty")
+        times.append(time.monotonic() - start)
+    assert sorted(times)[1] < 5
+
+
+def test_changed_config_is_refused(trained):
+    workdir, _ = trained
+    before = sorted(p.name for p in (workdir / "checkpoints").iterdir())
+    done = run("--mode=train", DIGITS, f"--workdir={workdir}", *TINY, "--config.optimizer.b1=0.8")
+    assert done.returncode != 0
+    assert "optimizer.b1 (saved 0.9, given 0.8)" in done.stderr
+    assert sorted(p.name for p in (workdir / "checkpoints").iterdir()) == before
+    done = run("--mode=eval", DIGITS, f"--workdir={workdir}", *TINY, "--config.network.channels=16")
+    assert "network.channels (saved 8, given 16)" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_full_disk_while_saving(trained, tmp_path):
+    """A limit on file size stands for a full disk: one line, and the checkpoint of step 2 is still used."""
+    workdir = tmp_path / "run"
+    subprocess.run(["cp", "-r", str(trained[0]), str(workdir)], check=True)
+    more = [a for a in TINY if "num_steps" not in a] + ["--config.training.num_steps=4"]
+    command = [sys.executable, "main.py", "--mode=train", DIGITS, f"--workdir={workdir}", *more]
+    quoted = " ".join(f"'{c}'" for c in command)
+    # 32 blocks of 1024 bytes: metrics and config fit, the state's arrays do not.
+    done = subprocess.run(
+        ["bash", "-c", f"trap '' XFSZ; ulimit -f 32; exec {quoted}"],
+        cwd=ROOT,
+        env={**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode != 0
+    assert "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("jvdm: error: ")
+    after = run("--mode=sample", DIGITS, f"--workdir={workdir}", *TINY)
+    assert after.returncode == 0, after.stderr
+    assert "weights of step 2" in after.stderr
+
+
+def test_no_tensorflow(trained):
+    """Nothing that any mode imports imports TensorFlow."""
+    code = "import sys, jvdm.commands; assert 'tensorflow' not in sys.modules; print('tf-free')"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == "tf-free", done.stderr
+
+
+def test_core_needs_few_packages():
+    """Model, losses and train step import neither tfds nor clu nor tensorboardX."""
+    code = (
+        "import sys, jvdm.model, jvdm.training.step, jvdm.samplers, jvdm.config; "
+        "print({'tensorflow_datasets', 'clu', 'tensorboardX', 'grain', 'sklearn'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == "set()", done.stderr

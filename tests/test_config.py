@@ -1,0 +1,143 @@
+"""Configs: every field is read, every file trains, resumption rules."""
+
+import pathlib
+import re
+import runpy
+
+import jax
+import numpy as np
+import pytest
+import tiny
+from ml_collections import ConfigDict
+
+from jvdm import config as config_lib
+from jvdm import model as model_lib
+from jvdm import sharding
+from jvdm.data import AUGMENTATIONS, TrainBatches
+from jvdm.errors import UserError
+from jvdm.records import Batch
+from jvdm.training.loop import check_intervals
+from jvdm.training.step import init_state, make_train_step
+
+ROOT = pathlib.Path(__file__).parent.parent
+SOURCES = "\n".join(p.read_text() for p in (ROOT / "jvdm").rglob("*.py") if p.name != "config.py")
+COMPONENTS = (
+    "augmentation",
+    "schedule",
+    "path",
+    "parameterization",
+    "time_sampler",
+    "network",
+    "sample.sampler",
+)
+
+
+def plain_fields():
+    fields = [field for field, _ in config_lib.leaves(config_lib.default().to_dict())]
+    return [field for field in fields if not field.startswith(tuple(f"{c}." for c in COMPONENTS))]
+
+
+@pytest.mark.parametrize("field", plain_fields())
+def test_every_field_is_read(field):
+    """As config.section.field, or config.field where a section is passed on; intervals by their name."""
+    name = field.rpartition(".")[2]
+    read = re.search(rf"\b(config|training)\.({re.escape(field)}|{name})\b|_due\(\"{name}\"\)", SOURCES)
+    assert read, field
+
+
+def test_every_component_is_built():
+    for component in COMPONENTS:
+        name = component.rpartition(".")[2]
+        assert re.search(rf"\.build\(config\.{name}\b", SOURCES), component
+
+
+def config_files():
+    return sorted((ROOT / "configs").glob("*.py"))
+
+
+ARGUMENTS = {"vdm_imagenet32": ["new"], "cifar10_tiny": ["some.npz"]}
+CASES = [(path, *a) for path in config_files() for a in ([()] + [(x,) for x in ARGUMENTS.get(path.stem, [])])]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: ":".join([case[0].stem, *case[1:]]))
+def test_every_config_trains(case):
+    """Two steps of every config: its own choices, with the sizes made small."""
+    path, *arguments = case
+    c = runpy.run_path(str(path))["get_config"](*arguments)
+    config_lib.check_complete(c)
+    check_intervals(c)
+    # At full size, shapes only.
+    shape = (8, 8, 1) if c.data.source == "digits" else (32, 32, 3)
+    full = model_lib.build(c, shape, 256)
+    count = sum(np.prod(a.shape) for a in jax.tree.leaves(jax.eval_shape(full.init, jax.random.key(0))))
+    assert count > 1e5
+
+    c.network.channels, c.network.num_blocks, c.network.num_groups = 8, 1, 2
+    c.training.batch_size, c.training.steps_per_dispatch = 4, 2
+    shape = (8, 8, shape[-1])
+    model, mesh = model_lib.build(c, shape, 256), tiny.mesh()
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (6, *shape), dtype=np.uint8)
+    batches = TrainBatches(images, batch_size=4, seed=0, augmentation=AUGMENTATIONS.build(c.augmentation))
+    parts = [batches[i] for i in range(2)]
+    batch = Batch(*(np.stack([part[name] for part in parts]) for name in Batch._fields))
+    batch = sharding.to_devices(batch, sharding.split(mesh, axis=1))
+    state = jax.jit(lambda key: init_state(model, c, key))(jax.random.key(0))
+    state, metrics = make_train_step(model, c, mesh)(state, batch)
+    assert np.isfinite(metrics.bpd).all()
+    assert int(state.step) == 2
+
+
+def test_published_hyperparameters():
+    """The flagship's numbers as the paper gives them."""
+    c = runpy.run_path(str(ROOT / "configs" / "vdm_cifar10.py"))["get_config"]()
+    assert (c.network.channels, c.network.num_blocks, c.network.dropout) == (128, 32, 0.1)
+    assert (c.training.batch_size, c.training.num_steps) == (128, 10_000_000)
+    o = c.optimizer
+    assert (o.b1, o.b2, o.eps, o.weight_decay, o.learning_rate) == (0.9, 0.99, 1e-8, 0.01, 2e-4)
+    assert (o.warmup_steps, o.ema_rate, o.decay_mask) == (100, 0.9999, "released_vdm")
+    assert (c.schedule.name, c.schedule.gamma_min, c.schedule.gamma_max) == ("learned_scalar", -13.3, 5.0)
+
+
+def test_what_may_change_on_resume(tmp_path):
+    saved = tiny.config().to_dict()
+    c = tiny.config(num_steps=8, log_every=1)
+    c.eval.draws = 7
+    config_lib.check_resume(saved, c, tmp_path)
+    c.optimizer.linear_decay = True
+    with pytest.raises(UserError, match=r"optimizer.linear_decay .*training.num_steps \(saved 4, given 8\)"):
+        config_lib.check_resume(saved, c, tmp_path)
+
+
+def test_what_makes_another_model(tmp_path):
+    saved = tiny.config().to_dict()
+    c = tiny.config()
+    c.network.dtype, c.network.remat, c.data.source = "bfloat16", True, "mnist"
+    config_lib.check_model(saved, c, tmp_path)
+    c.network.num_blocks = 3
+    with pytest.raises(UserError, match=r"network.num_blocks \(saved 1, given 3\)"):
+        config_lib.check_model(saved, c, tmp_path)
+
+
+def test_incomplete_configs():
+    config_lib.check_complete(tiny.config())
+    with pytest.raises(UserError, match="is missing; start from"):
+        config_lib.check_complete(ConfigDict())
+    c = ConfigDict(config_lib.default().to_dict())
+    del c.optimizer["b2"]
+    with pytest.raises(UserError, match="config.optimizer.b2 is missing"):
+        config_lib.check_complete(c)
+    c = ConfigDict({**config_lib.default().to_dict(), "sead": 1})
+    with pytest.raises(UserError, match="did you mean 'seed'"):
+        config_lib.check_complete(c)
+    c = ConfigDict({**config_lib.default().to_dict(), "seed": "x"})
+    with pytest.raises(UserError, match="config.seed is 'x', not a int"):
+        config_lib.check_complete(c)
+    with pytest.raises(UserError, match="NoneType"):
+        config_lib.check_complete(None)
+
+
+def test_saved_config_that_is_not_one(tmp_path):
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(UserError, match="not readable as JSON"):
+        config_lib.read_json(tmp_path / "config.json")

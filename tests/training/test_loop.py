@@ -1,0 +1,193 @@
+"""Training end to end: what is written, exact resumption, refusals, non-finite losses."""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+import tiny
+
+from jvdm.errors import UserError
+from jvdm.reporting.writers import read_metrics
+from jvdm.training import checkpoints
+from jvdm.training import loop as loop_lib
+from jvdm.training.loop import Trainer
+from jvdm.workdir import Workdir
+
+
+def trainer(path, c=None):
+    return Trainer(tiny.config() if c is None else c, Workdir(path), tiny.mesh())
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run of four steps with samples, and its trainer."""
+    path = tmp_path_factory.mktemp("run")
+    t = trainer(path, tiny.config(sample_every=4))
+    t.run()
+    return path, t
+
+
+def test_what_a_run_leaves_behind(finished):
+    path, _ = finished
+    assert sorted(int(p.name) for p in (path / "checkpoints").iterdir()) == [2, 4]
+    for name in ("config.json", "plots/training.png", "plots/schedule.png", "samples/step_00000004.png"):
+        assert (path / name).stat().st_size > 0
+    assert list(path.glob("events.out.tfevents.*")) or list(path.glob("*/events.out.tfevents.*"))
+    assert json.loads((path / "config.json").read_text())["training"]["num_steps"] == 4
+
+
+def test_metrics(finished):
+    lines = read_metrics(finished[0] / "metrics.jsonl")
+    assert [line["step"] for line in lines if "train/bpd" in line] == [2, 4]
+    assert [line["step"] for line in lines if "test/bpd" in line] == [2, 4]
+    for line in lines:
+        for split in ("train", "test"):
+            if f"{split}/bpd" in line:
+                terms = sum(line[f"{split}/{term}"] for term in ("reconstruction", "prior", "diffusion"))
+                assert line[f"{split}/bpd"] == pytest.approx(terms, rel=1e-6)
+    train = next(line for line in lines if "train/bpd" in line)
+    assert {"train/grad_norm", "train/learning_rate", "train/gamma_0", "train/gamma_1"} <= train.keys()
+
+
+def test_resuming_is_exact(finished, tmp_path):
+    """Two steps, then two more in a new process's worth of state: bitwise the run of four."""
+    t = trainer(tmp_path, tiny.config(num_steps=2))
+    t.run()
+    again = trainer(tmp_path)
+    assert again.step == 2
+    again.run()
+    expected = finished[1].state
+    for a, b in zip(
+        jax.tree.leaves((again.state.params, again.state.ema_params, again.state.opt_state)),
+        jax.tree.leaves((expected.params, expected.ema_params, expected.opt_state)),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(a, b)
+    steps = [line["step"] for line in read_metrics(tmp_path / "metrics.jsonl") if "train/bpd" in line]
+    assert steps == [2, 4]
+
+
+def test_finished_run_is_left_alone(finished):
+    path, _ = finished
+    before = (path / "metrics.jsonl").read_text()
+    trainer(path, tiny.config(sample_every=4)).run()
+    assert (path / "metrics.jsonl").read_text() == before
+
+
+def test_another_config_is_refused(finished):
+    c = tiny.config()
+    c.network.channels = 16
+    c.optimizer.learning_rate = 5e-4
+    with pytest.raises(UserError, match=r"network.channels \(saved 8, given 16\), optimizer.learning_rate"):
+        trainer(finished[0], c)
+
+
+@pytest.mark.parametrize("what", ["everything", "arrays"])
+def test_damaged_checkpoint_is_one_line(finished, tmp_path, what):
+    shutil.copytree(finished[0], tmp_path / "run")
+    newest = tmp_path / "run" / "checkpoints" / "4"
+    for file in (newest if what == "everything" else newest / "default").rglob("*"):
+        if file.is_file():
+            file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with pytest.raises(
+        UserError, match=r"checkpoints.*: not a readable .*continue from the one before"
+    ) as error:
+        trainer(tmp_path / "run", tiny.config(sample_every=4))
+    assert "\n" not in str(error.value)
+
+
+def test_non_finite_loss_stops(tmp_path):
+    """A learning rate that overflows the parameters at once: the step is named and step 2's state is kept."""
+    trainer(tmp_path, tiny.config(num_steps=2)).run()
+    t = trainer(tmp_path)
+    t.state = jax.tree.map(lambda x: x, t.state)
+    bad = jax.tree.map(lambda p: p * np.float32(np.nan), t.state.params["network"]["conv_out"])
+    t.state.params["network"]["conv_out"] = bad
+    with pytest.raises(UserError, match=r"step 3: loss nan .* the checkpoint of step 2 is kept"):
+        t.run()
+    assert checkpoints.find(tmp_path, None).name == "2"
+
+
+def test_failed_save_keeps_the_previous(tmp_path, monkeypatch):
+    """A write error in Orbax's thread is one line, and the older checkpoint is still read."""
+    t = trainer(tmp_path, tiny.config(num_steps=2))
+    t.run()
+    t = trainer(tmp_path)
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(t.checkpoints._manager, "save", full)
+    with pytest.raises(UserError, match=r"No space left on device.*step 2 is kept"):
+        t.run()
+    restored = checkpoints.restore(checkpoints.find(tmp_path, None), t.state)
+    assert int(restored.step) == 2
+
+
+def test_part_of_a_checkpoint(finished):
+    """The averaged weights alone are those of the whole state, and those of another model are refused."""
+    path, t = finished
+    newest = checkpoints.find(path, None)
+    part = checkpoints.restore(newest, {"ema_params": t.state.ema_params})
+    assert part.keys() == {"ema_params"}
+    assert tiny.max_difference(part["ema_params"], t.state.ema_params) == 0.0
+    for field, value in (("channels", 16), ("num_blocks", 2), ("attention", True)):
+        c = tiny.config()
+        c.network[field] = value
+        other = jax.eval_shape(tiny.model(c).init, jax.random.key(0))
+        with pytest.raises(UserError, match="not a readable checkpoint of this model"):
+            checkpoints.restore(newest, {"ema_params": other})
+
+
+def test_best_and_newest_are_kept(tmp_path):
+    t = trainer(tmp_path)
+    saved = checkpoints.Checkpoints(tmp_path / "kept", keep=2)
+    for step, value in ((1, 3.0), (2, 1.0), (3, 2.0), (4, None), (5, 2.5)):
+        saved.save(t.state, step, value)
+        saved.wait()
+    saved.close()
+    assert sorted(int(p.name) for p in (tmp_path / "kept").iterdir()) == [2, 4, 5]
+
+
+def test_one_compilation_of_each_function(tmp_path, caplog):
+    """No jitted function of a run is compiled twice."""
+    c = tiny.config(sample_every=2)
+    with jax.log_compiles(True), caplog.at_level("WARNING", logger="jax"):
+        trainer(tmp_path, c).run()
+    messages = [record.getMessage() for record in caplog.records]
+    names = [
+        m.split("jit(")[1].split(")")[0] for m in messages if m.startswith("Finished XLA compilation of")
+    ]
+    assert [names.count(n) for n in ("train_step", "evaluate", "sample", "initial_state")] == [1, 1, 1, 1]
+
+
+def test_other_images_are_refused(finished, tmp_path):
+    shutil.copytree(finished[0], tmp_path / "run")
+    (tmp_path / "run" / "data.json").write_text('{"name": "digits", "train": "0123"}')
+    with pytest.raises(UserError, match=r"trained on other images \(digits, SHA-256 0123\)"):
+        trainer(tmp_path / "run", tiny.config(sample_every=4))
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("num_steps", 0, "num_steps is 0"),
+        ("log_every", 3, "log_every is 3, not a positive multiple"),
+        ("microbatches", 0, "microbatches is 0"),
+        ("steps_per_dispatch", 0, "steps_per_dispatch is 0"),
+    ],
+)
+def test_intervals(field, value, message):
+    c = tiny.config(steps_per_dispatch=2)
+    c.training[field] = value
+    with pytest.raises(UserError, match=message):
+        loop_lib.check_intervals(c)
+
+
+def test_memory_warning(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(loop_lib, "_host_memory", lambda: 1000)
+    with caplog.at_level("INFO", logger="jvdm"):
+        trainer(tmp_path)._compile()
+    assert "needs more memory than the device has" in caplog.text
