@@ -14,6 +14,7 @@ from jvdm.paths import PATHS
 from jvdm.registry import Config
 from jvdm.samplers import SAMPLERS
 from jvdm.schedules import SCHEDULES
+from jvdm.time_densities import TIME_DENSITIES
 from jvdm.time_samplers import TIME_SAMPLERS
 from jvdm.unet import NETWORKS
 
@@ -47,6 +48,7 @@ RANGES = {
     "optimizer.clip_norm": (0.0, None),
     "optimizer.ema_rate": (0.0, 1.0),
     "optimizer.ema_power": (0.0, None),
+    "training.second_order": (0.0, None),
     "training.microbatches": (1, None),
     "training.steps_per_dispatch": (1, None),
     "training.eval_images": (0, None),
@@ -81,9 +83,11 @@ def default() -> Config:
     config.path = PATHS.spec("variance_preserving")
     config.parameterization = PARAMETERIZATIONS.spec("noise")
     config.time_sampler = TIME_SAMPLERS.spec("stratified")
+    config.time_density = TIME_DENSITIES.spec("uniform")
     config.network = NETWORKS.spec("vdm_unet")
     config.model = ConfigDict()
     config.model.timesteps = 0  # of the discrete-time bound; 0 is continuous time
+    config.model.decoder = "exact"  # exact | idode_released
 
     config.optimizer = ConfigDict()
     config.optimizer.learning_rate = 2e-4
@@ -104,6 +108,7 @@ def default() -> Config:
     config.training.num_steps = 10_000_000
     config.training.steps_per_dispatch = 1
     config.training.schedule_objective = "bound"  # bound | variance (2107.00630, appendix I.2)
+    config.training.second_order = 0.0  # strength of the penalty (2305.03935, section 4.3); published 0.1
     config.training.log_every = 1000
     config.training.eval_every = 10_000
     config.training.eval_images = 1024  # of the test split, during training; 0 is all

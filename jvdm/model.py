@@ -13,12 +13,13 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from jvdm import losses, schedules
-from jvdm.errors import UserError
+from jvdm.errors import UserError, unknown
 from jvdm.parameterizations import PARAMETERIZATIONS
 from jvdm.paths import PATHS
 from jvdm.records import Batch, Coefficients, Context, Draws, LossTerms, Prediction, TimeGamma
 from jvdm.registry import Config
 from jvdm.schedules import SCHEDULES
+from jvdm.time_densities import TIME_DENSITIES, UniformDensity, WeightedTimes
 from jvdm.unet import NETWORKS
 
 Params = Any
@@ -33,10 +34,12 @@ class Model:
         network: (z, gamma [b], conditioning [b], train) -> output [b, h, w, c].
         schedule: (t, context) -> gamma.
         path: gamma -> alpha, sigma.
-        parameterization: output <-> eps.
+        parameterization: coefficients -> relation of output and eps.
         image_shape: (h, w, c).
         num_levels: K, values per dimension.
         timesteps: T of the discrete-time bound, 0 for continuous time.
+        time_density: uniform numbers -> times, in continuous time.
+        decoder: a name of `losses.DECODERS`.
     """
 
     network: nn.Module
@@ -46,6 +49,8 @@ class Model:
     image_shape: tuple[int, int, int]
     num_levels: int
     timesteps: int = 0
+    time_density: Any = UniformDensity()  # noqa: RUF009 (immutable)
+    decoder: str = "exact"
 
     @property
     def num_dims(self) -> int:
@@ -71,7 +76,11 @@ class Model:
 
         def noise(key):
             k_eps, k_eps_0 = jax.random.split(key)
-            return jax.random.normal(k_eps, self.image_shape), jax.random.normal(k_eps_0, self.image_shape)
+            return (
+                jax.random.normal(k_eps, self.image_shape),
+                jax.random.normal(k_eps_0, self.image_shape),
+                jax.random.rademacher(jax.random.fold_in(key, 2), self.image_shape, jnp.float32),
+            )
 
         return Draws(u, *jax.vmap(noise)(keys))
 
@@ -95,9 +104,12 @@ class Model:
         alpha, sigma = self.path.alpha_sigma(at.gamma)
         return Coefficients(alpha, sigma, at.gamma, at.dgamma_dt)
 
-    def times(self, u: Float[Array, " b"]) -> Float[Array, " b"]:
-        """Times from uniform numbers: themselves, or the upper end of one of T steps."""
-        return (jnp.floor(u * self.timesteps) + 1.0) / self.timesteps if self.timesteps else u
+    def times(self, u: Float[Array, " b"]) -> WeightedTimes:
+        """Times from uniform numbers, by the density, or the upper end of one of T steps."""
+        if self.timesteps:
+            return WeightedTimes((jnp.floor(u * self.timesteps) + 1.0) / self.timesteps, jnp.ones_like(u))
+        ends = {"gamma_0": self.schedule.gamma_min, "gamma_1": self.schedule.gamma_max}
+        return self.time_density(u, path=self.path, **ends)
 
     def output(
         self,
@@ -124,7 +136,16 @@ class Model:
         """The denoiser's estimate of eps at times [b]."""
         c = self.coefficients(self.time_gamma(params, t, context))
         out = self.output(params, z, c.gamma, context)
-        return Prediction(self.parameterization.to_eps(out, z, c), c)
+        return Prediction(self.parameterization(c).to_eps(out, z), c)
+
+    def ode_drift(self, params: Params, z: Data, t: Float[Array, " b"], context: Context) -> Data:
+        """dz/dt of the probability-flow ODE at times [b] (`jvdm.paths`, equation 3)."""
+        eps, c = self.predict(params, z, t, context)
+        return c.dgamma_dt * (self.path.dlogalpha_dgamma(c.gamma) * z + 0.5 * c.sigma * eps)
+
+    def magnification(self, alpha_0: Float[Array, "..."]) -> Float[Array, "..."] | None:
+        """What the decoder multiplies z_0 by; None is 1."""
+        return None if self.decoder == "exact" else losses.DECODERS[self.decoder](alpha_0)
 
     def terms(
         self,
@@ -134,6 +155,7 @@ class Model:
         *,
         dropout_key: jax.Array | None = None,
         at: TimeGamma | None = None,
+        second_order: float = 0.0,
     ) -> LossTerms:
         """The terms of the variational bound for given draws.
 
@@ -144,32 +166,58 @@ class Model:
             dropout_key: dropout is on if given.
             at: gamma and dgamma/dt at the drawn times, where the caller differentiates through
                 them; by default they are computed here.
+            second_order: lambda of the penalty; 0 leaves it out.
 
         Returns:
             Each term [b], nats.
         """
         context = self.context(batch)
-        t = self.times(draws.u)
+        t, density_weight = self.times(draws.u)
         if at is None:
             at = self.time_gamma(params, t, context)
         c = self.coefficients(at)
         f = losses.encode(batch.images, self.num_levels)
         z = c.alpha * f + c.sigma * draws.eps
-        out = self.output(params, z, c.gamma, context, dropout_key=dropout_key)
-        squared_error = self.parameterization.squared_error(out, f, draws.eps, c)
+        relation = self.parameterization(c)
+
+        def network(z):
+            return self.output(params, z, c.gamma, context, dropout_key=dropout_key)
+
+        if second_order:
+            out, tangent = jax.jvp(network, (z,), (draws.probe,))
+        else:
+            out, tangent = network(z), None
+        squared_error = relation.squared_error(out, f, draws.eps)
+        weight = c.dgamma_dt * density_weight[:, None, None, None]
         if self.timesteps:
             gamma_s = self.gamma(params, (t - 1.0 / self.timesteps)[:, None, None, None], context)
             diffusion = losses.diffusion_discrete(self.timesteps, gamma_s, c.gamma, squared_error)
         else:
-            diffusion = losses.diffusion_continuous(c.dgamma_dt, squared_error)
+            diffusion = losses.diffusion_continuous(weight, squared_error)
 
+        penalty = None
+        if tangent is not None:
+            penalty = losses.second_order(
+                second_order,
+                jnp.ravel(0.5 * weight * relation.scale**2),
+                losses.sum_example(draws.probe * tangent),
+                losses.sum_example((relation.target(f, draws.eps) - out) ** 2),
+                scale=jnp.ravel(relation.scale),
+                on_eps=jnp.ravel(relation.on_eps),
+                sigma=jnp.ravel(c.sigma),
+                num_dims=self.num_dims,
+            )
         ends = jnp.array([0.0, 1.0])[:, None, None, None, None]
         gamma_0, gamma_1 = self.gamma(params, ends, context)
+        alpha_0, _ = self.path.alpha_sigma(gamma_0)
         alpha_1, _ = self.path.alpha_sigma(gamma_1)
         return LossTerms(
-            reconstruction=losses.reconstruction(batch.images, draws.eps_0, gamma_0, self.num_levels),
+            reconstruction=losses.reconstruction(
+                batch.images, draws.eps_0, gamma_0, self.num_levels, self.magnification(alpha_0)
+            ),
             prior=losses.prior(f, alpha_1, self.path.log_sigma(gamma_1)),
             diffusion=diffusion,
+            second_order=penalty,
         )
 
 
@@ -204,12 +252,29 @@ def build(config: Config, image_shape: tuple[int, int, int], num_levels: int) ->
             f"config.training.schedule_objective is {config.training.schedule_objective!r}: "
             "the choices are bound, variance"
         )
+    learned = schedule.has_interior or schedule.endpoints
+    time_density = TIME_DENSITIES.build(config.time_density)
+    if time_density.needs_linear_schedule and (timesteps or learned):
+        raise UserError(
+            f"config.time_density.name={config.time_density.name} needs continuous time and the schedule "
+            f"fixed_linear, not {config.schedule.name} with config.model.timesteps={timesteps}"
+        )
+    if config.training.second_order and (timesteps or learned):
+        raise UserError(
+            "config.training.second_order needs continuous time and a fixed schedule, not "
+            f"{config.schedule.name} with config.model.timesteps={timesteps}"
+        )
+    if config.model.decoder not in losses.DECODERS:
+        raise unknown("config.model.decoder", config.model.decoder, losses.DECODERS)
+    path = PATHS.build(config.path)
     return Model(
         network=NETWORKS.build(config.network, gamma_min=schedule.gamma_min, gamma_max=schedule.gamma_max),
         schedule=schedule,
-        path=PATHS.build(config.path),
-        parameterization=PARAMETERIZATIONS.build(config.parameterization),
+        path=path,
+        parameterization=PARAMETERIZATIONS.build(config.parameterization, path=path),
         image_shape=image_shape,
         num_levels=num_levels,
         timesteps=timesteps,
+        time_density=time_density,
+        decoder=config.model.decoder,
     )

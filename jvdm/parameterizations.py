@@ -1,15 +1,18 @@
 """What the network's output means, and how it gives eps, the pivot of every algorithm.
 
-With z = alpha x + sigma eps:
+With z = alpha x + sigma eps, every meaning is affine: eps = scale out + skip z, and the perfect output is
+on_eps eps + on_x x.
 
-    1. noise: out = eps
-    2. data:  out = x, so eps = (z - alpha out) / sigma
-
-`squared_error` is (eps - eps_hat)^2 formed in the space of the output, where it is well conditioned.
+    1. noise:    out = eps
+    2. data:     out = x, so eps = (z - alpha out) / sigma
+    3. velocity: out = (eps - k z) / n, of unit variance, where k and n are the path's (`jvdm.paths`):
+                 the drift of the probability-flow ODE is proportional to it (2305.03935, section 4.1)
 """
 
 import dataclasses
+from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jvdm.records import Coefficients
@@ -20,22 +23,41 @@ PARAMETERIZATIONS = Registry("parameterization")
 Data = Float[Array, "..."]
 
 
+class Relation(NamedTuple):
+    """The affine relation of output and eps at given coefficients; every field broadcasts to the data.
+
+    Attributes:
+        scale, skip: eps = scale out + skip z.
+        on_eps, on_x: the perfect output is on_eps eps + on_x x.
+    """
+
+    scale: Data
+    skip: Data
+    on_eps: Data
+    on_x: Data
+
+    def target(self, x: Data, eps: Data) -> Data:
+        """The output of a perfect network."""
+        return self.on_eps * eps + self.on_x * x
+
+    def to_eps(self, out: Data, z: Data) -> Data:
+        """eps_hat from the output."""
+        return self.scale * out + self.skip * z
+
+    def squared_error(self, out: Data, x: Data, eps: Data) -> Data:
+        """(eps - eps_hat)^2, elementwise, formed in the space of the output, where it is well conditioned."""
+        return (self.scale * (self.target(x, eps) - out)) ** 2
+
+
 @PARAMETERIZATIONS.register("noise")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Noise:
     """The output is eps (2107.00630, section 3.3)."""
 
-    def target(self, x: Data, eps: Data, c: Coefficients) -> Data:
-        """The output of a perfect network."""
-        return eps
-
-    def to_eps(self, out: Data, z: Data, c: Coefficients) -> Data:
-        """eps_hat from the output."""
-        return out
-
-    def squared_error(self, out: Data, x: Data, eps: Data, c: Coefficients) -> Data:
-        """(eps - eps_hat)^2, elementwise."""
-        return (eps - out) ** 2
+    def __call__(self, c: Coefficients) -> Relation:
+        """Relation (1)."""
+        one, zero = jnp.ones_like(c.gamma), jnp.zeros_like(c.gamma)
+        return Relation(scale=one, skip=zero, on_eps=one, on_x=zero)
 
 
 @PARAMETERIZATIONS.register("data")
@@ -43,14 +65,24 @@ class Noise:
 class DataPrediction:
     """The output is x."""
 
-    def target(self, x: Data, eps: Data, c: Coefficients) -> Data:
-        """The output of a perfect network."""
-        return x
+    def __call__(self, c: Coefficients) -> Relation:
+        """Relation (2)."""
+        one, zero = jnp.ones_like(c.gamma), jnp.zeros_like(c.gamma)
+        return Relation(scale=-c.alpha / c.sigma, skip=1.0 / c.sigma, on_eps=zero, on_x=one)
 
-    def to_eps(self, out: Data, z: Data, c: Coefficients) -> Data:
-        """eps_hat from the output."""
-        return (z - c.alpha * out) / c.sigma
 
-    def squared_error(self, out: Data, x: Data, eps: Data, c: Coefficients) -> Data:
-        """(eps - eps_hat)^2 = e^-gamma (x - x_hat)^2, elementwise."""
-        return (c.alpha / c.sigma * (x - out)) ** 2
+@PARAMETERIZATIONS.register("velocity")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Velocity:
+    """The output is the normalised velocity of the path.
+
+    Attributes:
+        path: one of `jvdm.paths`.
+    """
+
+    path: Any
+
+    def __call__(self, c: Coefficients) -> Relation:
+        """Relation (3)."""
+        v = self.path.velocity(c.gamma)
+        return Relation(scale=v.scale, skip=v.skip, on_eps=v.on_eps, on_x=v.on_x)

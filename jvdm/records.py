@@ -49,11 +49,13 @@ class Draws(NamedTuple):
         u: [b] numbers in [0, 1) from which times are made.
         eps: [b, h, w, c] noise at time t.
         eps_0: [b, h, w, c] noise at time 0, for the reconstruction term.
+        probe: [b, h, w, c] of -1 and 1, for the second-order loss; None where that is not wanted.
     """
 
     u: Float[Array, " b"]
     eps: Float[Array, "b h w c"]
     eps_0: Float[Array, "b h w c"]
+    probe: Float[Array, "b h w c"] | None = None
 
 
 class Prediction(NamedTuple):
@@ -77,13 +79,24 @@ class LossTerms(NamedTuple):
         reconstruction: [b] -log p(x | z_0).
         prior: [b] KL(q(z_1 | x) || p(z_1)).
         diffusion: [b] the denoising term.
+        second_order: [b] a penalty of training, which is no part of the bound; None where it is not used.
     """
 
     reconstruction: Float[Array, " b"]
     prior: Float[Array, " b"]
     diffusion: Float[Array, " b"]
+    second_order: Float[Array, " b"] | None = None
 
     @property
     def total(self) -> Float[Array, " b"]:
         """[b] the bound on -log P(x), nats."""
         return self.reconstruction + self.prior + self.diffusion
+
+    def parts(self) -> dict[str, Float[Array, " b"]]:
+        """The terms of the bound by name."""
+        return {name: getattr(self, name) for name in ("reconstruction", "prior", "diffusion")}
+
+    @property
+    def objective(self) -> Float[Array, " b"]:
+        """[b] what training minimises: the bound and the penalty, nats."""
+        return self.total if self.second_order is None else self.total + self.second_order

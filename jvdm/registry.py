@@ -75,7 +75,8 @@ class Registry:
 
         Args:
             spec: `{name, **options}`, as `spec` returns it.
-            **given: fields without defaults, which the composition knows and no config holds.
+            **given: what the composition knows and no config holds; a component takes those that it
+                declares as fields without defaults.
 
         Raises:
             UserError: unknown name or option, or a value the component refuses.
@@ -90,6 +91,7 @@ class Registry:
                 raise UserError(
                     f"{self.kind} {name!r}: option {option} is {value!r}, not a {type(default).__name__}"
                 )
+        given = {f.name: given[f.name] for f in self._fields(name) if f.name in given}
         try:
             return component(**options, **given)
         except (TypeError, ValueError) as error:

@@ -17,7 +17,7 @@ from flax import linen as nn
 from jvdm.model import Model
 from jvdm.parameterizations import PARAMETERIZATIONS
 from jvdm.paths import PATHS
-from jvdm.records import Batch, Context, LossTerms
+from jvdm.records import Batch, Context
 from jvdm.schedules import SCHEDULES
 from jvdm.time_samplers import stratify
 
@@ -26,6 +26,7 @@ NUM_POINTS, NUM_DIMS = MIXTURE.levels.shape
 SHAPE = (2, 2, 1)
 NATS = NUM_DIMS * np.log(2)  # nats in one bit/dim
 WIDE = (-13.3, 10.0)
+TERMS = ("reconstruction", "prior", "diffusion")
 NUM_BATCHES, BATCH = 64, 1024  # per point; stratified within a batch, so the standard error is of batches
 
 
@@ -59,7 +60,7 @@ class Estimate(NamedTuple):
 
     @property
     def terms(self):
-        return dict(zip(LossTerms._fields, self.bits.mean(1) @ MIXTURE.weights, strict=True))
+        return dict(zip(TERMS, self.bits.mean(1) @ MIXTURE.weights, strict=True))
 
     @property
     def batches(self):
@@ -110,7 +111,7 @@ def bits_per_dim(parameterization, **options):
         u = stratify(jax.random.uniform(k_time, (NUM_POINTS,)), BATCH).reshape(-1)
         draws = model.draw(jax.random.split(k_noise, len(u)), u)
         terms = model.terms(params, draws, batch)
-        return jnp.stack(terms).reshape(len(terms), NUM_POINTS, BATCH).mean(-1)
+        return jnp.stack(list(terms.parts().values())).reshape(3, NUM_POINTS, BATCH).mean(-1)
 
     keys = jax.random.split(jax.random.key(0), NUM_BATCHES)
     nats = np.asarray(jax.jit(lambda keys: jax.lax.map(one, keys))(keys), np.float64)
@@ -251,11 +252,11 @@ def test_terms_of_an_example_do_not_depend_on_its_batch():
 @pytest.mark.parametrize(("u", "expected"), [(0.0, 0.25), (0.2499, 0.25), (0.25, 0.5), (0.9999999, 1.0)])
 def test_discrete_times_are_the_upper_ends_of_steps(u, expected):
     model = build("noise", timesteps=4)
-    assert float(model.times(jnp.array([u], jnp.float32))[0]) == expected
+    assert float(model.times(jnp.array([u], jnp.float32)).t[0]) == expected
 
 
 def test_largest_uniform_number_stays_below_one_step_too_many():
     u = jnp.nextafter(jnp.ones(1), jnp.zeros(1))
     for timesteps in (3, 7, 1000, 4097):
         model = build("noise", timesteps=timesteps)
-        assert float(model.times(u)[0]) == 1.0
+        assert float(model.times(u).t[0]) == 1.0

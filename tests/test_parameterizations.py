@@ -13,14 +13,14 @@ EPS32 = np.finfo(np.float32).eps
 GAMMA = np.array([-13.3, -6.0, -1.0, 0.0, 2.0, 5.0])
 
 
-@pytest.fixture(params=PARAMETERIZATIONS.names())
-def parameterization(request):
-    return PARAMETERIZATIONS.build(PARAMETERIZATIONS.spec(request.param))
-
-
 @pytest.fixture(params=PATHS.names())
 def path(request):
     return PATHS.build(PATHS.spec(request.param))
+
+
+@pytest.fixture(params=PARAMETERIZATIONS.names())
+def parameterization(request, path):
+    return PARAMETERIZATIONS.build(PARAMETERIZATIONS.spec(request.param), path=path)
 
 
 def draw(path, dtype, per_pixel):
@@ -39,29 +39,29 @@ def draw(path, dtype, per_pixel):
 def test_perfect_output_gives_eps(parameterization, path, per_pixel, x64):
     x, eps, _, c, z = draw(path, jnp.float64, per_pixel)
     # Rounding is amplified by at most 1 / sigma = 800: 1e-16 * 800, with room.
-    recovered = parameterization.to_eps(parameterization.target(x, eps, c), z, c)
+    recovered = parameterization(c).to_eps(parameterization(c).target(x, eps), z)
     np.testing.assert_allclose(recovered, eps, atol=1e-11)
 
 
 @pytest.mark.parametrize("per_pixel", [False, True])
 def test_squared_error_is_that_of_eps(parameterization, path, per_pixel, x64):
     x, eps, disturbance, c, z = draw(path, jnp.float64, per_pixel)
-    out = parameterization.target(x, eps, c) + 0.1 * disturbance
-    expected = (eps - parameterization.to_eps(out, z, c)) ** 2
-    np.testing.assert_allclose(parameterization.squared_error(out, x, eps, c), expected, rtol=1e-9)
+    out = parameterization(c).target(x, eps) + 0.1 * disturbance
+    expected = (eps - parameterization(c).to_eps(out, z)) ** 2
+    np.testing.assert_allclose(parameterization(c).squared_error(out, x, eps), expected, rtol=1e-9)
     assert expected.min() > 1e-12, "an error of zero would make the comparison empty"
 
 
 def test_squared_error_of_the_perfect_output_is_zero(parameterization, path):
     x, eps, _, c, _ = draw(path, jnp.float32, False)
-    error = parameterization.squared_error(parameterization.target(x, eps, c), x, eps, c)
+    error = parameterization(c).squared_error(parameterization(c).target(x, eps), x, eps)
     # The target is formed by two or three roundings of numbers below 5.
     assert np.abs(error).max() < (20 * EPS32) ** 2
 
 
 def test_float32_round_trip_is_as_good_as_z(parameterization, path):
     x, eps, _, c, z = draw(path, jnp.float32, False)
-    recovered = parameterization.to_eps(parameterization.target(x, eps, c), z, c)
+    recovered = parameterization(c).to_eps(parameterization(c).target(x, eps), z)
     # z and alpha x are rounded to an ulp of 4; eps cannot be known better than that over sigma.
     tolerance = 8 * EPS32 * 4.0 * np.maximum(1.0, 1.0 / np.asarray(c.sigma))
     assert np.all(np.abs(recovered - eps) < tolerance)
@@ -70,15 +70,15 @@ def test_float32_round_trip_is_as_good_as_z(parameterization, path):
 def test_float32_squared_error_keeps_its_digits(parameterization, path):
     """Also at gamma = -13.3, where eps - to_eps(out) has lost four of its seven digits."""
     x, eps, disturbance, c, _ = draw(path, jnp.float32, False)
-    out = parameterization.target(x, eps, c) + 0.1 * disturbance
-    error = parameterization.squared_error(out, x, eps, c)
+    out = parameterization(c).target(x, eps) + 0.1 * disturbance
+    error = parameterization(c).squared_error(out, x, eps)
     with jax.enable_x64(True):
         x, eps, out = (jnp.asarray(np.asarray(a), jnp.float64) for a in (x, eps, out))
         gamma = jnp.asarray(np.asarray(c.gamma), jnp.float64)
         exact_c = Coefficients(
             *path.alpha_sigma(gamma), gamma, jnp.asarray(np.asarray(c.dgamma_dt), jnp.float64)
         )
-        exact = parameterization.squared_error(out, x, eps, exact_c)
+        exact = parameterization(exact_c).squared_error(out, x, eps)
     # Differences of 0.01 and more, of numbers rounded to half an ulp of 4: 5e-5, doubled by the square.
     large = np.abs(disturbance) > 0.1
     np.testing.assert_allclose(np.asarray(error)[large], np.asarray(exact)[large], rtol=4e-4)

@@ -147,7 +147,7 @@ def vlb_result(image_terms: ImageTerms, *, timesteps: int, num_levels: int, **pr
     """
     total = np.asarray(image_terms.terms.total, np.float64)
     per_image = {
-        name: term.mean(axis=1, dtype=np.float64) for name, term in image_terms.terms._asdict().items()
+        name: term.mean(axis=1, dtype=np.float64) for name, term in image_terms.terms.parts().items()
     }
     return Result(
         estimator="vlb",

@@ -23,6 +23,7 @@ from jvdm.data import evaluation_batches
 from jvdm.errors import UserError
 from jvdm.model import Model
 from jvdm.records import Batch, LossTerms
+from jvdm.time_densities import UniformDensity
 from jvdm.time_samplers import jittered
 from jvdm.training.objective import bits_per_dim
 
@@ -48,10 +49,12 @@ class ImageTerms(NamedTuple):
 
 def for_evaluation(model: Model, timesteps: int | None = None) -> Model:
     """The model computing in float32, with T of the bound to evaluate (None keeps the model's)."""
+    timesteps = model.timesteps if timesteps is None else timesteps
     return dataclasses.replace(
         model,
         network=model.network.clone(dtype="float32"),
-        timesteps=model.timesteps if timesteps is None else timesteps,
+        timesteps=timesteps,
+        time_density=UniformDensity() if timesteps else model.time_density,
     )
 
 
@@ -84,9 +87,9 @@ class Evaluator:
             def one_draw(j):
                 keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(k_noise, j)
                 drawn = model.draw(keys, u[:, j])
-                at = model.time_gamma(params, model.times(drawn.u), model.context(batch))
+                at = model.time_gamma(params, model.times(drawn.u).t, model.context(batch))
                 terms = model.terms(params, drawn, batch, at=at)
-                terms = LossTerms(*(scale * term for term in terms))
+                terms = jax.tree.map(lambda term: scale * term, terms)
                 return terms, at.gamma.mean(axis=(1, 2, 3))
 
             return jax.lax.map(one_draw, jnp.arange(draws))
@@ -121,7 +124,7 @@ class Evaluator:
                 # Padding is at the end of the last batch.
                 real = min(self._batch_size, remaining)
                 remaining -= real
-                yield ImageTerms(LossTerms(*(term.T[:real] for term in terms)), gamma.T[:real])
+                yield ImageTerms(*jax.tree.map(lambda a: a.T[:real], (terms, gamma)))
 
     def __call__(
         self,

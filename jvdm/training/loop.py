@@ -265,6 +265,7 @@ class Trainer:
         every = {
             name: np.concatenate([getattr(metrics, name) for metrics in window]).astype(np.float64)
             for name in StepMetrics._fields
+            if getattr(window[0], name) is not None
         }
         values = {f"train/{name}": float(value.mean()) for name, value in every.items()}
         for name in ("learning_rate", "gamma_0", "gamma_1"):
@@ -274,7 +275,7 @@ class Trainer:
     def _evaluate(self) -> float:
         """The bound of the averaged weights on (the first images of) the test split, bits/dim."""
         result = self.evaluator(self.state.ema_params, self.test_images, self.eval_key)
-        means = {name: float(term.mean(dtype=np.float64)) for name, term in result.terms._asdict().items()}
+        means = {name: float(term.mean(dtype=np.float64)) for name, term in result.terms.parts().items()}
         total = math.fsum(means.values())
         self.writer.scalars(self.step, {"test/bpd": total, **{f"test/{k}": v for k, v in means.items()}})
         return total

@@ -1,6 +1,6 @@
 """The gradient of the training objective, in bits/dim.
 
-1. bound: the mean over the batch of the variational bound.
+1. bound: the mean over the batch of the variational bound, and of the second-order penalty if there is one.
 2. variance (2107.00630, appendix I.2): as 1, except that the interior of the schedule minimises
    E[l^2], l the per-example continuous-time diffusion loss, which leaves its mean alone and
    lowers its variance. l_i depends on the schedule only through g_i = gamma(t_i) and
@@ -19,6 +19,7 @@ import jax.numpy as jnp
 
 from jvdm.model import Model
 from jvdm.records import Batch, Draws, LossTerms, TimeGamma
+from jvdm.registry import Config
 
 Params = Any
 # (params, draws, batch, dropout_key) -> (terms [b] in nats, gradient of mean bits/dim)
@@ -30,14 +31,14 @@ def bits_per_dim(num_dims: int) -> float:
     return 1.0 / (num_dims * math.log(2.0))
 
 
-def bound_gradient(model: Model) -> Gradient:
-    """Objective (1)."""
+def bound_gradient(model: Model, second_order: float = 0.0) -> Gradient:
+    """Objective (1); `second_order` is the strength of the penalty."""
     scale = bits_per_dim(model.num_dims)
 
     def gradient(params, draws, batch, dropout_key):
         def objective(params):
-            terms = model.terms(params, draws, batch, dropout_key=dropout_key)
-            return scale * jnp.mean(terms.total), terms
+            terms = model.terms(params, draws, batch, dropout_key=dropout_key, second_order=second_order)
+            return scale * jnp.mean(terms.objective), terms
 
         grads, terms = jax.grad(objective, has_aux=True)(params)
         return terms, grads
@@ -46,12 +47,12 @@ def bound_gradient(model: Model) -> Gradient:
 
 
 def variance_gradient(model: Model) -> Gradient:
-    """Objective (2)."""
+    """Objective (2), which learns the schedule, so that there is no second-order penalty."""
     scale = bits_per_dim(model.num_dims)
 
     def gradient(params, draws, batch, dropout_key):
         context = model.context(batch)
-        t = model.times(draws.u)
+        t = model.times(draws.u).t
 
         def objective(params, at):
             terms = model.terms(params, draws, batch, dropout_key=dropout_key, at=at)
@@ -76,4 +77,8 @@ def variance_gradient(model: Model) -> Gradient:
     return gradient
 
 
-OBJECTIVES = {"bound": bound_gradient, "variance": variance_gradient}
+def objective_gradient(model: Model, config: Config) -> Gradient:
+    """The gradient that the section `training` selects; `jvdm.model.build` has checked its names."""
+    if config.schedule_objective == "variance":
+        return variance_gradient(model)
+    return bound_gradient(model, config.second_order)

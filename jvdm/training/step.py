@@ -17,10 +17,10 @@ from jaxtyping import Array, Float, Int
 
 from jvdm import sharding
 from jvdm.model import Model
-from jvdm.records import Batch, LossTerms
+from jvdm.records import Batch
 from jvdm.registry import Config
 from jvdm.time_samplers import TIME_SAMPLERS
-from jvdm.training.objective import OBJECTIVES, bits_per_dim
+from jvdm.training.objective import bits_per_dim, objective_gradient
 from jvdm.training.optimizer import ema_rate, learning_rate, make_optimizer
 
 Params = Any
@@ -45,7 +45,7 @@ class TrainState:
 
 
 class StepMetrics(NamedTuple):
-    """Of one step, over the global batch. Losses are bits/dim."""
+    """Of one step, over the global batch. Losses are bits/dim; `second_order` is None where it is not used."""
 
     bpd: Float[Array, ""]
     reconstruction: Float[Array, ""]
@@ -55,6 +55,7 @@ class StepMetrics(NamedTuple):
     learning_rate: Float[Array, ""]
     gamma_0: Float[Array, ""]
     gamma_1: Float[Array, ""]
+    second_order: Float[Array, ""] | None = None
 
 
 def init_state(model: Model, config: Config, key: jax.Array) -> TrainState:
@@ -86,7 +87,7 @@ def make_train_step(model: Model, config: Config, mesh: Mesh) -> Any:
     optimizer = make_optimizer(config.optimizer, config.training.num_steps)
     rate = learning_rate(config.optimizer, config.training.num_steps)
     time_sampler = TIME_SAMPLERS.build(config.time_sampler)
-    gradient = OBJECTIVES[config.training.schedule_objective](model)
+    gradient = objective_gradient(model, config.training)
     batch_size, num_micro = config.training.batch_size, config.training.microbatches
     scale = bits_per_dim(model.num_dims)
 
@@ -107,7 +108,7 @@ def make_train_step(model: Model, config: Config, mesh: Mesh) -> Any:
             draws = model.draw(keys, u)
             dropout_key = jax.random.fold_in(k_dropout, i) if has_dropout else None
             terms, more = gradient(state.params, draws, batch, dropout_key)
-            means = LossTerms(*(scale * jnp.mean(term) for term in terms))
+            means = jax.tree.map(lambda term: scale * jnp.mean(term), terms)
             return jax.tree.map(lambda a, b: a + b / num_micro, grads, more), means
 
         zeros = jax.tree.map(jnp.zeros_like, state.params)
@@ -116,7 +117,7 @@ def make_train_step(model: Model, config: Config, mesh: Mesh) -> Any:
             grads, terms = accumulate(zeros, jax.tree.map(lambda a: a[0], micro))
         else:
             grads, terms = jax.lax.scan(accumulate, zeros, micro)
-            terms = LossTerms(*(jnp.mean(term) for term in terms))
+            terms = jax.tree.map(jnp.mean, terms)
 
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)

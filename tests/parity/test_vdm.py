@@ -228,7 +228,7 @@ def test_variances_at_the_ends(replay, check):
 
 def test_times_gamma_and_noised_data(replay, check):
     draws = replay.draws()
-    t = replay.model.times(draws.u)
+    t = replay.model.times(draws.u).t
     c = replay.coefficients(t)
     f = losses.encode(replay.batch.images, replay.model.num_levels)
     check("t", t, replay.io["loss_t"], 1e-6)
@@ -268,7 +268,7 @@ def prior_rounding(replay) -> float:
 
 
 def test_weight_of_the_diffusion_loss(replay, check):
-    t = replay.model.times(replay.draws().u)
+    t = replay.model.times(replay.draws().u).t
     at, steps = replay.coefficients(t), replay.model.timesteps
     if steps:
         weight = 0.5 * steps * jnp.expm1(at.gamma - replay.coefficients(t - 1.0 / steps).gamma)
@@ -295,7 +295,7 @@ def skip_dropout(replay):
 def test_training_loss(replay, check):
     skip_dropout(replay)
     loss, terms, _ = replay.training
-    io, bits = replay.io, [replay.to_bits_per_dim(term) for term in terms]
+    io, bits = replay.io, [replay.to_bits_per_dim(term) for term in terms.parts().values()]
     check("train bpd", loss, io["train_bpd"], 2e-5 + cancellation(replay))
     recon_rounding = replay.reconstruction_rounding(replay.draws("train_"))
     tolerance = 1e-5 + 4.0 * replay.to_bits_per_dim(recon_rounding) / io["train_bpd_recon"]
@@ -408,7 +408,7 @@ def test_ancestral_steps(replay, check):
         at_s = replay.coefficients(s)
         at_t = replay.coefficients(t)
         out = replay.output(replay.ema_params, z_t, at_t.gamma, replay.context)
-        eps_hat = replay.model.parameterization.to_eps(out, z_t, at_t)
+        eps_hat = replay.model.parameterization(at_t).to_eps(out, z_t)
         noise, theirs = (replay.io[f"sample_i{i}_{key}"] for key in ("eps", "z_s"))
         z_s = sampler.step(eps_hat, z_t, jnp.asarray(noise), at_t, at_s)
         # The scale of the noise is at most sigma_s; d sigma_s = d sigma_s^2 / (2 sigma_s).

@@ -78,7 +78,7 @@ def test_one_pass_through_the_denoiser(setting):
 
 def test_time_gamma_given_is_time_gamma_computed(setting):
     model, params, draws, batch = setting
-    at = jax.jit(lambda p: model.time_gamma(p, model.times(draws.u)))(params)
+    at = jax.jit(lambda p: model.time_gamma(p, model.times(draws.u).t))(params)
     given, computed = jax.jit(
         lambda p: (model.terms(p, draws, batch, at=TimeGamma(*at)), model.terms(p, draws, batch))
     )(params)

@@ -1,0 +1,130 @@
+"""Exact log-density of the probability-flow ODE, and the bounds on log P(x) that are built on it.
+
+With the drift b(z, t) of the ODE, whose trajectories run from z at time `start` to z_1 at time 1:
+
+    1. log p(z) = log N(z_1; 0, sigma_1^2 I) + integral over t of div b(z_t, t)     (2011.13456, appendix D.2)
+
+sigma_1 is that of the path, so that the prior has the scale of pure noise also where sigma_1 is not 1. The
+integral is carried along in nats per dimension, one number per probe of the trace.
+
+With log_w = log p(z) + log p(x | z) - log q(z | x) of `jvdm.dequantization`, unbiased but noisy for a
+Hutchinson trace, E[log_w] is a bound for one sample. For K samples, log 1/K sum exp(log_w_k) of *noisy*
+log_w_k would be too high by up to half their variance, and no bound. But for any weights s of sum 1,
+
+    2. log 1/K sum_k exp(w_k)  >=  sum_k s_k w_k + H(s) - log K,   H(s) = -sum_k s_k log s_k,
+
+with equality for s_k proportional to exp(w_k). The right-hand side is linear in w: with s from one half of the
+probes and w from the other, its mean is a bound, whatever the noise. Both halves take both parts in turn.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+Data = Float[Array, "h w c"]
+
+
+class LogDensity(NamedTuple):
+    """Of one example, in nats.
+
+    Attributes:
+        prior: log N(z_1; 0, sigma_1^2 I).
+        trace: [m] the integral of the divergence, one estimate per probe.
+        evaluations: of the drift (NFE).
+        ok: whether the solver reached time 1.
+    """
+
+    prior: Float[Array, ""]
+    trace: Float[Array, " m"]
+    evaluations: Int[Array, ""]
+    ok: Bool[Array, ""]
+
+
+def normal_log_density(z: Data, log_sigma: Float[Array, "..."]) -> Float[Array, ""]:
+    """log N(z; 0, sigma^2), nats; log_sigma broadcasts to z."""
+    log_sigma = jnp.broadcast_to(log_sigma, z.shape)
+    return -jnp.sum(0.5 * (z * jnp.exp(-log_sigma)) ** 2 + log_sigma) - 0.5 * z.size * math.log(2.0 * math.pi)
+
+
+def field_with_trace(drift: Callable, trace: Any, probes: Float[Array, "m ..."]) -> Callable:
+    """(t, (z, integral)) -> derivative, for a drift (z, t) -> dz/dt; the integral is in nats per dimension."""
+
+    def field(t, state):
+        z, _ = state
+        value, traces = trace(lambda z: drift(z, t), z, probes)
+        return value, traces / z.size
+
+    return field
+
+
+def log_density(
+    drift: Callable[[Data, Float[Array, ""]], Data],
+    z: Data,
+    *,
+    start: Float[Array, ""],
+    log_sigma_1: Float[Array, "..."],
+    trace: Any,
+    probes: Float[Array, "m ..."],
+    solver: Any,
+) -> LogDensity:
+    """The log-density (1) of one example at time `start`.
+
+    Args:
+        drift: (z, t) -> dz/dt of one example.
+        z: [h, w, c].
+        start: the time z is at.
+        log_sigma_1: at time 1, broadcastable to z.
+        trace: one of `jvdm.divergence`.
+        probes: from its `draw`.
+        solver: one of `jvdm.solvers`.
+    """
+    integral = jnp.zeros(len(probes), z.dtype)
+    solution = solver(field_with_trace(drift, trace, probes), (z, integral), start, 1.0)
+    z_1, integral = solution.state
+    prior = normal_log_density(z_1, log_sigma_1)
+    return LogDensity(prior, integral * z.size, solution.evaluations, solution.ok)
+
+
+class Weighted(NamedTuple):
+    """A bound from K samples, and the mixture that gives its terms.
+
+    Attributes:
+        bound: [...] on log P(x), nats.
+        weights: [..., K] of the samples, of sum 1.
+        gain: [...] H(weights) - log K of (2), nats; 0 for K = 1. bound = sum(weights w) + gain.
+    """
+
+    bound: Float[Array, "..."]
+    weights: Float[Array, "... k"]
+    gain: Float[Array, "..."]
+
+
+def weigh(scores: Float[Array, "... k"], values: Float[Array, "... k"]) -> Weighted:
+    """Bound (2) of `values`, with weights proportional to exp(scores)."""
+    log_weights = jax.nn.log_softmax(scores, axis=-1)
+    weights = jnp.exp(log_weights)
+    gain = -jnp.sum(weights * log_weights, axis=-1) - math.log(scores.shape[-1])
+    return Weighted(jnp.sum(weights * values, axis=-1) + gain, weights, gain)
+
+
+def importance_bound(log_w: Float[Array, "... k m"]) -> Weighted:
+    """The bound from K samples with m independent estimates of each log-weight.
+
+    Args:
+        log_w: [..., K, m] nats. One estimate per sample, m = 1, must be exact if K > 1.
+
+    Returns:
+        For m = 1 the importance-weighted bound; for more, bound (2) with weights from one half of the estimates
+        and values from the other, both ways, averaged.
+    """
+    num_samples, m = log_w.shape[-2:]
+    mean = jnp.mean(log_w, axis=-1)
+    if num_samples == 1 or m == 1:
+        return weigh(mean, mean)
+    one, other = jnp.mean(log_w[..., : m // 2], axis=-1), jnp.mean(log_w[..., m // 2 :], axis=-1)
+    both = weigh(one, other), weigh(other, one)
+    return jax.tree.map(lambda a, b: 0.5 * (a + b), *both)
