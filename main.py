@@ -1,7 +1,8 @@
-"""jvdm: train, evaluate and sample diffusion models judged by their likelihood.
+"""jvdm: train, evaluate, score and sample diffusion models judged by their likelihood.
 
 python main.py --mode=train  --config=configs/digits.py [--workdir=DIR] [--config.FIELD=VALUE ...]
 python main.py --mode=eval   --config=configs/digits.py [--workdir=DIR] [--checkpoint=PATH]
+python main.py --mode=score  --config=configs/digits.py --config.score.source=npz:FILE
 python main.py --mode=sample --config=configs/digits.py [--workdir=DIR] [--checkpoint=PATH]
 python main.py --mode=import --config=configs/vdm_cifar10.py --source=vdm --checkpoint=PATH --workdir=DIR
 """
@@ -17,7 +18,7 @@ from ml_collections import config_flags
 
 from jvdm.errors import UserError
 
-MODES = ("train", "eval", "sample", "import")
+MODES = ("train", "eval", "score", "sample", "import")
 FLAGS = flags.FLAGS
 
 flags.DEFINE_enum("mode", None, MODES, "What to do.")

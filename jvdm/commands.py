@@ -2,8 +2,6 @@
 
 import dataclasses
 import logging
-import pathlib
-from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -14,12 +12,14 @@ from jvdm import config as config_lib
 from jvdm import data, importers, sharding
 from jvdm import model as model_lib
 from jvdm.errors import UserError, unknown
-from jvdm.evaluation.record import Result, vlb_result
-from jvdm.evaluation.vlb import Evaluator, for_evaluation
+from jvdm.evaluation import suite
+from jvdm.evaluation.suite import Trained
+from jvdm.evaluation.vlb import for_evaluation
 from jvdm.keys import root_key
 from jvdm.registry import Config
 from jvdm.reporting import images as image_lib
 from jvdm.reporting import plots
+from jvdm.reporting.files import write_atomically
 from jvdm.reporting.progress import Progress
 from jvdm.reporting.tables import table
 from jvdm.sampling import Sampling
@@ -32,15 +32,6 @@ from jvdm.workdir import Workdir
 log = logging.getLogger("jvdm")
 
 
-class Trained(NamedTuple):
-    """A model with its averaged weights, and where they came from."""
-
-    model: model_lib.Model
-    params: Any
-    step: int
-    path: pathlib.Path
-
-
 def train(config: Config, workdir: Workdir, checkpoint: str | None, source: str | None) -> None:
     """--mode=train: run, or resume, training."""
     if checkpoint:
@@ -49,57 +40,66 @@ def train(config: Config, workdir: Workdir, checkpoint: str | None, source: str 
 
 
 def evaluate(config: Config, workdir: Workdir, checkpoint: str | None, source: str | None) -> None:
-    """--mode=eval: bits/dim of the averaged weights over the test split."""
+    """--mode=eval: bits/dim of the averaged weights over the test split, by every estimator."""
     mesh = sharding.make_mesh()
     trained = load_trained(config, workdir, checkpoint, mesh)
-    timesteps = trained.model.timesteps if config.eval.timesteps < 0 else config.eval.timesteps
-    model = for_evaluation(trained.model, timesteps)
     dataset = data.load(config.data.source, num_levels=config.data.num_levels, data_dir=config.data.data_dir)
-    images = dataset.test[: config.eval.num_images or None]
-    evaluator = Evaluator(model, mesh, batch_size=config.eval.batch_size, draws=config.eval.draws)
-    with Progress(len(images), label="eval", unit="image") as progress:
-        image_terms = evaluator(
-            trained.params,
-            images,
-            root_key(config.seed, "eval"),
-            on_batch=lambda done, bpd: progress.update(done, bpd=bpd),
-        )
-    result = vlb_result(
-        image_terms,
-        timesteps=timesteps,
-        num_levels=model.num_levels,
-        dataset=dataset.name,
-        dataset_version=dataset.version,
-        dataset_hash=dataset.fingerprint("test"),
-        split="test" if len(images) == len(dataset.test) else f"test[:{len(images)}]",
-        checkpoint=str(trained.path),
-        step=trained.step,
-        weights="ema",
-        seed=config.seed,
-    )
+    subject = data.Subject(
+        name=dataset.name, version=dataset.version, split="test", images=dataset.test, names=None
+    ).first(config.eval.num_images)
+    results = []
+    for evaluation in suite.evaluate(config, trained, subject, mesh, workdir.eval):
+        result = evaluation.result
+        results.append(result)
+        if jax.process_index() == 0:
+            result.write(workdir.eval / f"{result.name}.json")
+            if result.estimator == "vlb":
+                _plot_loss(evaluation, workdir)
+            evaluation.store.discard()
     if jax.process_index() == 0:
-        _report(result, image_terms, trained, workdir)
+        plot_schedule(trained.model, trained.params, workdir)
+        print(table([result.row() for result in results]))
+        for result in results:
+            draws = f"{result.num_draws} draw{'s' * (result.num_draws > 1)}"
+            print(
+                f"{subject.name} {subject.split}: at most {result.text()} bits/dim by {result.description()} "
+                f"({result.num_images} images, {draws} each) = {result.terms_text()}"
+            )
+        for result in results:
+            print(f"record  {workdir.eval / result.name}.json")
 
 
-def _report(result: Result, image_terms, trained: Trained, workdir: Workdir) -> None:
-    time = f"T{result.timesteps}" if result.timesteps else "continuous"
-    name = f"vlb_{time}_step{result.step}_{result.num_images}x{result.num_draws}_seed{result.seed}"
-    path = workdir.eval / f"{name}.json"
-    result.write(path)
-    picture = workdir.plots / f"loss_against_gamma_{name}.png"
+def _plot_loss(evaluation: suite.Evaluation, workdir: Workdir) -> None:
+    result, rows = evaluation.result, evaluation.rows
+    picture = workdir.plots / f"loss_against_gamma_{result.name}.png"
     plots.loss_against_gamma(
-        image_terms.gamma.ravel(),
-        image_terms.terms.diffusion.ravel(),
-        picture,
-        bits_per_dim_total=result.bits_per_dim,
+        rows["gamma"].ravel(), rows["diffusion"].ravel(), picture, bits_per_dim_total=result.bits_per_dim
     )
-    plot_schedule(trained.model, trained.params, workdir)
-    print(table([result.row()]))
-    print(
-        f"{result.dataset} {result.split}: at most {result.text()} bits/dim "
-        f"({result.num_images} images, {result.num_draws} draws each)"
-    )
-    print(f"record  {path}\nplot    {picture}")
+    print(f"plot    {picture}")
+
+
+def score(config: Config, workdir: Workdir, checkpoint: str | None, source: str | None) -> None:
+    """--mode=score: bits/dim of every image of any data, one CSV per estimator."""
+    mesh = sharding.make_mesh()
+    trained = load_trained(config, workdir, checkpoint, mesh)
+    subject = data.load_subject(
+        config.score.source or config.data.source,
+        config.score.split,
+        num_levels=trained.model.num_levels,
+        data_dir=config.data.data_dir,
+    ).first(config.score.num_images)
+    data.check_shape(subject, trained.model.image_shape)
+    for evaluation in suite.evaluate(config, trained, subject, mesh, workdir.scores):
+        if jax.process_index() == 0:
+            result = evaluation.result
+            where = f"{subject.name}_{subject.split}".replace("/", "_").replace(":", "_")
+            path = workdir.scores / f"{where}_{result.name}.csv"
+            text = suite.csv(evaluation, subject)
+            write_atomically(path, lambda file, text=text: file.write(text.encode()))
+            result.write(path.with_suffix(".json"))
+            evaluation.store.discard()
+            print(f"mean    {result.text()} bits/dim by {result.description()}")
+            print(f"scores  {path}")
 
 
 def sample(config: Config, workdir: Workdir, checkpoint: str | None, source: str | None) -> None:
@@ -113,7 +113,7 @@ def sample(config: Config, workdir: Workdir, checkpoint: str | None, source: str
         batch_size=min(config.sample.batch_size, config.sample.num_images),
     )
     with Progress(config.sample.num_images, label="sample", unit="image") as progress:
-        samples = sampling(
+        images, log_likelihood = sampling(
             trained.params,
             config.sample.num_images,
             root_key(config.seed, "sample"),
@@ -121,10 +121,11 @@ def sample(config: Config, workdir: Workdir, checkpoint: str | None, source: str
             on_batch=progress.update,
         )
     if jax.process_index() == 0:
-        path = workdir.samples / f"samples_{'x'.join(map(str, samples.shape))}.npz"
+        path = workdir.samples / f"samples_{'x'.join(map(str, images.shape))}.npz"
         picture = path.with_suffix(".png")
-        image_lib.write_npz(path, samples)
-        grid = image_lib.grid(samples[:256], num_levels=trained.model.num_levels)
+        more = {} if log_likelihood is None else {"log_likelihood": log_likelihood}
+        image_lib.write_npz(path, images, **more)
+        grid = image_lib.grid(images[:256], num_levels=trained.model.num_levels)
         image_lib.write_png(picture, grid)
         print(f"samples {path}\ngrid    {picture}")
 
@@ -183,4 +184,4 @@ def load_trained(config: Config, workdir: Workdir, checkpoint: str | None, mesh:
     return Trained(model, state["ema_params"], int(state["step"]), path)
 
 
-MODES = {"train": train, "eval": evaluate, "sample": sample, "import": import_}
+MODES = {"train": train, "eval": evaluate, "score": score, "sample": sample, "import": import_}

@@ -8,12 +8,15 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from jvdm.data import AUGMENTATIONS
+from jvdm.dequantization import DEQUANTIZATIONS
+from jvdm.divergence import TRACES
 from jvdm.errors import UserError, unknown
 from jvdm.parameterizations import PARAMETERIZATIONS
 from jvdm.paths import PATHS
 from jvdm.registry import Config
 from jvdm.samplers import SAMPLERS
 from jvdm.schedules import SCHEDULES
+from jvdm.solvers import SOLVERS
 from jvdm.time_densities import TIME_DENSITIES
 from jvdm.time_samplers import TIME_SAMPLERS
 from jvdm.unet import NETWORKS
@@ -22,6 +25,7 @@ from jvdm.unet import NETWORKS
 FREE_ON_RESUME = (
     "data.data_dir",
     "eval.",
+    "score.",
     "sample.",
     "training.num_steps",
     "training.log_every",
@@ -59,6 +63,11 @@ RANGES = {
     "eval.draws": (1, None),
     "eval.timesteps": (-1, None),
     "eval.num_images": (0, None),
+    "eval.ode.batch_size": (1, None),
+    "eval.ode.draws": (1, None),
+    "eval.ode.importance_samples": (1, None),
+    "eval.ode.check_images": (0, None),
+    "score.num_images": (0, None),
     "sample.num_images": (1, None),
     "sample.batch_size": (1, None),
     "sample.steps": (1, None),
@@ -72,6 +81,7 @@ def default() -> Config:
     """VDM with the published hyperparameters, on digits; a config file changes what it needs."""
     config = ConfigDict()
     config.seed = 0
+    config.init_from = ""  # a workdir or checkpoint whose weights a new run starts from
 
     config.data = ConfigDict()
     config.data.source = "digits"  # digits | npz:FILE | folder:DIR | cifar10 | mnist | imagenet32_old | ...
@@ -119,10 +129,25 @@ def default() -> Config:
     config.training.sample_steps = 250
 
     config.eval = ConfigDict()
-    config.eval.batch_size = 128
-    config.eval.draws = 16  # per image
-    config.eval.timesteps = -1  # of the bound that is evaluated; 0 is continuous, -1 is model.timesteps
+    config.eval.estimators = "vlb,ode"
     config.eval.num_images = 0  # the first ones of the split; 0 is all
+    config.eval.batch_size = 128  # of the variational bound
+    config.eval.draws = 16  # per image, of the variational bound
+    config.eval.timesteps = -1  # of the variational bound; 0 is continuous time, -1 is model.timesteps
+    config.eval.ode = ConfigDict()
+    config.eval.ode.batch_size = 64
+    config.eval.ode.draws = 1  # per image, each a bound of importance_samples samples
+    config.eval.ode.importance_samples = 1  # K
+    config.eval.ode.dequantization = DEQUANTIZATIONS.spec("truncated_normal")
+    config.eval.ode.trace = TRACES.spec("hutchinson")
+    config.eval.ode.share_probes = True  # by the K samples of a draw
+    config.eval.ode.solver = SOLVERS.spec("adaptive")
+    config.eval.ode.check_images = 16  # solved again at a tenth of the tolerance; 0 is none
+
+    config.score = ConfigDict()
+    config.score.source = ""  # as data.source, or any folder of images or array; empty is data.source
+    config.score.split = "test"
+    config.score.num_images = 0  # the first ones; 0 is all
 
     config.sample = ConfigDict()
     config.sample.num_images = 64
@@ -130,6 +155,7 @@ def default() -> Config:
     config.sample.steps = 1000
     config.sample.sampler = SAMPLERS.spec("ancestral")
     config.sample.pixels = "argmax"  # argmax | sampled
+    config.sample.log_likelihood = False  # of z_0, nats; with the sampler ode
     return config.lock()
 
 
@@ -199,8 +225,13 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
 
 
 def differences(saved: dict[str, Any], current: Config) -> list[tuple[str, Any, Any]]:
-    """(field, saved value, current value) of every field that differs; None where it is absent."""
-    old, new = dict(leaves(saved)), dict(leaves(current.to_dict()))
+    """(field, saved value, current value) of every field that differs; None where it is absent.
+
+    A field that an older version of jvdm did not have was at its default.
+    """
+    new, defaults = dict(leaves(current.to_dict())), dict(leaves(default().to_dict()))
+    old = {field: value for field, value in defaults.items() if new.get(field) == value}
+    old.update(leaves(saved))
     fields = sorted(old.keys() | new.keys())
     return [(f, old.get(f), new.get(f)) for f in fields if old.get(f) != new.get(f)]
 

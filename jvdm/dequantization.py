@@ -8,9 +8,10 @@ For any q, with P(x) = integral of p(z) p(x | z) dz,
 (2 is at least 1, and grows with K.) With z_0 = alpha_0 f + sigma_0 e, the data encoded as f in cells of width
 2 / levels (2305.03935, section 4.4):
 
-    3. truncated normal: e ~ N(0, 1) given |e| < tau, tau = alpha_0 / (levels sigma_0): z never leaves the cell
-       of x, so that p(x | z) = 1. log q = -1/2 |e|^2 - D/2 ln(2 pi sigma_0^2) - D ln Z, Z = erf(tau / sqrt 2).
-       Entropy per dimension: 1/2 (1 + ln 2 pi sigma_0^2) + ln Z - tau exp(-tau^2 / 2) / (sqrt(2 pi) Z)
+    3. truncated normal: e ~ N(0, 1) given |e| < tau, tau = alpha_0 / (levels sigma_0): z never leaves the
+       cell of x, so that p(x | z) = 1. log q = -1/2 |e|^2 - D/2 ln(2 pi sigma_0^2) - D ln Z, with
+       Z = erf(tau / sqrt 2). Entropy per dimension:
+       1/2 (1 + ln 2 pi sigma_0^2) + ln Z - tau exp(-tau^2 / 2) / (sqrt(2 pi) Z)
     4. variational: e ~ N(0, 1), and p(x | z) is the decoder of the variational bound.
        Entropy per dimension: 1/2 (1 + ln 2 pi sigma_0^2)
     5. uniform: z = alpha_s (2 (x + u) / levels - 1), u uniform: log q = -D ln(2 alpha_s / levels), and the
@@ -167,7 +168,7 @@ class UniformDequantization:
 @DEQUANTIZATIONS.register("uniform_released")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class UniformReleased:
-    """Dequantization (5) as the i-DODE code has it: a bound still, of a model whose z is not scaled by alpha."""
+    """Dequantization (5) as the i-DODE code has it, z not scaled by alpha: a bound, of another model."""
 
     start_gamma: float = -11.8
     analytic_entropy: ClassVar[bool] = False

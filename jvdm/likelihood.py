@@ -4,8 +4,8 @@ With the drift b(z, t) of the ODE, whose trajectories run from z at time `start`
 
     1. log p(z) = log N(z_1; 0, sigma_1^2 I) + integral over t of div b(z_t, t)     (2011.13456, appendix D.2)
 
-sigma_1 is that of the path, so that the prior has the scale of pure noise also where sigma_1 is not 1. The
-integral is carried along in nats per dimension, one number per probe of the trace.
+sigma_1 is that of the path, so that the prior has the scale of pure noise also where sigma_1 is not 1.
+The integral is carried along in nats per dimension, one number per probe of the trace.
 
 With log_w = log p(z) + log p(x | z) - log q(z | x) of `jvdm.dequantization`, unbiased but noisy for a
 Hutchinson trace, E[log_w] is a bound for one sample. For K samples, log 1/K sum exp(log_w_k) of *noisy*
@@ -13,16 +13,16 @@ log_w_k would be too high by up to half their variance, and no bound. But for an
 
     2. log 1/K sum_k exp(w_k)  >=  sum_k s_k w_k + H(s) - log K,   H(s) = -sum_k s_k log s_k,
 
-with equality for s_k proportional to exp(w_k). The right-hand side is linear in w: with s from one half of the
-probes and w from the other, its mean is a bound, whatever the noise. Both halves take both parts in turn.
+with equality for s_k proportional to exp(w_k). The right-hand side is linear in w: with s from one half of
+the probes and w from the other, its mean is a bound, whatever the noise. Both halves take both parts in turn.
 """
 
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 Data = Float[Array, "h w c"]
@@ -47,11 +47,12 @@ class LogDensity(NamedTuple):
 def normal_log_density(z: Data, log_sigma: Float[Array, "..."]) -> Float[Array, ""]:
     """log N(z; 0, sigma^2), nats; log_sigma broadcasts to z."""
     log_sigma = jnp.broadcast_to(log_sigma, z.shape)
-    return -jnp.sum(0.5 * (z * jnp.exp(-log_sigma)) ** 2 + log_sigma) - 0.5 * z.size * math.log(2.0 * math.pi)
+    squares = 0.5 * (z * jnp.exp(-log_sigma)) ** 2
+    return -jnp.sum(squares + log_sigma) - 0.5 * z.size * math.log(2.0 * math.pi)
 
 
 def field_with_trace(drift: Callable, trace: Any, probes: Float[Array, "m ..."]) -> Callable:
-    """(t, (z, integral)) -> derivative, for a drift (z, t) -> dz/dt; the integral is in nats per dimension."""
+    """(t, (z, integral)) -> derivative, for a drift (z, t) -> dz/dt; integral in nats per dimension."""
 
     def field(t, state):
         z, _ = state
@@ -90,7 +91,7 @@ def log_density(
 
 
 class Weighted(NamedTuple):
-    """A bound from K samples, and the mixture that gives its terms.
+    """A bound from K samples, and the mixture that gives its terms; float64, on the host.
 
     Attributes:
         bound: [...] on log P(x), nats.
@@ -98,33 +99,36 @@ class Weighted(NamedTuple):
         gain: [...] H(weights) - log K of (2), nats; 0 for K = 1. bound = sum(weights w) + gain.
     """
 
-    bound: Float[Array, "..."]
-    weights: Float[Array, "... k"]
-    gain: Float[Array, "..."]
+    bound: np.ndarray
+    weights: np.ndarray
+    gain: np.ndarray
 
 
-def weigh(scores: Float[Array, "... k"], values: Float[Array, "... k"]) -> Weighted:
-    """Bound (2) of `values`, with weights proportional to exp(scores)."""
-    log_weights = jax.nn.log_softmax(scores, axis=-1)
-    weights = jnp.exp(log_weights)
-    gain = -jnp.sum(weights * log_weights, axis=-1) - math.log(scores.shape[-1])
-    return Weighted(jnp.sum(weights * values, axis=-1) + gain, weights, gain)
+def weigh(scores: np.ndarray, values: np.ndarray) -> Weighted:
+    """Bound (2) of `values` [..., K], with weights proportional to exp(scores)."""
+    scores = np.asarray(scores, np.float64)
+    log_weights = scores - scores.max(axis=-1, keepdims=True)
+    log_weights = log_weights - np.log(np.exp(log_weights).sum(axis=-1, keepdims=True))
+    weights = np.exp(log_weights)
+    gain = -(weights * log_weights).sum(axis=-1) - math.log(scores.shape[-1])
+    return Weighted((weights * values).sum(axis=-1) + gain, weights, gain)
 
 
-def importance_bound(log_w: Float[Array, "... k m"]) -> Weighted:
+def importance_bound(log_w: np.ndarray) -> Weighted:
     """The bound from K samples with m independent estimates of each log-weight.
 
     Args:
         log_w: [..., K, m] nats. One estimate per sample, m = 1, must be exact if K > 1.
 
     Returns:
-        For m = 1 the importance-weighted bound; for more, bound (2) with weights from one half of the estimates
-        and values from the other, both ways, averaged.
+        For m = 1 the importance-weighted bound; for more, bound (2) with weights from one half of the
+        estimates and values from the other, both ways, averaged.
     """
+    log_w = np.asarray(log_w, np.float64)
     num_samples, m = log_w.shape[-2:]
-    mean = jnp.mean(log_w, axis=-1)
+    mean = log_w.mean(axis=-1)
     if num_samples == 1 or m == 1:
         return weigh(mean, mean)
-    one, other = jnp.mean(log_w[..., : m // 2], axis=-1), jnp.mean(log_w[..., m // 2 :], axis=-1)
+    one, other = log_w[..., : m // 2].mean(axis=-1), log_w[..., m // 2 :].mean(axis=-1)
     both = weigh(one, other), weigh(other, one)
-    return jax.tree.map(lambda a, b: 0.5 * (a + b), *both)
+    return Weighted(*(0.5 * (a + b) for a, b in zip(*both, strict=True)))

@@ -143,9 +143,9 @@ class Model:
         eps, c = self.predict(params, z, t, context)
         return c.dgamma_dt * (self.path.dlogalpha_dgamma(c.gamma) * z + 0.5 * c.sigma * eps)
 
-    def magnification(self, alpha_0: Float[Array, "..."]) -> Float[Array, "..."] | None:
-        """What the decoder multiplies z_0 by; None is 1."""
-        return None if self.decoder == "exact" else losses.DECODERS[self.decoder](alpha_0)
+    def magnification(self, alpha_0: Float[Array, "..."]) -> Float[Array, "..."]:
+        """What z_0 is multiplied by before it is decoded."""
+        return losses.DECODERS[self.decoder](alpha_0)
 
     def terms(
         self,

@@ -1,6 +1,6 @@
-"""Samplers: from noise at t = 1 to z_0, on a uniform grid of T steps.
+"""Samplers: from noise at t = 1 to z_0.
 
-For a step from t to s < t, with c = -expm1(gamma_s - gamma_t):
+On a uniform grid of T steps, for a step from t to s < t, with c = -expm1(gamma_s - gamma_t):
 
     1. ancestral: z_s = (alpha_s / alpha_t) (z_t - c sigma_t eps_hat) + sigma_s sqrt(c) eps
        (2107.00630, appendix A.4)
@@ -8,18 +8,24 @@ For a step from t to s < t, with c = -expm1(gamma_s - gamma_t):
        (2010.02502, eta = 0)
 
 With `clip`, x_hat is clipped to [-1, 1] and eps_hat is replaced by the noise that goes with it.
+
+    3. ODE:       the probability-flow ODE (`jvdm.paths`, equation 3) from z_1 ~ N(0, sigma_1^2), by a solver
+       of `jvdm.solvers`; with a trace it also gives log p(z_0) (`jvdm.likelihood`, equation 1)
 """
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jvdm import losses
+from jvdm import likelihood, losses
+from jvdm.divergence import Hutchinson
 from jvdm.records import Coefficients, Prediction
 from jvdm.registry import Registry
+from jvdm.solvers import Adaptive, Fixed
 
 SAMPLERS = Registry("sampler")
 
@@ -70,6 +76,48 @@ class DDIM:
         return at_s.alpha * x + at_s.sigma * eps_hat
 
 
+@SAMPLERS.register("ode")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ODESampler:
+    """The probability-flow ODE (3).
+
+    Attributes:
+        method: of the solver.
+        tolerance: of its adaptive steps; 0 takes `config.sample.steps` equal steps instead.
+        max_steps: of the adaptive solver.
+        probes: of the Hutchinson trace, where the log-likelihood is asked for.
+    """
+
+    method: str = "dopri5"
+    tolerance: float = 1e-5
+    max_steps: int = 1000
+    probes: int = 1
+
+    def __post_init__(self):
+        self.solver(1)  # refuses bad options
+        Hutchinson(probes=self.probes)
+
+    def solver(self, num_steps: int) -> Any:
+        """The solver; `num_steps` is not looked at where the steps are adaptive."""
+        if self.tolerance:
+            return Adaptive(method=self.method, tolerance=self.tolerance, max_steps=self.max_steps)
+        return Fixed(method=self.method, num_steps=num_steps)
+
+
+class Flow(NamedTuple):
+    """Samples of the ODE.
+
+    Attributes:
+        z_0: [b, h, w, c].
+        log_likelihood: [b] log p(z_0), nats, or None.
+        ok: [b] the solver came to its end.
+    """
+
+    z_0: Data
+    log_likelihood: Float[Array, " b"] | None
+    ok: Array
+
+
 def sample(
     predict: Callable[[Data, Float[Array, " b"]], Prediction],
     coefficients: Callable[[Float[Array, " b"]], Coefficients],
@@ -79,7 +127,7 @@ def sample(
     shape: tuple[int, int, int],
     num_steps: int,
 ) -> Data:
-    """z_0 from noise.
+    """z_0 from noise, step by step.
 
     Args:
         predict: (z, t [b]) -> prediction.
@@ -102,6 +150,52 @@ def sample(
         return sampler.step(prediction.eps, z, draw(keys, i), prediction.coefficients, coefficients(s))
 
     return jax.lax.fori_loop(0, num_steps, body, draw(keys, num_steps))
+
+
+def flow(
+    drift: Callable[[Data, Array, Any], Data],
+    context: Any,
+    sampler: ODESampler,
+    keys: jax.Array,
+    *,
+    shape: tuple[int, int, int],
+    log_sigma_1: Float[Array, "..."],
+    num_steps: int,
+    log_likelihood: bool,
+) -> Flow:
+    """z_0 from noise, along the ODE, each sample with steps of its own.
+
+    Args:
+        drift: (z [h, w, c], t, context) -> dz/dt of one example.
+        context: a tree with a leading axis [b].
+        sampler: chooses the solver.
+        keys: [b] one key per sample.
+        shape: of one sample.
+        log_sigma_1: at time 1, broadcastable to a sample.
+        num_steps: of a solver with equal steps.
+        log_likelihood: whether to compute it.
+    """
+    solver, trace = sampler.solver(num_steps), Hutchinson(probes=sampler.probes)
+
+    def one(key, context):
+        k_noise, k_probe = jax.random.split(key)
+        z_1 = jnp.exp(log_sigma_1) * jax.random.normal(k_noise, shape)
+
+        def field(z, t):
+            return drift(z, t, context)
+
+        if not log_likelihood:
+            solution = solver(lambda t, z: field(z, t), z_1, 1.0, 0.0)
+            return Flow(solution.state, None, solution.ok)
+        probes = trace.draw(k_probe, shape)
+        state = z_1, jnp.zeros(len(probes))
+        solution = solver(likelihood.field_with_trace(field, trace, probes), state, 1.0, 0.0)
+        z_0, integral = solution.state
+        # The integral runs from 1 to 0.
+        log_p = likelihood.normal_log_density(z_1, log_sigma_1) - z_1.size * jnp.mean(integral)
+        return Flow(z_0, log_p, solution.ok)
+
+    return jax.vmap(one)(keys, context)
 
 
 def most_likely_levels(z_0: Data, alpha_0: losses.Scale, num_levels: int) -> Array:

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,18 @@ Params = Any
 PIXELS = ("argmax", "sampled")
 
 
+class Samples(NamedTuple):
+    """N images.
+
+    Attributes:
+        images: [N, h, w, c] uint8, 0..K-1.
+        log_likelihood: [N] log p(z_0) of the continuous z_0 that the image was decoded from, nats; or None.
+    """
+
+    images: np.ndarray
+    log_likelihood: np.ndarray | None
+
+
 class Sampling:
     """A compiled sampler, to be called with any parameters and numbers of images and steps.
 
@@ -32,7 +44,8 @@ class Sampling:
         batch_size: images at a time, over all devices; rounded up to a multiple of their number.
 
     Raises:
-        UserError: an unknown sampler or choice of pixels, or no images at a time.
+        UserError: an unknown sampler or choice of pixels, no images at a time, or a log-likelihood of a
+            sampler that has none.
     """
 
     def __init__(self, model: Model, mesh: Mesh, config: Config, *, batch_size: int):
@@ -41,13 +54,15 @@ class Sampling:
             raise unknown("config.sample.pixels", config.pixels, PIXELS)
         self._mesh = mesh
         sampler = samplers.SAMPLERS.build(config.sampler)
+        is_ode = isinstance(sampler, samplers.ODESampler)
+        if config.log_likelihood and not is_ode:
+            raise UserError(
+                "config.sample.log_likelihood needs config.sample.sampler.name=ode, "
+                f"not {config.sampler.name}"
+            )
         sampled_pixels = config.pixels == "sampled"
 
-        def sample(params, root_key, index, num_steps):
-            keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(root_key, index)
-            k_path, k_pixels = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
-            context = Context(conditioning=jnp.zeros(index.shape[0]))
-
+        def z_by_steps(params, keys, context, num_steps):
             def coefficients(t):
                 return model.coefficients(model.time_gamma(params, t, context))
 
@@ -55,18 +70,50 @@ class Sampling:
                 lambda z, t: model.predict(params, z, t, context),
                 coefficients,
                 sampler,
-                k_path,
+                keys,
                 shape=model.image_shape,
                 num_steps=num_steps,
             )
-            c = coefficients(jnp.zeros(index.shape[0]))
+            return samplers.Flow(z_0, None, jnp.ones(len(keys), bool))
+
+        def z_by_ode(params, keys, context, num_steps):
+            def drift(z, t, context):
+                one = jax.tree.map(lambda a: a[None], context)
+                return model.ode_drift(params, z[None], t[None], one)[0]
+
+            return samplers.flow(
+                drift,
+                context,
+                sampler,
+                keys,
+                shape=model.image_shape,
+                log_sigma_1=model.path.log_sigma(model.gamma(params, jnp.ones((1, 1, 1)))),
+                num_steps=num_steps,
+                log_likelihood=config.log_likelihood,
+            )
+
+        def sample(params, root_key, index, num_steps):
+            keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(root_key, index)
+            k_path, k_pixels = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
+            context = Context(conditioning=jnp.zeros(index.shape[0]))
+            flow = (z_by_ode if is_ode else z_by_steps)(params, k_path, context, num_steps)
+            c = model.coefficients(model.time_gamma(params, jnp.zeros(index.shape[0]), context))
+            z_0 = model.magnification(c.alpha) * flow.z_0
             if sampled_pixels:
-                return samplers.sampled_levels(k_pixels, z_0, c.alpha, c.gamma, model.num_levels)
-            return samplers.most_likely_levels(z_0, c.alpha, model.num_levels)
+                levels = samplers.sampled_levels(k_pixels, z_0, c.alpha, c.gamma, model.num_levels)
+            else:
+                levels = samplers.most_likely_levels(z_0, c.alpha, model.num_levels)
+            return levels, flow.log_likelihood, flow.ok
 
         everywhere, by_example = sharding.replicated(mesh), sharding.split(mesh)
-        self._sample = jax.jit(
-            sample, in_shardings=(everywhere, everywhere, by_example, None), out_shardings=everywhere
+        shardings = {"in_shardings": (everywhere, everywhere, by_example), "out_shardings": everywhere}
+        # The number of equal steps of an ODE solver is part of the program.
+        self._sample = (
+            jax.jit(sample, static_argnums=3, **shardings)
+            if is_ode
+            else jax.jit(
+                sample, in_shardings=(everywhere, everywhere, by_example, None), out_shardings=everywhere
+            )
         )
 
     def __call__(
@@ -77,7 +124,7 @@ class Sampling:
         *,
         num_steps: int,
         on_batch: Callable[[int], None] | None = None,
-    ) -> np.ndarray:
+    ) -> Samples:
         """Images.
 
         Args:
@@ -87,21 +134,26 @@ class Sampling:
             num_steps: of the sampler.
             on_batch: called with the number of images done after every batch.
 
-        Returns:
-            [N, h, w, c] uint8, 0..K-1.
-
         Raises:
-            UserError: no images or no steps are asked for.
+            UserError: no images or no steps are asked for, or a solver that does not come to its end.
         """
         if num_images < 1 or num_steps < 1:
             raise UserError(f"cannot draw {num_images} samples in {num_steps} steps: give at least 1 of each")
         place = functools.partial(sharding.to_devices, sharding=sharding.split(self._mesh))
-        parts = []
+        parts: list[Samples] = []
         for start in range(0, num_images, self._batch_size):
             index = np.arange(start, start + self._batch_size, dtype=np.int32)
             local = np.split(index, jax.process_count())[jax.process_index()]
             with jax.default_matmul_precision("highest"):
-                parts.append(np.asarray(self._sample(params, key, place(local), num_steps)))
+                levels, log_likelihood, ok = jax.device_get(
+                    self._sample(params, key, place(local), num_steps)
+                )
+            if not ok.all():
+                raise UserError(
+                    f"the ODE solver did not come to its end for {int((~ok).sum())} samples; raise "
+                    "config.sample.sampler.max_steps or config.sample.sampler.tolerance"
+                )
+            parts.append(Samples(levels, log_likelihood))
             if on_batch is not None:
                 on_batch(min(start + self._batch_size, num_images))
-        return np.concatenate(parts)[:num_images]
+        return jax.tree.map(lambda *a: np.concatenate(a)[:num_images], *parts)

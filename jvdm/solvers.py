@@ -43,7 +43,7 @@ class Solution(NamedTuple):
 class RK4(diffrax.AbstractERK):
     """The classical Runge-Kutta method; the embedded error is not used."""
 
-    tableau: ClassVar[diffrax.ButcherTableau] = diffrax.ButcherTableau(
+    tableau: ClassVar[Any] = diffrax.ButcherTableau(
         a_lower=(np.array([0.5]), np.array([0.0, 0.5]), np.array([0.0, 0.0, 1.0])),
         b_sol=np.array([1 / 6, 1 / 3, 1 / 3, 1 / 6]),
         b_error=np.array([1 / 6, 1 / 3, 1 / 3, -5 / 6]),

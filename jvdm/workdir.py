@@ -46,6 +46,11 @@ class Workdir:
         return self.path / "eval"
 
     @property
+    def scores(self) -> pathlib.Path:
+        """Bits/dim of single images."""
+        return self.path / "scores"
+
+    @property
     def plots(self) -> pathlib.Path:
         """Pictures."""
         return self.path / "plots"

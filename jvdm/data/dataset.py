@@ -20,7 +20,6 @@ class Dataset:
         num_levels: K; every value is one of 0..K-1.
         train: uint8 [N, H, W, C], possibly a read-only memory map.
         test: uint8 [M, H, W, C], likewise.
-        test_names: the file names of the test images, where they come from files.
     """
 
     name: str
@@ -28,7 +27,6 @@ class Dataset:
     num_levels: int
     train: np.ndarray
     test: np.ndarray
-    test_names: tuple[str, ...] | None = None
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -54,11 +52,45 @@ class Dataset:
         Raises:
             UserError: an unknown split.
         """
-        images = self.split(split)
-        digest = hashlib.sha256(str(tuple(images.shape)).encode())
-        for chunk in _chunks(images):
-            digest.update(np.ascontiguousarray(chunk).data)
-        return digest.hexdigest()[:16]
+        return fingerprint(self.split(split))
+
+
+def fingerprint(images: np.ndarray) -> str:
+    """The first 16 hex digits of the SHA-256 of shape and values, read in chunks."""
+    digest = hashlib.sha256(str(tuple(images.shape)).encode())
+    for chunk in _chunks(images):
+        digest.update(np.ascontiguousarray(chunk).data)
+    return digest.hexdigest()[:16]
+
+
+def check_images(images: np.ndarray, split: str, num_levels: int, where: str) -> None:
+    """Refuse what are no images of `num_levels` levels.
+
+    Args:
+        images: of one split.
+        split: its name, for the message.
+        num_levels: K.
+        where: the file or folder it was read from, for the message.
+
+    Raises:
+        UserError: wrong dtype, rank or shape, no images, or values of `num_levels` and above.
+    """
+    if images.dtype != np.uint8:
+        raise UserError(f"{where}: the {split} images have dtype {images.dtype}; they must be uint8")
+    if images.ndim != 4 or 0 in images.shape[1:]:
+        raise UserError(
+            f"{where}: the {split} images have shape {list(images.shape)}; it must be [N, H, W, C], "
+            "with C = 1 for grayscale"
+        )
+    if len(images) == 0:
+        raise UserError(f"{where}: the {split} split holds no images; it must hold at least one")
+    if num_levels < 256:
+        highest = max(int(chunk.max()) for chunk in _chunks(images))
+        if highest >= num_levels:
+            raise UserError(
+                f"{where}: the {split} images hold the value {highest}; with "
+                f"num_levels={num_levels} the highest is {num_levels - 1}"
+            )
 
 
 def check_dataset(dataset: Dataset, where: str) -> Dataset:
@@ -74,29 +106,12 @@ def check_dataset(dataset: Dataset, where: str) -> Dataset:
     if not 2 <= dataset.num_levels <= 256:
         raise UserError(f"{where}: num_levels is {dataset.num_levels}; it must be from 2 to 256")
     for split in ("train", "test"):
-        images = dataset.split(split)
-        if images.dtype != np.uint8:
-            raise UserError(f"{where}: the {split} images have dtype {images.dtype}; they must be uint8")
-        if images.ndim != 4 or 0 in images.shape[1:]:
-            raise UserError(
-                f"{where}: the {split} images have shape {list(images.shape)}; it must be [N, H, W, C], "
-                "with C = 1 for grayscale"
-            )
-        if len(images) == 0:
-            raise UserError(f"{where}: the {split} split holds no images; it must hold at least one")
+        check_images(dataset.split(split), split, dataset.num_levels, where)
     if dataset.test.shape[1:] != dataset.train.shape[1:]:
         raise UserError(
             f"{where}: test images have shape {list(dataset.test.shape[1:])} and train images "
             f"{list(dataset.train.shape[1:])}; they must be equal"
         )
-    if dataset.num_levels < 256:
-        for split in ("train", "test"):
-            highest = max(int(chunk.max()) for chunk in _chunks(dataset.split(split)))
-            if highest >= dataset.num_levels:
-                raise UserError(
-                    f"{where}: the {split} images hold the value {highest}; with "
-                    f"num_levels={dataset.num_levels} the highest is {dataset.num_levels - 1}"
-                )
     return dataset
 
 

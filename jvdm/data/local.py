@@ -2,6 +2,7 @@
 
 import zipfile
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -38,21 +39,58 @@ def load_npz(path: str, *, num_levels: int) -> Dataset:
     Raises:
         UserError: no such file, not an .npz, or arrays that are missing or not as they should be.
     """
+    train, test = "train_images", "test_images"
+
+    def choose(names: list[str]) -> list[str]:
+        for name in (train, test):
+            if name not in names:
+                raise UserError(
+                    f"{path} holds no array {name!r}, only {', '.join(sorted(names)) or 'none'}; "
+                    "it must hold train_images and test_images"
+                )
+        return [train, test]
+
+    arrays = _read_npz(path, choose)
+    dataset = Dataset(
+        name=f"npz:{Path(path).name}",
+        version="-",
+        num_levels=num_levels,
+        train=arrays[train],
+        test=arrays[test],
+    )
+    return check_dataset(dataset, path)
+
+
+def read_npz_split(path: str, split: str) -> tuple[str, np.ndarray]:
+    """(name, array) of `<split>_images` of an .npz file, or of its only array.
+
+    Raises:
+        UserError: no such file, not an .npz, or several arrays without that one.
+    """
+    wanted = f"{split}_images"
+
+    def choose(names: list[str]) -> list[str]:
+        if wanted in names:
+            return [wanted]
+        if len(names) == 1:
+            return names
+        raise UserError(
+            f"{path} holds the arrays {', '.join(sorted(names)) or 'none'}; it must hold {wanted} or only one"
+        )
+
+    ((name, array),) = _read_npz(path, choose).items()
+    return name, array
+
+
+def _read_npz(path: str, choose: Callable[[list[str]], list[str]]) -> dict[str, np.ndarray]:
     file = Path(path).expanduser()
     if not file.is_file():
         raise UserError(f"no file {str(file)!r}: npz:PATH needs an .npz with train_images and test_images")
     if not zipfile.is_zipfile(file):
         raise UserError(f"{file} is not an .npz archive, or it is truncated; write it with numpy.savez")
-    arrays = {}
     try:
         with np.load(file, allow_pickle=False) as archive:
-            for name in ("train_images", "test_images"):
-                if name not in archive.files:
-                    raise UserError(
-                        f"{file} holds no array {name!r}, only {', '.join(sorted(archive.files)) or 'none'}; "
-                        "it must hold train_images and test_images"
-                    )
-                arrays[name] = archive[name]
+            return {name: archive[name] for name in choose(archive.files)}
     except UserError:
         raise
     except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
@@ -60,14 +98,6 @@ def load_npz(path: str, *, num_levels: int) -> Dataset:
             f"{file} cannot be read ({_one_line(error)}); it must hold plain uint8 arrays, train_images "
             "and test_images"
         ) from error
-    dataset = Dataset(
-        name=f"npz:{file.name}",
-        version="-",
-        num_levels=num_levels,
-        train=arrays["train_images"],
-        test=arrays["test_images"],
-    )
-    return check_dataset(dataset, str(file))
 
 
 def load_folder(path: str, *, num_levels: int) -> Dataset:
@@ -78,21 +108,37 @@ def load_folder(path: str, *, num_levels: int) -> Dataset:
     Raises:
         UserError: no such folder or subfolder, no images, or a file that cannot be read or differs.
     """
-    folder = Path(path).expanduser()
-    if not folder.is_dir():
-        raise UserError(f"no folder {str(folder)!r}: folder:PATH needs a folder with train/ and test/")
+    folder = _folder(path)
     files = {split: _image_files(folder, split) for split in ("train", "test")}
-    expected = _open_image(files["train"][0]).shape
-    images = {split: _read_all(files[split], expected, files["train"][0]) for split in ("train", "test")}
+    images = {split: _read_all(files[split], files["train"][0]) for split in ("train", "test")}
     dataset = Dataset(
         name=f"folder:{folder.resolve().name}",
         version="-",
         num_levels=num_levels,
         train=images["train"],
         test=images["test"],
-        test_names=tuple(file.relative_to(folder / "test").as_posix() for file in files["test"]),
     )
     return check_dataset(dataset, str(folder))
+
+
+def read_folder_split(path: str, split: str) -> tuple[np.ndarray, tuple[str, ...], bool]:
+    """(images, names, whether they are the whole folder) under `<split>/`, or anywhere if there is none.
+
+    Raises:
+        UserError: no such folder, no images, or a file that cannot be read or differs.
+    """
+    folder = _folder(path)
+    whole = not (folder / split).is_dir()
+    files = _image_files(folder, "." if whole else split)
+    base = folder if whole else folder / split
+    return _read_all(files, files[0]), tuple(file.relative_to(base).as_posix() for file in files), whole
+
+
+def _folder(path: str) -> Path:
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        raise UserError(f"no folder {str(folder)!r}: folder:PATH needs a folder with train/ and test/")
+    return folder
 
 
 def _image_files(folder: Path, split: str) -> list[Path]:
@@ -104,7 +150,9 @@ def _image_files(folder: Path, split: str) -> list[Path]:
     return sorted(files, key=lambda file: file.relative_to(folder).as_posix())
 
 
-def _read_all(files: list[Path], shape: tuple[int, ...], model: Path) -> np.ndarray:
+def _read_all(files: list[Path], model: Path) -> np.ndarray:
+    """The images of all files, which must be like that of `model`."""
+    shape = _open_image(model).shape
     images = np.empty((len(files), *shape), np.uint8)
     for position, file in enumerate(files):
         image = _open_image(file)

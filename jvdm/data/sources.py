@@ -33,7 +33,7 @@ def load(source: str, *, num_levels: int = 0, data_dir: str = "") -> Dataset:
     Raises:
         UserError: an unknown source, or data that is missing, damaged or not as it should be.
     """
-    kind, path = _parse(source, num_levels)
+    kind, path = parse(source, num_levels)
     if kind in ("npz", "folder"):
         read = local.load_npz if kind == "npz" else local.load_folder
         return read(path, num_levels=num_levels or 256)
@@ -53,15 +53,19 @@ def image_spec(source: str, *, num_levels: int = 0) -> tuple[tuple[int, int, int
     Raises:
         UserError: as `load`, for `npz:` and `folder:`, whose images are read.
     """
-    kind, _ = _parse(source, num_levels)
+    kind, _ = parse(source, num_levels)
     if kind in PUBLISHED:
         return PUBLISHED[kind].image_shape, 256
     dataset = load(source, num_levels=num_levels)
     return dataset.image_shape, dataset.num_levels
 
 
-def _parse(source: str, num_levels: int) -> tuple[str, str]:
-    """(kind, path) of a source that exists and can have that number of levels."""
+def parse(source: str, num_levels: int) -> tuple[str, str]:
+    """(kind, path) of a source that exists and can have that number of levels.
+
+    Raises:
+        UserError: it does not, or cannot.
+    """
     kind, colon, path = source.partition(":")
     if kind in ("npz", "folder"):
         if not path:

@@ -1,17 +1,21 @@
 """The typed record of one evaluation: a number, its errors, and where it came from."""
 
 import dataclasses
+import hashlib
 import json
 import math
 import pathlib
 import sys
+from typing import Any
 
+import diffrax
 import flax
 import jax
 import numpy as np
 
 import jvdm
-from jvdm.evaluation.vlb import ImageTerms
+from jvdm.evaluation.ode import ODE, SolverError
+from jvdm.evaluation.passes import Rows, bits_per_dim
 from jvdm.reporting.files import write_atomically
 from jvdm.reporting.tables import with_error
 
@@ -25,48 +29,105 @@ class Term:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class ODESettings:
+    """How an ODE likelihood was computed.
+
+    Attributes:
+        dequantization: its name and options.
+        importance_samples: K of the bound.
+        trace: its name and options.
+        share_probes: the K samples of a draw have the same probes.
+        solver: its name and options.
+        prior: the density at time 1.
+        mean_nfe, max_nfe: network evaluations per sample, over images.
+        solver_error: from a subset solved again more finely; None if that was not asked for.
+    """
+
+    dequantization: dict[str, Any]
+    importance_samples: int
+    trace: dict[str, Any]
+    share_probes: bool
+    solver: dict[str, Any]
+    prior: str
+    mean_nfe: float
+    max_nfe: float
+    solver_error: SolverError | None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """What was evaluated, with what, and on what.
+
+    Attributes:
+        dataset, dataset_version, dataset_hash, split: the images.
+        num_levels: K, values per dimension.
+        checkpoint, step, weights, weights_hash: the parameters; weights are "ema", the averaged ones.
+        seed: of the evaluation's root key.
+        matmul_precision: of every matrix product and convolution.
+        trained_dtype: of the network's trunk in training, whatever the evaluation uses.
+        versions, device, num_devices: what it ran on.
+    """
+
+    dataset: str
+    dataset_version: str
+    dataset_hash: str
+    split: str
+    num_levels: int
+    checkpoint: str
+    step: int
+    weights: str
+    weights_hash: str
+    seed: int
+    matmul_precision: str
+    trained_dtype: str
+    versions: dict[str, str]
+    device: str
+    num_devices: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Result:
     """One evaluation. Losses are bits/dim.
 
     Attributes:
-        estimator: "vlb" (the variational bound).
-        is_bound: the expectation of `bits_per_dim` is an upper bound on the true value.
-        timesteps: T of a discrete-time bound; 0 is continuous time.
-        num_levels: K, values per dimension.
+        estimator: "vlb" (the variational bound) or "ode" (the probability-flow ODE's likelihood).
+        is_bound: the expectation of `bits_per_dim` is an upper bound on the true value, but for the error
+            of the ODE's solver, which is estimated.
+        latent_charge: what an auxiliary latent costs in the bound; "none" where there is no latent.
+        timesteps: T of a discrete-time variational bound; 0 is continuous time.
+        time_density: from which the times of a continuous-time variational bound were drawn.
         bits_per_dim: mean over images.
         standard_error: of that mean, over images; None for one image.
         monte_carlo_error: the part of it that more draws per image would remove; None for one draw.
         terms: the decomposition.
         num_images, num_draws: images, and draws for each.
-        dataset, dataset_version, dataset_hash, split: what was evaluated.
-        checkpoint, step, weights: what it was evaluated with; weights are "ema", the averaged ones.
-        seed: of the evaluation's root key.
-        matmul_precision: of every matrix product and convolution.
-        versions, device, num_devices: what it ran on.
+        ode: how an ODE likelihood was computed; None for a variational bound.
+        provenance: where the number comes from.
     """
 
     estimator: str
     is_bound: bool
+    latent_charge: str
     timesteps: int
-    num_levels: int
+    time_density: str | None
     bits_per_dim: float
     standard_error: float | None
     monte_carlo_error: float | None
     terms: dict[str, Term]
     num_images: int
     num_draws: int
-    dataset: str
-    dataset_version: str
-    dataset_hash: str
-    split: str
-    checkpoint: str
-    step: int
-    weights: str
-    seed: int
-    matmul_precision: str
-    versions: dict[str, str]
-    device: str
-    num_devices: int
+    ode: ODESettings | None
+    provenance: Provenance
+
+    @property
+    def name(self) -> str:
+        """For files: what tells this evaluation from others of the same workdir."""
+        return "_".join(
+            [
+                kind_name(self.estimator, self.timesteps, self.ode and dataclasses.asdict(self.ode)),
+                f"step{self.provenance.step}_{self.num_images}x{self.num_draws}_seed{self.provenance.seed}",
+            ]
+        )
 
     def to_json(self) -> str:
         """The record as JSON text."""
@@ -86,17 +147,39 @@ class Result:
             return f"{self.bits_per_dim:.4f}"
         return with_error(self.bits_per_dim, self.standard_error)
 
+    def description(self) -> str:
+        """The estimator in words."""
+        if self.ode is None:
+            return "VLB, continuous" if not self.timesteps else f"VLB, T = {self.timesteps}"
+        name = self.ode.dequantization["name"].replace("_", " ")
+        return f"ODE, {name}, K = {self.ode.importance_samples}"
+
     def row(self) -> dict[str, str]:
         """The record as a row of a table for people."""
+        error = self.ode.solver_error if self.ode else None
         return {
-            "estimator": "VLB, continuous" if not self.timesteps else f"VLB, T = {self.timesteps}",
+            "estimator": self.description(),
             "bits/dim": self.text(),
             "Monte-Carlo": "-" if self.monte_carlo_error is None else f"{self.monte_carlo_error:.4f}",
-            **{name: f"{term.mean:.4f}" for name, term in self.terms.items()},
+            "solver": "-" if error is None else f"{error.bias:+.5f}",
+            "NFE": "-" if self.ode is None else f"{self.ode.mean_nfe:.0f}",
             "images": str(self.num_images),
             "draws": str(self.num_draws),
-            "weights": f"{self.weights}, step {self.step}",
+            "weights": f"{self.provenance.weights}, step {self.provenance.step}",
         }
+
+    def terms_text(self) -> str:
+        """The decomposition in one line, bits/dim."""
+        return " + ".join(f"{name} {term.mean:.4f}" for name, term in self.terms.items())
+
+
+def kind_name(estimator: str, timesteps: int, ode: dict[str, Any] | None) -> str:
+    """For files: "vlb_continuous", "vlb_T1000", "ode_truncated_normal_K1_dopri5_1e-05"."""
+    if ode is None:
+        return f"{estimator}_T{timesteps}" if timesteps else f"{estimator}_continuous"
+    solver = ode["solver"]
+    steps = f"{solver['tolerance']:g}" if "tolerance" in solver else f"{solver['num_steps']}"
+    return f"ode_{ode['dequantization']['name']}_K{ode['importance_samples']}_{solver['method']}_{steps}"
 
 
 def standard_error(values: np.ndarray) -> float | None:
@@ -105,29 +188,56 @@ def standard_error(values: np.ndarray) -> float | None:
     return float(values.std(ddof=1) / math.sqrt(n)) if n > 1 else None
 
 
-def monte_carlo_error(values: np.ndarray, gamma: np.ndarray) -> float | None:
-    """The error of the mean of [N, n] values that comes from the n draws; None for one draw.
+def independent_errors(values: np.ndarray) -> np.ndarray | None:
+    """[N] the error of each image's mean of [N, n] values drawn independently; None for one draw."""
+    num_draws = values.shape[1]
+    return values.std(axis=1, ddof=1) / math.sqrt(num_draws) if num_draws > 1 else None
+
+
+def stratified_errors(values: np.ndarray, gamma: np.ndarray) -> np.ndarray | None:
+    """[N] the error of each image's mean of [N, n] values that comes from the n draws; None for one draw.
 
     An image's n times are drawn one in each of n equal intervals, so the variance of its mean is that
     within intervals: of the noise, and of the curve of the loss inside one of them. It is estimated from
     neighbours, sum_j (l_(j+1) - l_j)^2 / (2 (n - 1)) (von Neumann's estimator), which adds half the
     squared rise from one interval to the next and so overstates it a little.
     """
-    num_images, num_draws = values.shape
+    num_draws = values.shape[1]
     if num_draws < 2:
         return None
     in_time = np.take_along_axis(values, np.argsort(gamma, axis=1), axis=1)
     variance = (np.diff(in_time, axis=1) ** 2).mean(axis=1) / 2.0
-    return float(np.sqrt(variance.sum() / num_draws) / num_images)
+    return np.sqrt(variance / num_draws)
+
+
+def image_errors(estimator: Any, rows: Rows) -> np.ndarray | None:
+    """[N] the Monte-Carlo error of each image's bits/dim; None for one draw per image."""
+    values = bits_per_dim(rows, estimator.terms)
+    return stratified_errors(values, rows["gamma"]) if "gamma" in rows else independent_errors(values)
+
+
+def of_mean(errors: np.ndarray | None) -> float | None:
+    """The error of a mean over images from those of the images."""
+    return None if errors is None else float(np.sqrt(np.sum(errors**2)) / len(errors))
+
+
+def weights_hash(params: Any) -> str:
+    """The first 16 hex digits of the SHA-256 of all parameters, names included."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(jax.device_get(params)):
+        digest.update(jax.tree_util.keystr(path).encode())
+        digest.update(np.ascontiguousarray(leaf).tobytes())
+    return digest.hexdigest()[:16]
 
 
 def environment() -> dict:
-    """Versions and device, as fields of a `Result`."""
+    """Versions and device, as fields of a `Provenance`."""
     return {
         "versions": {
             "jvdm": jvdm.__version__,
             "jax": jax.__version__,
             "flax": flax.__version__,
+            "diffrax": diffrax.__version__,
             "numpy": np.__version__,
             "python": ".".join(map(str, sys.version_info[:3])),
         },
@@ -136,34 +246,60 @@ def environment() -> dict:
     }
 
 
-def vlb_result(image_terms: ImageTerms, *, timesteps: int, num_levels: int, **provenance) -> Result:
-    """The record of a variational bound.
-
-    Args:
-        image_terms: of all images, bits/dim.
-        timesteps: T, 0 for continuous time.
-        num_levels: K.
-        **provenance: the fields from `dataset` to `seed`.
-    """
-    total = np.asarray(image_terms.terms.total, np.float64)
-    per_image = {
-        name: term.mean(axis=1, dtype=np.float64) for name, term in image_terms.terms.parts().items()
-    }
+def _result(estimator: Any, rows: Rows, **fields: Any) -> Result:
+    total = bits_per_dim(rows, estimator.terms)
+    per_image = {name: np.asarray(rows[name], np.float64).mean(axis=1) for name in estimator.terms}
     return Result(
-        estimator="vlb",
+        estimator=estimator.name,
         is_bound=True,
-        timesteps=timesteps,
-        num_levels=num_levels,
+        latent_charge="none",
         bits_per_dim=float(total.mean()),
         standard_error=standard_error(total.mean(axis=1)),
-        monte_carlo_error=monte_carlo_error(total, image_terms.gamma),
+        monte_carlo_error=of_mean(image_errors(estimator, rows)),
         terms={
             name: Term(mean=float(values.mean()), standard_error=standard_error(values))
             for name, values in per_image.items()
         },
         num_images=total.shape[0],
         num_draws=total.shape[1],
-        matmul_precision="float32, highest",
-        **provenance,
-        **environment(),
+        **fields,
     )
+
+
+def vlb_result(
+    estimator: Any, rows: Rows, provenance: Provenance, *, timesteps: int, time_density: str | None
+) -> Result:
+    """The record of a variational bound.
+
+    Args:
+        estimator: the `VLB`.
+        rows: of all images.
+        provenance: where they come from.
+        timesteps: T, 0 for continuous time.
+        time_density: the name, None in discrete time.
+    """
+    return _result(
+        estimator, rows, provenance=provenance, timesteps=timesteps, time_density=time_density, ode=None
+    )
+
+
+def ode_result(
+    estimator: ODE, rows: Rows, provenance: Provenance, *, settings: dict[str, Any], error: SolverError | None
+) -> Result:
+    """The record of an ODE likelihood.
+
+    Args:
+        estimator: what made the rows.
+        rows: of all images.
+        provenance: where they come from.
+        settings: the fields of `ODESettings` that the config gives.
+        error: of the solver.
+    """
+    ode = ODESettings(
+        **settings,
+        prior="N(0, sigma_1^2 I)",
+        mean_nfe=float(np.mean(rows["nfe"])),
+        max_nfe=float(np.max(rows["nfe"])),
+        solver_error=error,
+    )
+    return _result(estimator, rows, provenance=provenance, timesteps=0, time_density=None, ode=ode)

@@ -1,17 +1,17 @@
-"""The variational bound over a split: every image exactly once, n draws per image.
+"""The variational bound of images, n draws each.
 
-1. Image i has its own key, fold_in(root, i), and from it n times, one drawn in each of n
+1. Image i has its own key, fold_in(root, i), and from it n uniform numbers, one drawn in each of n
    equal intervals, and n sets of noise: its number depends on nothing else, in particular not on
    batch size or device count.
-2. Its bound is the mean of its draws. The split's bits/dim is the mean over images, with
+2. Its bound is the mean of its draws. A split's bits/dim is the mean over images, with
    standard error sd(image means) / sqrt(N), which covers both sampling of images and of draws.
 3. The Monte-Carlo part of that error is sqrt( sum_i var_i / n ) / N, with var_i the variance of
-       image i's draws about their curve in time (`record.monte_carlo_error`).
+       image i's draws about their curve in time (`record.stratified_error`).
 """
 
 import dataclasses
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -19,32 +19,15 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jvdm import sharding
-from jvdm.data import evaluation_batches
 from jvdm.errors import UserError
+from jvdm.evaluation.passes import Batches, Rows
 from jvdm.model import Model
-from jvdm.records import Batch, LossTerms
+from jvdm.records import Batch
 from jvdm.time_densities import UniformDensity
 from jvdm.time_samplers import jittered
 from jvdm.training.objective import bits_per_dim
 
 Params = Any
-
-
-class ImageTerms(NamedTuple):
-    """Of N images with n draws each, in bits/dim.
-
-    Attributes:
-        terms: each [N, n].
-        gamma: [N, n] the schedule at the drawn times (its mean over pixels).
-    """
-
-    terms: LossTerms
-    gamma: np.ndarray
-
-    @property
-    def image_bpd(self) -> np.ndarray:
-        """[N] the bound of each image, averaged over its draws."""
-        return np.asarray(self.terms.total).mean(axis=1)
 
 
 def for_evaluation(model: Model, timesteps: int | None = None) -> Model:
@@ -58,24 +41,29 @@ def for_evaluation(model: Model, timesteps: int | None = None) -> Model:
     )
 
 
-class Evaluator:
-    """A compiled evaluation, to be called with any parameters and images.
+class VLB:
+    """The compiled variational bound.
+
+    Its rows are the terms and `gamma`, the schedule at the drawn times (its mean over pixels), all [N, n].
 
     Args:
         model: as `for_evaluation` returns it.
         mesh: has a `data` axis.
-        batch_size: images at a time, over all devices; rounded up to a multiple of their number.
+        batch_size: images at a time.
         draws: n, per image.
 
     Raises:
         UserError: no draws or no images at a time.
     """
 
+    name: ClassVar[str] = "vlb"
+    terms: ClassVar[tuple[str, ...]] = ("reconstruction", "prior", "diffusion")
+    shown: ClassVar[tuple[str, ...]] = ()
+
     def __init__(self, model: Model, mesh: Mesh, *, batch_size: int, draws: int):
-        batch_size = sharding.evaluation_batch("config.eval.batch_size", batch_size, mesh)
         if draws < 1:
             raise UserError(f"{draws} draws per image are asked for: give 1 or more")
-        self._mesh, self._batch_size, self._draws = mesh, batch_size, draws
+        self._batches = Batches(mesh, batch_size, "config.eval.batch_size")
         scale = bits_per_dim(model.num_dims)
 
         def evaluate(params, root_key, images, index):
@@ -88,11 +76,11 @@ class Evaluator:
                 keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(k_noise, j)
                 drawn = model.draw(keys, u[:, j])
                 at = model.time_gamma(params, model.times(drawn.u).t, model.context(batch))
-                terms = model.terms(params, drawn, batch, at=at)
-                terms = jax.tree.map(lambda term: scale * term, terms)
-                return terms, at.gamma.mean(axis=(1, 2, 3))
+                terms = model.terms(params, drawn, batch, at=at).parts()
+                return {name: scale * term for name, term in terms.items()}, at.gamma.mean(axis=(1, 2, 3))
 
-            return jax.lax.map(one_draw, jnp.arange(draws))
+            terms, gamma = jax.lax.map(one_draw, jnp.arange(draws))
+            return {name: term.T for name, term in {**terms, "gamma": gamma}.items()}
 
         everywhere, by_example = sharding.replicated(mesh), sharding.split(mesh)
         self._evaluate = jax.jit(
@@ -101,59 +89,16 @@ class Evaluator:
             out_shardings=everywhere,
         )
 
-    def batches(self, params: Params, images: np.ndarray, key: jax.Array) -> Iterator[ImageTerms]:
-        """The terms of every image, batch by batch, in order.
+    def rows(self, params: Params, images: np.ndarray, key: jax.Array, *, first: int = 0) -> Iterator[Rows]:
+        """The terms of images[first:], chunk by chunk, in order.
 
         Args:
             params: the model's.
             images: uint8 [N, h, w, c].
             key: the root from which image i's key is folded.
+            first: the images before it are left out.
         """
-        source = evaluation_batches(
-            images,
-            batch_size=self._batch_size,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-        )
-        by_example = sharding.split(self._mesh)
-        remaining = len(images)
-        with jax.default_matmul_precision("highest"):
-            for batch in source:
-                images_, index = sharding.to_devices((batch["images"], batch["index"]), by_example)
-                terms, gamma = jax.device_get(self._evaluate(params, key, images_, index))
-                # Padding is at the end of the last batch.
-                real = min(self._batch_size, remaining)
-                remaining -= real
-                yield ImageTerms(*jax.tree.map(lambda a: a.T[:real], (terms, gamma)))
-
-    def __call__(
-        self,
-        params: Params,
-        images: np.ndarray,
-        key: jax.Array,
-        on_batch: Callable[[int, float], None] | None = None,
-    ) -> ImageTerms:
-        """The terms of every image.
-
-        Args:
-            params, images, key: as `batches`.
-            on_batch: called with (images done, mean bits/dim so far) after every batch.
-
-        Raises:
-            UserError: the bound of an image is not finite.
-        """
-        parts: list[ImageTerms] = []
-        done, total = 0, 0.0
-        for part in self.batches(params, images, key):
-            bad = np.flatnonzero(~np.isfinite(part.image_bpd))
-            if bad.size:
-                raise UserError(
-                    f"the bound of image {done + bad[0]} (and of {bad.size - 1} more in its batch) "
-                    "is not finite: the weights, or the ends of gamma, are broken"
-                )
-            parts.append(part)
-            done += len(part.gamma)
-            total += float(part.image_bpd.sum(dtype=np.float64))
-            if on_batch is not None:
-                on_batch(done, total / done)
-        return jax.tree.map(lambda *a: np.concatenate(a), *parts)
+        for batch_images, index, real in self._batches(images, first):
+            with jax.default_matmul_precision("highest"):
+                rows = jax.device_get(self._evaluate(params, key, batch_images, index))
+            yield {name: row[:real] for name, row in rows.items()}

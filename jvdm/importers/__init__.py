@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from jvdm.errors import unknown
-from jvdm.importers import shapes, vdm
+from jvdm.importers import idode, shapes, vdm
 from jvdm.importers.records import Imported
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ class Importer:
 
 
 IMPORTERS: dict[str, Callable[[str, "Model"], Imported]] = {
+    "idode": Importer(read=idode.read, check_settings=idode.check_settings),
     "vdm": Importer(read=vdm.read, check_settings=vdm.check_settings),
 }
 

@@ -1,5 +1,7 @@
 """Checkpoints of the official VDM code (2107.00630): its tree of parameters -> jvdm's.
 
+Codes derived from it (`jvdm.importers.idode`) have the same tree, and pass their own name for messages.
+
     score_model/dense0, dense1                    network/condition1, condition2
     score_model/conv_in, conv_out                 the same
     score_model/GroupNorm_0                       network/norm_out
@@ -14,7 +16,7 @@ must be; one too many or too few is an error.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -62,6 +64,9 @@ _SCALAR = {"b": "b", "w": "w"}
 _MONOTONE = _within(l1=("l1", _DENSE), l2=("l2", _DENSE), l3=("l3", {"kernel": "kernel"}))
 
 
+CODEBASE = "the VDM code"
+
+
 class Leaf(NamedTuple):
     """Where one leaf of the source goes.
 
@@ -75,29 +80,36 @@ class Leaf(NamedTuple):
     entry: int | None = None
 
 
-def read(path: str | Path) -> Imported:
+def read(path: str | Path, codebase: str = CODEBASE) -> Imported:
     """The checkpoint at `path`, as `flax_checkpoint.find` takes it.
 
+    Args:
+        path: of the checkpoint.
+        codebase: that it is taken to be of, for messages.
+
     Raises:
-        UserError: there is none, it is corrupt, or it is not of the VDM code.
+        UserError: there is none, it is corrupt, or it has another tree.
     """
     checkpoint = flax_checkpoint.read(path)
     try:
         return Imported(
             checkpoint.step,
-            convert(checkpoint.params, "params"),
-            convert(checkpoint.ema_params, "ema_params"),
+            convert(checkpoint.params, "params", codebase),
+            convert(checkpoint.ema_params, "ema_params", codebase),
         )
     except UserError as error:
         raise UserError(f"checkpoint {path}: {error}") from error
 
 
-def convert(tree: flax_checkpoint.Tree, name: str = "params") -> dict[str, Any]:
+def convert(
+    tree: flax_checkpoint.Tree, name: str = "params", codebase: str = CODEBASE
+) -> dict[str, Any]:
     """jvdm's parameters from those of the VDM code.
 
     Args:
         tree: nested dicts of numpy arrays, `{"score_model", "gamma"}`.
         name: of the tree, for messages.
+        codebase: for messages.
 
     Returns:
         Nested dicts of float32 arrays, `{"network", "schedule"}`.
@@ -112,9 +124,9 @@ def convert(tree: flax_checkpoint.Tree, name: str = "params") -> dict[str, Any]:
     missing = sorted(expected - set(source))
     if missing:
         also = f", and {surplus[0]!r} is not expected" if surplus else ""
-        raise UserError(f"{name} is not a tree of the VDM code: {missing[0]!r} is missing{also}")
+        raise UserError(f"{name} is not a tree of {codebase}: {missing[0]!r} is missing{also}")
     if surplus:
-        raise UserError(f"{name} is not a tree of the VDM code: {surplus[0]!r} is not expected")
+        raise UserError(f"{name} is not a tree of {codebase}: {surplus[0]!r} is not expected")
 
     stacks: dict[str, list[np.ndarray]] = {}
     for leaf in leaves:
@@ -179,26 +191,45 @@ def check_settings(model: "Model") -> None:
     Raises:
         UserError: a model with such weights would compute something else.
     """
-    from jvdm.parameterizations import Noise
-    from jvdm.paths import VariancePreserving
+    check_components(model, CODEBASE, parameterizations=("noise",), paths=("variance_preserving",))
+
+
+def check_components(
+    model: "Model", codebase: str, *, parameterizations: Sequence[str], paths: Sequence[str]
+) -> None:
+    """Whether a model has the network of the VDM code, and one of the given other parts.
+
+    Args:
+        model: the one that the config selects.
+        codebase: for messages.
+        parameterizations, paths: names in their registries.
+
+    Raises:
+        UserError: a model with such weights would compute something else.
+    """
+    from jvdm.parameterizations import PARAMETERIZATIONS
+    from jvdm.paths import PATHS
     from jvdm.unet import VDMUNet
 
+    needs = f"a checkpoint of {codebase} needs"
     network = model.network
     if not isinstance(network, VDMUNet):
-        raise UserError("a checkpoint of the VDM code needs config.network.name=vdm_unet")
-    if not isinstance(model.parameterization, Noise):
-        raise UserError("a checkpoint of the VDM code needs config.parameterization.name=noise")
-    if not isinstance(model.path, VariancePreserving):
-        raise UserError("a checkpoint of the VDM code needs config.path.name=variance_preserving")
+        raise UserError(f"{needs} config.network.name=vdm_unet")
+    for option, part, registry, names in (
+        ("parameterization", model.parameterization, PARAMETERIZATIONS, parameterizations),
+        ("path", model.path, PATHS, paths),
+    ):
+        if not isinstance(part, tuple(registry[name] for name in names)):
+            raise UserError(f"{needs} config.{option}.name={' or '.join(names)}")
     groups = network.groups
     if groups != 32:
         raise UserError(
-            f"a checkpoint of the VDM code needs config.network.num_groups=32 (with {network.channels} "
+            f"{needs} config.network.num_groups=32 (with {network.channels} "
             f"channels, {network.num_groups} gives {groups})"
         )
     exponents = (network.fourier_first, network.fourier_last)
     if network.fourier and exponents != (6, 7):
         raise UserError(
-            "a checkpoint of the VDM code needs config.network.fourier_first=6 and "
+            f"{needs} config.network.fourier_first=6 and "
             f"config.network.fourier_last=7, not {exponents[0]} and {exponents[1]}"
         )

@@ -71,12 +71,13 @@ def write_png(path: str | os.PathLike[str], image: np.ndarray) -> None:
     write_atomically(path, lambda file: picture.save(file, format="PNG"))
 
 
-def write_npz(path: str | os.PathLike[str], images: np.ndarray) -> None:
+def write_npz(path: str | os.PathLike[str], images: np.ndarray, **more: np.ndarray) -> None:
     """Writes images as the `.npz` that sample evaluators read: one unnamed array, `arr_0`.
 
     Args:
       path: the file.
       images: uint8 [N, H, W, C].
+      **more: further arrays by name.
 
     Raises:
       UserError: if the file cannot be written.
@@ -86,6 +87,6 @@ def write_npz(path: str | os.PathLike[str], images: np.ndarray) -> None:
         raise ValueError(f"expected uint8 [N, H, W, C], got {images.dtype} {list(images.shape)}")
 
     def write(file: BinaryIO) -> None:
-        np.savez(file, images)
+        np.savez(file, images, allow_pickle=False, **more)
 
     write_atomically(path, write)

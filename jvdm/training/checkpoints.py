@@ -5,7 +5,7 @@ of it is on disk: a save that fails leaves the previous checkpoints as they were
 """
 
 import pathlib
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import orbax.checkpoint as ocp
@@ -126,30 +126,103 @@ def restore(path: pathlib.Path, like: Any) -> Any:
         ) from error
 
 
+class Fitted(NamedTuple):
+    """What another checkpoint gave.
+
+    Attributes:
+        tree: like the one asked for.
+        taken: names of leaves that come from the checkpoint.
+        left: name -> why, of those that stay as they were.
+    """
+
+    tree: Any
+    taken: list[str]
+    left: dict[str, str]
+
+
+def restore_what_fits(path: pathlib.Path, tree: Any, sharding: Any) -> Fitted:
+    """The leaves of a saved state whose name and shape are those of `tree`; the others are left alone.
+
+    Args:
+        path: of one checkpoint.
+        tree: a dict of some of the fields of a `TrainState`, arrays.
+        sharding: of what is read.
+
+    Raises:
+        UserError: the checkpoint is absent or damaged.
+    """
+    try:
+        with ocp.PyTreeCheckpointer() as checkpointer:
+            saved = checkpointer.metadata(path.absolute() / "default").item_metadata.tree
+            have, want = _leaves(saved), _leaves(tree)
+            taken = [name for name in want if name in have and have[name].shape == want[name].shape]
+            like = {
+                name: jax.ShapeDtypeStruct(want[name].shape, want[name].dtype, sharding=sharding)
+                for name in taken
+            }
+            nested = _nested(like)
+            read = {}
+            if taken:
+                arguments = ocp.args.PyTreeRestore(
+                    item=nested,
+                    restore_args=ocp.checkpoint_utils.construct_restore_args(nested),
+                    partial_restore=True,
+                )
+                read = _leaves(checkpointer.restore(path.absolute() / "default", args=arguments))
+    # Orbax and its storage raise many types for damaged files.
+    except Exception as error:
+        raise UserError(f"{path}: not a readable checkpoint ({_one_line(error)})") from error
+    left = {
+        name: f"saved as {tuple(have[name].shape)}, here {tuple(leaf.shape)}" if name in have else "not saved"
+        for name, leaf in want.items()
+        if name not in read
+    }
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    values = [read.get(_name(path), leaf) for path, leaf in leaves]
+    return Fitted(jax.tree.unflatten(jax.tree.structure(tree), values), taken, left)
+
+
+def _name(path: Any) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def _leaves(tree: Any) -> dict[str, Any]:
+    """Whatever has a shape, by name."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda a: hasattr(a, "shape"))
+    return {_name(path): leaf for path, leaf in leaves}
+
+
+def _nested(leaves: dict[str, Any]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for name, leaf in leaves.items():
+        *parents, last = name.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = leaf
+    return tree
+
+
 def _check_shapes(saved: Any, like: Any) -> None:
     """Refuse another structure or other shapes, which a partial restore would fill or cut.
 
     Raises:
         ValueError: naming the first leaf that differs.
     """
-
-    def shapes(tree):
-        leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda a: hasattr(a, "shape"))
-        return {jax.tree_util.keystr(path, simple=True, separator="/"): tuple(a.shape) for path, a in leaves}
-
-    have, want = shapes(saved), shapes(like)
+    have, want = ({name: tuple(leaf.shape) for name, leaf in _leaves(t).items()} for t in (saved, like))
     for leaf in sorted(have.keys() | want.keys()):
         if have.get(leaf) != want.get(leaf):
             raise ValueError(f"{leaf} is saved as {have.get(leaf)}, the model has {want.get(leaf)}")
 
 
-def find(workdir: pathlib.Path, checkpoint: str | None) -> pathlib.Path:
+def find(workdir: pathlib.Path, checkpoint: str | None, *, flag: str = "--checkpoint") -> pathlib.Path:
     """The checkpoint to use.
 
     Args:
         workdir: of the run.
         checkpoint: a path to one checkpoint, to a `checkpoints` folder or to a workdir; None is
             the newest of `workdir`.
+        flag: where the user gave it, for the error.
 
     Raises:
         UserError: there is none.
@@ -160,7 +233,7 @@ def find(workdir: pathlib.Path, checkpoint: str | None) -> pathlib.Path:
     folder = path if path.name == "checkpoints" else path / "checkpoints"
     steps = [int(p.name) for p in folder.iterdir() if p.name.isdigit()] if folder.is_dir() else []
     if not steps:
-        given = f"--checkpoint={checkpoint}" if checkpoint else f"--workdir={workdir}"
+        given = f"{flag}={checkpoint}" if checkpoint else f"--workdir={workdir}"
         raise UserError(
             f"{given}: no checkpoint in {folder.absolute()}; give a folder <workdir>/checkpoints/<step>, "
             "or train first"

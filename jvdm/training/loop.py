@@ -1,10 +1,12 @@
 """The training loop: `train(config, workdir)` runs or resumes a run to its last step."""
 
 import collections
+import dataclasses
 import json
 import logging
 import math
 import os
+import pathlib
 from typing import Any
 
 import jax
@@ -17,7 +19,8 @@ from jvdm import config as config_lib
 from jvdm import data, sharding
 from jvdm import model as model_lib
 from jvdm.errors import UserError
-from jvdm.evaluation.vlb import Evaluator, for_evaluation
+from jvdm.evaluation import passes
+from jvdm.evaluation.vlb import VLB, for_evaluation
 from jvdm.keys import root_key
 from jvdm.records import Batch
 from jvdm.registry import Config
@@ -27,7 +30,7 @@ from jvdm.reporting.files import write_atomically
 from jvdm.reporting.progress import Progress
 from jvdm.reporting.writers import MetricWriter, NullWriter, read_metrics
 from jvdm.sampling import Sampling
-from jvdm.training.checkpoints import Checkpoints
+from jvdm.training.checkpoints import Checkpoints, find, restore_what_fits
 from jvdm.training.step import StepMetrics, TrainState, init_state, make_train_step
 from jvdm.workdir import Workdir
 
@@ -92,7 +95,7 @@ class Trainer:
         )
         num_test = config.training.eval_images or len(self.dataset.test)
         self.test_images = self.dataset.test[:num_test]
-        self.evaluator = Evaluator(
+        self.estimator = VLB(
             for_evaluation(self.model),
             self.mesh,
             batch_size=config.eval.batch_size,
@@ -118,6 +121,8 @@ class Trainer:
         if latest is None:
             self.state: TrainState = init(key)
             self.step = 0
+            if config.init_from:
+                self.state = init_from(config.init_from, self.state, everywhere)
         else:
             shapes = jax.tree.map(
                 lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=everywhere),
@@ -274,8 +279,8 @@ class Trainer:
 
     def _evaluate(self) -> float:
         """The bound of the averaged weights on (the first images of) the test split, bits/dim."""
-        result = self.evaluator(self.state.ema_params, self.test_images, self.eval_key)
-        means = {name: float(term.mean(dtype=np.float64)) for name, term in result.terms.parts().items()}
+        rows = passes.run(self.estimator, self.state.ema_params, self.test_images, self.eval_key)
+        means = {name: float(rows[name].mean(dtype=np.float64)) for name in self.estimator.terms}
         total = math.fsum(means.values())
         self.writer.scalars(self.step, {"test/bpd": total, **{f"test/{k}": v for k, v in means.items()}})
         return total
@@ -286,13 +291,36 @@ class Trainer:
             self.state.ema_params, training.sample_images, self.sample_key, num_steps=training.sample_steps
         )
         if jax.process_index() == 0:
-            grid = image_lib.grid(samples, num_levels=self.dataset.num_levels)
+            grid = image_lib.grid(samples.images, num_levels=self.dataset.num_levels)
             image_lib.write_png(self.workdir.samples / f"step_{self.step:08d}.png", grid)
             self.writer.image(self.step, "samples", grid)
 
     def _plot(self) -> None:
         plots.training_curves(read_metrics(self.workdir.metrics), self.workdir.plots / "training.png")
         plot_schedule(self.model, self.state.ema_params, self.workdir)
+
+
+def init_from(path: str, state: TrainState, everywhere: jax.sharding.NamedSharding) -> TrainState:
+    """The initial state of a new run with the weights of another run, where they fit; the log names the rest.
+
+    Args:
+        path: a workdir, its folder of checkpoints, or one checkpoint.
+        state: the initial state.
+        everywhere: the sharding of its parameters.
+
+    Raises:
+        UserError: no checkpoint there, a damaged one, or one that has no leaf of this model.
+    """
+    checkpoint = find(pathlib.Path(path), path, flag="config.init_from")
+    fields = {"params": state.params, "ema_params": state.ema_params}
+    fitted = restore_what_fits(checkpoint, fields, everywhere)
+    taken, left = fitted.taken, fitted.left
+    if not taken:
+        raise UserError(f"config.init_from={path}: no leaf of {checkpoint} fits the model of this config")
+    log.info("weights from %s: %d of %d leaves", checkpoint, len(taken), len(taken) + len(left))
+    for name, why in left.items():
+        log.warning("WARNING: %s is initialised anew: %s", name, why)
+    return dataclasses.replace(state, **fitted.tree)
 
 
 def plot_schedule(model: model_lib.Model, params: Any, workdir: Workdir) -> None:

@@ -45,7 +45,7 @@ class TrainState:
 
 
 class StepMetrics(NamedTuple):
-    """Of one step, over the global batch. Losses are bits/dim; `second_order` is None where it is not used."""
+    """Of one step, over the global batch. Losses are bits/dim; `second_order` is None if it is not used."""
 
     bpd: Float[Array, ""]
     reconstruction: Float[Array, ""]

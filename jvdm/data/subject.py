@@ -1,0 +1,97 @@
+"""Images to evaluate or to score: one split of a source, or any images of the model's shape."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+
+from jvdm.data import local
+from jvdm.data.dataset import check_images, fingerprint
+from jvdm.data.sources import load, parse
+from jvdm.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Subject:
+    """Images with a name.
+
+    Attributes:
+        name, version: of the source.
+        split: "train", "test", "all", or the first ones of a split, "test[:100]".
+        images: uint8 [N, H, W, C].
+        names: of the images, where they come from files.
+    """
+
+    name: str
+    version: str
+    split: str
+    images: np.ndarray
+    names: tuple[str, ...] | None
+
+    @property
+    def fingerprint(self) -> str:
+        """The first 16 hex digits of the SHA-256 of the images' shape and values."""
+        return fingerprint(self.images)
+
+    def first(self, num_images: int) -> "Subject":
+        """The first ones, or all for 0."""
+        if not 0 < num_images < len(self.images):
+            return self
+        return dataclasses.replace(
+            self,
+            split=f"{self.split}[:{num_images}]",
+            images=self.images[:num_images],
+            names=self.names and self.names[:num_images],
+        )
+
+
+def load_subject(source: str, split: str, *, num_levels: int, data_dir: str = "") -> Subject:
+    """A split of a source.
+
+    Args:
+        source: as of `load`; besides, an .npz with a single array [N, H, W, C], such as the samples that
+            jvdm writes, or a folder of images without train/ and test/, are taken whole.
+        split: "train" or "test".
+        num_levels: K of the model; 0 is the source's own.
+        data_dir: of published sets.
+
+    Raises:
+        UserError: as `load`.
+    """
+    kind, path = parse(source, num_levels)
+    levels = num_levels or 256
+    if kind == "npz":
+        name, images = local.read_npz_split(path, split)
+        check_images(images, split, levels, path)
+        return Subject(
+            name=f"npz:{Path(path).name}",
+            version="-",
+            split=split if name == f"{split}_images" else "all",
+            images=images,
+            names=None,
+        )
+    if kind == "folder":
+        images, names, whole = local.read_folder_split(path, split)
+        check_images(images, split, levels, path)
+        return Subject(
+            name=f"folder:{Path(path).expanduser().resolve().name}",
+            version="-",
+            split="all" if whole else split,
+            images=images,
+            names=names,
+        )
+    dataset = load(source, num_levels=num_levels, data_dir=data_dir)
+    return Subject(
+        name=dataset.name, version=dataset.version, split=split, images=dataset.split(split), names=None
+    )
+
+
+def check_shape(subject: Subject, shape: tuple[int, int, int]) -> None:
+    """Refuse images that are not of the model's shape.
+
+    Raises:
+        UserError: naming both.
+    """
+    if subject.images.shape[1:] != shape:
+        found, wanted = ("x".join(map(str, s)) for s in (subject.images.shape[1:], shape))
+        raise UserError(f"{subject.name}: the images are {found}, the model's are {wanted}")

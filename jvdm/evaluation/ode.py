@@ -1,0 +1,277 @@
+"""The likelihood of images by the probability-flow ODE (`jvdm.likelihood`, `jvdm.dequantization`).
+
+1. Image i has its own key, fold_in(root, i). Draw j of n is a bound from K samples, each with
+   dequantization noise of its own; the probes of the trace are those of the draw, for all of its
+   samples, or each sample's own. The image's number depends on nothing else: the step size is
+   controlled for each image alone.
+2. With K > 1, a Hutchinson trace needs at least two probes, so that the result is a bound
+   (`jvdm.likelihood`, equation 2).
+3. The error of the solver is estimated by solving a random subset of images again, with the same
+   noise and probes, at a tenth of the tolerance, or in half the steps.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any, ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from jvdm import likelihood, sharding
+from jvdm.dequantization import DEQUANTIZATIONS, Start
+from jvdm.divergence import TRACES
+from jvdm.errors import UserError
+from jvdm.evaluation.passes import Batches, Rows
+from jvdm.model import Model
+from jvdm.paths import invert_increasing
+from jvdm.records import Batch
+from jvdm.registry import Config
+from jvdm.solvers import SOLVERS
+from jvdm.training.objective import bits_per_dim
+
+Params = Any
+
+
+class Sample(NamedTuple):
+    """One dequantized sample of each image, nats.
+
+    Attributes:
+        prior: [b] log N(z_1).
+        trace: [b, m] the integral of the divergence, by probe.
+        log_q, log_decoder: [b] of the dequantization.
+        evaluations: [b] of the network.
+        ok: [b] the solver came to its end.
+    """
+
+    prior: jax.Array
+    trace: jax.Array
+    log_q: jax.Array
+    log_decoder: jax.Array
+    evaluations: jax.Array
+    ok: jax.Array
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SolverError:
+    """Of the number at hand against the finer solver's, bits/dim, over the images solved twice.
+
+    Attributes:
+        bias: mean difference, coarse - fine.
+        rms: root mean square difference.
+        num_images: solved twice.
+        finer: what solver was compared with.
+    """
+
+    bias: float
+    rms: float
+    num_images: int
+    finer: str
+
+
+class ODE:
+    """The compiled ODE likelihood.
+
+    Its rows are the terms, [N, n] bits/dim, and `nfe`, [N, n], network evaluations per sample, averaged over
+    the K samples of a draw. Terms of a bound from several samples are their weighted means, and `importance`
+    is what remains: log K less the entropy of the weights.
+
+    Args:
+        model: as `for_evaluation` returns it.
+        mesh: has a `data` axis.
+        config: the section `eval.ode`.
+
+    Raises:
+        UserError: parts that do not go together.
+    """
+
+    name: ClassVar[str] = "ode"
+    terms: ClassVar[tuple[str, ...]] = ("reconstruction", "prior", "trace", "dequantization", "importance")
+    shown: ClassVar[tuple[str, ...]] = ("nfe",)
+
+    def __init__(self, model: Model, mesh: Mesh, config: Config):
+        self._batches = Batches(mesh, config.batch_size, "config.eval.ode.batch_size")
+        self._draws, self._samples = config.draws, config.importance_samples
+        self.dequantization = DEQUANTIZATIONS.build(config.dequantization)
+        self.trace = TRACES.build(config.trace)
+        self.solver = SOLVERS.build(config.solver)
+        self._share_probes = config.share_probes
+        if self._samples > 1:
+            if self.dequantization.analytic_entropy:
+                raise UserError(
+                    "config.eval.ode.importance_samples above 1 needs the density of each sample: "
+                    "config.eval.ode.dequantization.analytic_entropy=False"
+                )
+            if not self.trace.exact and self.trace.probes < 2:
+                raise UserError(
+                    "config.eval.ode.importance_samples above 1 needs config.eval.ode.trace.probes=2 or "
+                    "more: with a single noisy trace the result would not be a bound"
+                )
+        self._model, self._mesh = model, mesh
+        self._scale = bits_per_dim(model.num_dims)
+        self._sample = self._compile(self.solver)
+
+    def _compile(self, solver: Any) -> Any:
+        """(params, root key, images, their indices, draw, sample) -> Sample."""
+        model, dequantization, trace = self._model, self.dequantization, self.trace
+        share_probes = self._share_probes
+
+        def start_of(params):
+            """The time at which the ODE starts."""
+            gamma_0 = model.gamma(params, jnp.zeros(()))
+            gamma = jnp.maximum(gamma_0, dequantization.start_gamma)
+            t = invert_increasing(lambda t: model.gamma(params, t), gamma, jnp.zeros(()), jnp.ones(()))
+            return jnp.where(gamma > gamma_0, t, 0.0)
+
+        def sample(params, root_key, images, index, draw, k):
+            batch = Batch(images, jnp.zeros(images.shape[0]))
+            context = model.context(batch)
+            keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(root_key, index)
+            k_noise, k_probe = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
+
+            def folded(key):
+                return jax.random.fold_in(jax.random.fold_in(key, draw), k)
+
+            start = start_of(params)
+            c = model.coefficients(model.time_gamma(params, start[None], context))
+            at = Start(c.alpha, c.sigma, c.gamma)
+            at_one = jax.tree.map(lambda a: a[0], at)
+            levels = model.num_levels
+            noise = jax.vmap(lambda key: dequantization.draw(folded(key), model.image_shape, at_one, levels))
+            dequantized = dequantization(images, noise(k_noise), at, levels)
+            log_sigma_1 = model.path.log_sigma(model.gamma(params, jnp.ones((1, 1, 1)), context))
+
+            def solve(z, context, key):
+                key = jax.random.fold_in(key, draw) if share_probes else folded(key)
+                one = jax.tree.map(lambda a: a[None], context)
+
+                def drift(z, t):
+                    return model.ode_drift(params, z[None], t[None], one)[0]
+
+                return likelihood.log_density(
+                    drift,
+                    z,
+                    start=start,
+                    log_sigma_1=log_sigma_1,
+                    trace=trace,
+                    probes=trace.draw(key, model.image_shape),
+                    solver=solver,
+                )
+
+            result = jax.vmap(solve)(dequantized.z, context, k_probe)
+            return Sample(
+                result.prior,
+                result.trace,
+                dequantized.log_q,
+                dequantized.log_decoder,
+                result.evaluations,
+                result.ok,
+            )
+
+        everywhere, by_example = sharding.replicated(self._mesh), sharding.split(self._mesh)
+        return jax.jit(
+            sample,
+            in_shardings=(everywhere, everywhere, by_example, by_example, None, None),
+            out_shardings=everywhere,
+        )
+
+    def rows(self, params: Params, images: np.ndarray, key: jax.Array, *, first: int = 0) -> Iterator[Rows]:
+        """The terms of images[first:], chunk by chunk, in order.
+
+        Args:
+            params: the model's.
+            images: uint8 [N, h, w, c].
+            key: the root from which image i's key is folded.
+            first: the images before it are left out.
+
+        Raises:
+            UserError: the solver did not come to its end for an image.
+        """
+        for batch_images, index, real in self._batches(images, first):
+            samples = self._solve(self._sample, params, key, batch_images, index, self._draws, self._samples)
+            samples = jax.tree.map(lambda a, real=real: a[:real], samples)
+            self._check(samples, first)
+            yield self._combine(samples)
+            first += real
+
+    def _solve(self, sample, params, key, images, index, draws, num_samples) -> Sample:
+        """Samples with two more axes after the images': [b, n, K, ...]."""
+        with jax.default_matmul_precision("highest"):
+            parts = [
+                sample(params, key, images, index, draw, k)
+                for draw in range(draws)
+                for k in range(num_samples)
+            ]
+        parts = jax.device_get(parts)
+        stacked = jax.tree.map(lambda *a: np.stack(a, axis=1), *parts)
+        return jax.tree.map(lambda a: a.reshape(len(a), draws, num_samples, *a.shape[2:]), stacked)
+
+    def _combine(self, samples: Sample) -> Rows:
+        """The rows of a chunk."""
+        prior, log_q, log_decoder = (
+            np.asarray(a, np.float64) for a in (samples.prior, samples.log_q, samples.log_decoder)
+        )
+        trace = np.asarray(samples.trace, np.float64)
+        weighted = likelihood.importance_bound(trace + (prior + log_decoder - log_q)[..., None])
+        mean = (weighted.weights[..., None] * trace).mean(axis=-1)
+        terms = {
+            "reconstruction": -(weighted.weights * log_decoder).sum(axis=-1),
+            "prior": -(weighted.weights * prior).sum(axis=-1),
+            "trace": -mean.sum(axis=-1),
+            "dequantization": (weighted.weights * log_q).sum(axis=-1),
+        }
+        terms["importance"] = -weighted.bound - sum(terms.values())
+        rows = {name: self._scale * term for name, term in terms.items()}
+        return {**rows, "nfe": np.mean(samples.evaluations, axis=-1)}
+
+    def _check(self, samples: Sample, first: int) -> None:
+        failed = np.flatnonzero(~samples.ok.all(axis=(1, 2)))
+        if failed.size:
+            names = ", ".join(str(first + i) for i in failed[:8]) + (", ..." if failed.size > 8 else "")
+            remedy = (
+                "raise config.eval.ode.solver.max_steps or config.eval.ode.solver.tolerance"
+                if hasattr(self.solver, "max_steps")
+                else "raise config.eval.ode.solver.num_steps"
+            )
+            raise UserError(
+                f"the ODE solver ({self.solver.text()}) did not come to its end for {failed.size} image(s): "
+                f"{names}; {remedy}"
+            )
+
+    def solver_error(
+        self, params: Params, images: np.ndarray, key: jax.Array, *, num_images: int
+    ) -> SolverError:
+        """The error of the solver on a random subset, of the first sample of the first draw.
+
+        Args:
+            params, images, key: as of `rows`.
+            num_images: of the subset, at most all.
+
+        Raises:
+            UserError: the finer solver did not come to its end.
+        """
+        num_images = min(num_images, len(images))
+        chosen = np.sort(np.random.default_rng(0).permutation(len(images))[:num_images])
+        finer = self.solver.finer()
+        fine = self._compile(finer)
+        differences = []
+        # The subset's images keep the keys of their places in the whole.
+        for batch_images, index, real in self._batches(images[chosen], index=chosen.astype(np.int32)):
+            pair = [
+                self._solve(solve, params, key, batch_images, index, 1, 1) for solve in (self._sample, fine)
+            ]
+            if not all(samples.ok[:real].all() for samples in pair):
+                raise UserError(
+                    f"the finer ODE solver ({finer.text()}), which tells the error, did not come to its end; "
+                    "set config.eval.ode.check_images=0 or raise config.eval.ode.solver.max_steps"
+                )
+            log_p = [np.asarray(s.prior, np.float64) + s.trace.mean(axis=-1) for s in pair]
+            differences.append(-self._scale * (log_p[0] - log_p[1])[:real].ravel())
+        difference = np.concatenate(differences)
+        return SolverError(
+            bias=float(difference.mean()),
+            rms=float(np.sqrt(np.mean(difference**2))),
+            num_images=num_images,
+            finer=finer.text(),
+        )

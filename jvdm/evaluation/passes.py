@@ -1,0 +1,195 @@
+"""One pass over images: every image exactly once, in order, resumable, whatever the estimator.
+
+An estimator yields *rows*: arrays by name whose first axis is the images of a chunk. Among them are the
+terms of its bound, [N, n] bits/dim for n draws per image, which sum to the bound of each draw.
+
+A pass that was stopped goes on where it was: each chunk is a file in `<record>.partial/`, made when the
+chunk is done, and the folder belongs to one set of settings: another set starts anew.
+"""
+
+import io
+import json
+import logging
+import pathlib
+import shutil
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar, Protocol
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from jvdm import sharding
+from jvdm.data import evaluation_batches
+from jvdm.errors import UserError
+from jvdm.reporting.files import write_atomically
+
+log = logging.getLogger("jvdm")
+
+Params = Any
+Rows = dict[str, np.ndarray]
+
+
+class Estimator(Protocol):
+    """A compiled estimate of bits/dim, for any parameters and images.
+
+    Attributes:
+        name: "vlb", "ode".
+        terms: names of the rows that sum to the bound.
+        shown: names of further rows whose mean the progress shows.
+    """
+
+    name: ClassVar[str]
+    terms: ClassVar[tuple[str, ...]]
+    shown: ClassVar[tuple[str, ...]]
+
+    def rows(self, params: Params, images: np.ndarray, key: jax.Array, *, first: int = 0) -> Iterator[Rows]:
+        """Rows of images[first:], chunk by chunk, in order; image i draws from fold_in(key, i)."""
+        ...
+
+
+class Batches:
+    """The images of a pass, chunk by chunk, on the devices.
+
+    Args:
+        mesh: has a `data` axis.
+        batch_size: images at a time, over all devices; rounded up to a multiple of their number.
+        field: the config's field that holds it, for the error.
+
+    Raises:
+        UserError: no images at a time.
+    """
+
+    def __init__(self, mesh: Mesh, batch_size: int, field: str):
+        self._batch_size = sharding.evaluation_batch(field, batch_size, mesh)
+        self._by_example = sharding.split(mesh)
+
+    def __call__(
+        self, images: np.ndarray, first: int = 0, *, index: np.ndarray | None = None
+    ) -> Iterator[tuple[jax.Array, jax.Array, int]]:
+        """(images, index of each, how many of them are no padding) of images[first:].
+
+        Args:
+            images: uint8 [N, h, w, c].
+            first: the images before it are left out.
+            index: [N] by which an image's key is folded; its position by default.
+        """
+        index = np.arange(len(images), dtype=np.int32) if index is None else index
+        source = evaluation_batches(
+            images[first:],
+            batch_size=self._batch_size,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+        remaining = len(images) - first
+        for batch in source:
+            host = batch["images"], index[batch["index"] + first]
+            # Padding is at the end of the last batch.
+            yield *sharding.to_devices(host, self._by_example), min(self._batch_size, remaining)
+            remaining -= self._batch_size
+
+
+def bits_per_dim(rows: Rows, terms: tuple[str, ...]) -> np.ndarray:
+    """[N, n] the bound of every draw."""
+    return np.sum([np.asarray(rows[name], np.float64) for name in terms], axis=0)
+
+
+class Store:
+    """The chunks of an unfinished pass on disk.
+
+    Args:
+        folder: theirs alone.
+        settings: whatever the numbers depend on, as JSON values.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+
+    def __init__(self, folder: pathlib.Path, settings: dict[str, Any]):
+        self._folder = folder
+        text = json.dumps(settings, indent=2, sort_keys=True)
+        path = folder / "settings.json"
+        if not (path.is_file() and path.read_text() == text):
+            self.discard()
+            write_atomically(path, lambda file: file.write(text.encode()))
+
+    def load(self) -> list[Rows]:
+        """The chunks from the first image on, up to the first gap or damaged file."""
+        chunks: list[Rows] = []
+        done = 0
+        while (path := self._path(done)).is_file():
+            try:
+                with np.load(path, allow_pickle=False) as archive:
+                    chunks.append(dict(archive))
+            except (OSError, ValueError, EOFError):
+                break
+            done += len(next(iter(chunks[-1].values())))
+        return chunks
+
+    def save(self, first: int, rows: Rows) -> None:
+        """Keep the chunk that starts at image `first`."""
+        buffer = io.BytesIO()
+        np.savez(buffer, allow_pickle=False, **rows)
+        write_atomically(self._path(first), lambda file: file.write(buffer.getvalue()))
+
+    def discard(self) -> None:
+        """Remove the folder."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _path(self, first: int) -> pathlib.Path:
+        return self._folder / f"{first:09d}.npz"
+
+
+def run(
+    estimator: Estimator,
+    params: Params,
+    images: np.ndarray,
+    key: jax.Array,
+    *,
+    on_chunk: Callable[[int, dict[str, float]], None] | None = None,
+    store: Store | None = None,
+) -> Rows:
+    """The rows of every image.
+
+    Args:
+        estimator: what is computed.
+        params: the model's.
+        images: uint8 [N, h, w, c].
+        key: the root from which image i's key is folded.
+        on_chunk: called after every chunk with the images done and the running means: `bpd`, its standard
+            error `err` over images, and what the estimator shows besides.
+        store: where finished chunks are kept and found again.
+
+    Raises:
+        UserError: the bound of an image is not finite, or a chunk cannot be written.
+    """
+    chunks = store.load() if store else []
+    done = sum(len(chunk[estimator.terms[0]]) for chunk in chunks)
+    if done:
+        log.info("continuing after image %d of %d", done, len(images))
+    means = [bits_per_dim(chunk, estimator.terms).mean(axis=1) for chunk in chunks]
+    for chunk in estimator.rows(params, images, key, first=done):
+        image_bpd = bits_per_dim(chunk, estimator.terms).mean(axis=1)
+        bad = np.flatnonzero(~np.isfinite(image_bpd))
+        if bad.size:
+            raise UserError(
+                f"the {estimator.name} bound of image {done + bad[0]} (and of {bad.size - 1} more in its "
+                "batch) is not finite: the weights, or the ends of gamma, are broken"
+            )
+        if store and jax.process_index() == 0:
+            store.save(done, chunk)
+        chunks.append(chunk)
+        means.append(image_bpd)
+        done += len(image_bpd)
+        if on_chunk is not None:
+            on_chunk(done, _shown(estimator, chunks, np.concatenate(means)))
+    return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
+
+
+def _shown(estimator: Estimator, chunks: list[Rows], image_bpd: np.ndarray) -> dict[str, float]:
+    values = {"bpd": float(image_bpd.mean())}
+    if len(image_bpd) > 1:
+        values["err"] = float(image_bpd.std(ddof=1) / np.sqrt(len(image_bpd)))
+    for name in estimator.shown:
+        values[name] = float(np.mean(np.concatenate([np.ravel(chunk[name]) for chunk in chunks])))
+    return values

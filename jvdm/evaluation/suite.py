@@ -1,0 +1,178 @@
+"""The estimators that a config asks for, over a set of images, each with its record."""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from jvdm.data import Subject
+from jvdm.errors import UserError, unknown
+from jvdm.evaluation import passes, record
+from jvdm.evaluation.ode import ODE
+from jvdm.evaluation.record import Provenance, Result
+from jvdm.evaluation.vlb import VLB, for_evaluation
+from jvdm.keys import root_key
+from jvdm.model import Model
+from jvdm.registry import Config
+from jvdm.reporting.progress import Progress
+
+ESTIMATORS = ("vlb", "ode")
+
+
+class Trained(NamedTuple):
+    """A model with its averaged weights, and where they came from."""
+
+    model: Model
+    params: Any
+    step: int
+    path: pathlib.Path
+
+
+class Evaluation(NamedTuple):
+    """One estimator's numbers.
+
+    Attributes:
+        result: the record.
+        estimator: what made them.
+        rows: of every image.
+        store: the chunks on disk; to be discarded when the record is written.
+    """
+
+    result: Result
+    estimator: Any
+    rows: passes.Rows
+    store: passes.Store
+
+
+def names(config: Config) -> list[str]:
+    """The estimators of the comma-separated `config.eval.estimators`.
+
+    Raises:
+        UserError: none, or an unknown one.
+    """
+    chosen = [name.strip() for name in config.eval.estimators.split(",") if name.strip()]
+    if not chosen:
+        raise UserError(f"config.eval.estimators names none of {', '.join(ESTIMATORS)}")
+    for name in chosen:
+        if name not in ESTIMATORS:
+            raise unknown("config.eval.estimators", name, ESTIMATORS)
+    return list(dict.fromkeys(chosen))
+
+
+def provenance(config: Config, trained: Trained, subject: Subject) -> Provenance:
+    """Where the numbers of an evaluation come from."""
+    return Provenance(
+        dataset=subject.name,
+        dataset_version=subject.version,
+        dataset_hash=subject.fingerprint,
+        split=subject.split,
+        num_levels=trained.model.num_levels,
+        checkpoint=str(trained.path),
+        step=trained.step,
+        weights="ema",
+        weights_hash=record.weights_hash(trained.params),
+        seed=config.seed,
+        matmul_precision="float32, highest",
+        trained_dtype=config.network.get("dtype", "float32"),
+        **record.environment(),
+    )
+
+
+def evaluate(
+    config: Config, trained: Trained, subject: Subject, mesh: Mesh, folder: pathlib.Path
+) -> Iterator[Evaluation]:
+    """Every estimator in turn, resumed where an earlier call was stopped.
+
+    Args:
+        config: all of it.
+        trained: weights and their model.
+        subject: images.
+        mesh: has a `data` axis.
+        folder: where unfinished passes are kept.
+
+    Raises:
+        UserError: settings that do not go together, or numbers that are not finite.
+    """
+    chosen = names(config)
+    origin = provenance(config, trained, subject)
+    built = [_build(name, config, trained.model, mesh) for name in chosen]
+    for estimator, settings, timesteps in built:
+        key = root_key(config.seed, "eval")
+        kind = record.kind_name(estimator.name, timesteps, settings or None)
+        draws = config.eval.ode.draws if settings else config.eval.draws
+        name = f"{kind}_step{trained.step}_{len(subject.images)}x{draws}_seed{config.seed}"
+        depends_on = _depends_on(config, origin, settings, kind, draws)
+        store = passes.Store(folder / f"{name}.partial", depends_on)
+        with Progress(len(subject.images), label=estimator.name, unit="image") as progress:
+            rows = passes.run(
+                estimator,
+                trained.params,
+                subject.images,
+                key,
+                on_chunk=lambda done, values, progress=progress: progress.update(done, **values),
+                store=store,
+            )
+        if settings:
+            error = None
+            if config.eval.ode.check_images:
+                error = estimator.solver_error(
+                    trained.params, subject.images, key, num_images=config.eval.ode.check_images
+                )
+            result = record.ode_result(estimator, rows, origin, settings=settings, error=error)
+        else:
+            density = None if timesteps else config.time_density.name
+            result = record.vlb_result(estimator, rows, origin, timesteps=timesteps, time_density=density)
+        yield Evaluation(result, estimator, rows, store)
+
+
+def _build(name: str, config: Config, model: Model, mesh: Mesh) -> tuple[Any, dict[str, Any], int]:
+    """(estimator, ODE settings for the record or {}, T)."""
+    section = config.eval
+    if name == "vlb":
+        timesteps = model.timesteps if section.timesteps < 0 else section.timesteps
+        model = for_evaluation(model, timesteps)
+        return VLB(model, mesh, batch_size=section.batch_size, draws=section.draws), {}, timesteps
+    settings = {
+        field: section.ode[field].to_dict() if field in ("dequantization", "trace", "solver") else value
+        for field, value in section.ode.items()
+        if field in ("dequantization", "trace", "solver", "importance_samples", "share_probes")
+    }
+    return ODE(for_evaluation(model, 0), mesh, section.ode), settings, 0
+
+
+def _depends_on(
+    config: Config, origin: Provenance, settings: dict[str, Any], kind: str, draws: int
+) -> dict[str, Any]:
+    """What a pass's numbers depend on: not on batch size or number of devices."""
+    fields = dataclasses.asdict(origin)
+    del fields["num_devices"]
+    model = {name: config[name].to_dict() for name in ("model", "path", "parameterization", "time_density")}
+    depends_on = {"provenance": fields, "model": model, "ode": settings, "kind": kind, "draws": draws}
+    return json.loads(json.dumps(depends_on))
+
+
+def csv(evaluation: Evaluation, subject: Subject) -> str:
+    """One line per image: its name or position, bits/dim, Monte-Carlo error, terms, NFE."""
+    estimator, rows = evaluation.estimator, evaluation.rows
+    columns: dict[str, np.ndarray] = {"bits_per_dim": passes.bits_per_dim(rows, estimator.terms).mean(axis=1)}
+    errors = record.image_errors(estimator, rows)
+    if errors is not None:
+        columns["monte_carlo_error"] = errors
+    columns.update({name: np.asarray(rows[name], np.float64).mean(axis=1) for name in estimator.terms})
+    columns.update({name: np.asarray(rows[name], np.float64).mean(axis=1) for name in estimator.shown})
+    lines = [",".join(["image", *columns])]
+    for i in range(len(subject.images)):
+        name = subject.names[i] if subject.names else str(i)
+        quoted = '"' + name.replace('"', '""') + '"' if set(name) & set(',"\n') else name
+        lines.append(",".join([quoted, *(f"{column[i]:.6f}" for column in columns.values())]))
+    return "\n".join(lines) + "\n"
+
+
+def is_main() -> bool:
+    """Whether this process writes the files."""
+    return jax.process_index() == 0
