@@ -94,7 +94,7 @@ def score(config: Config, workdir: Workdir, checkpoint: str | None, source: str 
             result = evaluation.result
             where = f"{subject.name}_{subject.split}".replace("/", "_").replace(":", "_")
             path = workdir.scores / f"{where}_{result.name}.csv"
-            text = suite.csv(evaluation, subject)
+            text = suite.csv_text(evaluation, subject)
             write_atomically(path, lambda file, text=text: file.write(text.encode()))
             result.write(path.with_suffix(".json"))
             evaluation.store.discard()

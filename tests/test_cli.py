@@ -1,5 +1,6 @@
 """main.py as a user runs it: the whole way, and every mistake in one line."""
 
+import csv
 import json
 import os
 import pathlib
@@ -9,6 +10,8 @@ import time
 
 import numpy as np
 import pytest
+
+from jvdm.reporting import images as image_lib
 
 ROOT = pathlib.Path(__file__).parent.parent
 TINY = [
@@ -27,12 +30,15 @@ TINY = [
         "eval.batch_size=8",
         "eval.num_images=10",
         "eval.draws=2",
+        "eval.ode.batch_size=8",
+        "eval.ode.check_images=2",
         "sample.num_images=3",
         "sample.batch_size=2",
         "sample.steps=2",
     )
 ]
 DIGITS = "--config=configs/digits.py"
+VLB = "--config.eval.estimators=vlb"
 
 
 def run(*arguments, **environment):
@@ -71,13 +77,45 @@ def test_eval(trained):
     done = run("--mode=eval", DIGITS, f"--workdir={workdir}", *TINY)
     assert done.returncode == 0, done.stderr
     record = json.loads((workdir / "eval" / "vlb_continuous_step2_10x2_seed0.json").read_text())
-    assert (record["num_images"], record["num_draws"], record["weights"]) == (10, 2, "ema")
-    assert record["split"] == "test[:10]"
+    origin = record["provenance"]
+    assert (record["num_images"], record["num_draws"], origin["weights"]) == (10, 2, "ema")
+    assert origin["split"] == "test[:10]"
     assert f"{record['bits_per_dim']:.4f} ± " in done.stdout
+    (ode,) = (workdir / "eval").glob("ode_*.json")
+    record = json.loads(ode.read_text())
+    assert ode.stem == "ode_truncated_normal_K1_dopri5_1e-05_step2_10x1_seed0"
+    assert (record["estimator"], record["num_images"], record["is_bound"]) == ("ode", 10, True)
+    assert record["ode"]["solver_error"]["num_images"] == 2
+    assert f"{record['bits_per_dim']:.4f} ± " in done.stdout
+    assert not list((workdir / "eval").glob("*.partial")), "finished passes leave nothing"
     assert (workdir / "plots" / "loss_against_gamma_vlb_continuous_step2_10x2_seed0.png").stat().st_size > 0
-    again = run("--mode=eval", DIGITS, f"--workdir={workdir}", "--config.eval.timesteps=5", *TINY)
+    again = run("--mode=eval", DIGITS, f"--workdir={workdir}", "--config.eval.timesteps=5", VLB, *TINY)
     assert again.returncode == 0, again.stderr
     assert json.loads((workdir / "eval" / "vlb_T5_step2_10x2_seed0.json").read_text())["timesteps"] == 5
+
+
+def test_score(trained, tmp_path):
+    """A folder of images without splits, and the test split: one line per image, by name and by position."""
+    workdir, _ = trained
+    rng = np.random.default_rng(0)
+    for name in ("b.png", "a, 1.png", "c.png"):
+        image_lib.write_png(tmp_path / "set" / name, rng.integers(0, 17, (8, 8), dtype=np.uint8))
+    source = f"--config.score.source=folder:{tmp_path / 'set'}"
+    done = run("--mode=score", DIGITS, f"--workdir={workdir}", source, *TINY)
+    assert done.returncode == 0, done.stderr
+    tables = {path.stem.split("_")[3]: path for path in (workdir / "scores").glob("*.csv")}
+    assert tables.keys() == {"vlb", "ode"}
+    for estimator, path in tables.items():
+        with path.open() as file:
+            rows = list(csv.DictReader(file))
+        assert [row["image"] for row in rows] == ["a, 1.png", "b.png", "c.png"]
+        no_terms = {"image", "bits_per_dim", "monte_carlo_error", "nfe"}
+        terms = [name for name in rows[0] if name not in no_terms]
+        for row in rows:
+            # Six decimals each.
+            assert abs(sum(float(row[name]) for name in terms) - float(row["bits_per_dim"])) < 1e-5
+        assert ("monte_carlo_error" in rows[0]) == (estimator == "vlb"), "two draws there, one here"
+        assert path.with_suffix(".json").is_file()
 
 
 def test_sample(trained):
@@ -89,6 +127,17 @@ def test_sample(trained):
         assert saved.files == ["arr_0"]
         assert (saved["arr_0"].shape, saved["arr_0"].dtype) == ((3, 8, 8, 1), np.uint8)
     assert (workdir / "samples" / "samples_3x8x8x1.png").stat().st_size > 0
+
+
+def test_summary(trained):
+    """What `make demo` ends with: every record, and where things lie. After the tests of eval and sample."""
+    command = [sys.executable, "-m", "jvdm.reporting.summary", str(trained[0])]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    for path in [*(trained[0] / "eval").glob("*.json"), *(trained[0] / "samples").glob("samples_*")]:
+        assert str(path) in done.stdout
+        assert path.suffix != ".json" or f"{json.loads(path.read_text())['bits_per_dim']:.4f}" in done.stdout
+    assert f"checkpoint {trained[0] / 'checkpoints' / '2'}" in done.stdout
 
 
 def test_help():
@@ -116,6 +165,7 @@ def bad_files(folder):
     npz(folder / "missing.npz", train_images=GOOD)
     npz(folder / "floats.npz", train_images=GOOD.astype(np.float32), test_images=GOOD)
     npz(folder / "flat.npz", train_images=GOOD[..., 0], test_images=GOOD)
+    npz(folder / "wide.npz", images=np.zeros((2, 8, 9, 1), np.uint8))
     npz(folder / "levels.npz", train_images=GOOD + 20, test_images=GOOD)
     (folder / "file").write_text("")
     (folder / "surplus.py").write_text(
@@ -194,11 +244,38 @@ MISTAKES = {
     "images": (["--mode=eval", DIGITS, "--config.eval.num_images=-1"], "num_images is -1"),
     "clipping": ([*TRAIN, "--config.optimizer.clip_norm=-1."], "clip_norm is -1.0"),
     "groups": ([*TRAIN, "--config.network.num_groups=5"], "does not divide"),
+    "estimator": (["--mode=eval", DIGITS, "--config.eval.estimators=vlb,odd"], "did you mean 'ode'"),
+    "importance time": (
+        [*TRAIN, "--config.time_density.name=importance"],
+        "the schedule fixed_linear, not learned_scalar",
+    ),
+    "second order": ([*TRAIN, "--config.training.second_order=0.1"], "continuous time and a fixed schedule"),
+    "start of a run": (
+        [*TRAIN, "--config.init_from={tmp}/nope"],
+        "init_from={tmp}/nope: no checkpoint",
+    ),
+    "decoder": ([*TRAIN, "--config.model.decoder=exakt"], "did you mean 'exact'"),
     "surplus field": (["--mode=train", "--config={tmp}/surplus.py"], "did you mean 'batch_size'"),
     "type of an option": (
         ["--mode=train", "--config={tmp}/option.py"],
         "channels is 'many', not a int",
     ),
+}
+
+
+# With the weights of a run.
+MISTAKES_AFTER_TRAINING = {
+    "tolerance": (["--mode=eval", "--config.eval.ode.solver.tolerance=0."], "tolerance is 0.0"),
+    "samples without probes": (["--mode=eval", "--config.eval.ode.importance_samples=2"], "probes=2 or more"),
+    "solver": (["--mode=eval", "--config.eval.ode.solver.method=dopri"], "choices: dopri5, dopri8, tsit5"),
+    "steps": (
+        ["--mode=eval", "--config.eval.ode.solver.max_steps=2", "--config.eval.estimators=ode"],
+        "for 8 image(s): 0, 1",
+    ),
+    "density of samples": (["--mode=sample", "--config.sample.log_likelihood=True"], "sampler.name=ode"),
+    "nothing to score": (["--mode=score", "--config.score.source=npz:{tmp}/nope.npz"], "no file"),
+    "images to score": (["--mode=score", "--config.score.source=npz:{tmp}/wide.npz"], "are 8x9x1"),
+    "split to score": (["--mode=score", "--config.score.split=tset"], "did you mean 'test'"),
 }
 
 
@@ -220,7 +297,20 @@ def test_mistakes_are_one_line(folder, mistake):
     lines = done.stderr.splitlines()
     assert len(lines) == 1, done.stderr
     assert lines[0].startswith("jvdm: error: ")
-    assert expected in lines[0]
+    assert expected.replace("{tmp}", str(folder)) in lines[0]
+
+
+@pytest.mark.parametrize("mistake", MISTAKES_AFTER_TRAINING)
+def test_mistakes_with_weights_are_one_line(trained, folder, mistake):
+    arguments, expected = MISTAKES_AFTER_TRAINING[mistake]
+    arguments = [a.replace("{tmp}", str(folder)) for a in arguments]
+    done = run(arguments[0], DIGITS, f"--workdir={trained[0]}", *TINY, *arguments[1:])
+    assert done.returncode != 0
+    errors = [line for line in done.stderr.splitlines() if "error" in line]
+    assert errors == done.stderr.splitlines()[-1:], done.stderr
+    assert "Traceback" not in done.stderr
+    assert errors[0].startswith("jvdm: error: ")
+    assert expected in errors[0]
 
 
 def test_mistakes_are_quick(folder):

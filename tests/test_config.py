@@ -27,7 +27,11 @@ COMPONENTS = (
     "path",
     "parameterization",
     "time_sampler",
+    "time_density",
     "network",
+    "eval.ode.dequantization",
+    "eval.ode.trace",
+    "eval.ode.solver",
     "sample.sampler",
 )
 
@@ -55,7 +59,13 @@ def config_files():
     return sorted((ROOT / "configs").glob("*.py"))
 
 
-ARGUMENTS = {"vdm_imagenet32": ["new"], "cifar10_tiny": ["some.npz"]}
+ARGUMENTS = {
+    "vdm_imagenet32": ["new"],
+    "cifar10_tiny": ["some.npz"],
+    "cifar10": ["straight", "finetune", "straight_finetune"],
+    "idode_imagenet32_old": ["finetune"],
+    "idode_imagenet32_new": ["finetune"],
+}
 CASES = [(path, *a) for path in config_files() for a in ([()] + [(x,) for x in ARGUMENTS.get(path.stem, [])])]
 
 

@@ -10,6 +10,7 @@ import oracles
 import pytest
 
 from jvdm import losses, samplers
+from jvdm.errors import UserError
 from jvdm.records import Coefficients, Prediction
 from jvdm.samplers import SAMPLERS
 
@@ -17,6 +18,7 @@ GAMMA_0, GAMMA_1 = -8.0, 8.0
 SHAPE = (2, 2, 1)
 GAUSSIAN = oracles.Gaussian(np.array([0.3, -0.5, 0.0, 0.6]), np.array([0.05, 0.2, 0.01, 0.6]))
 NUM_SAMPLES, NUM_STEPS = 20_000, 64
+BY_STEPS = [name for name in SAMPLERS.names() if hasattr(SAMPLERS.component(name), "step")]
 
 
 def coefficients(t):
@@ -68,7 +70,7 @@ def exact_moments(name, num_steps):
     return mean, variance
 
 
-@pytest.mark.parametrize("name", SAMPLERS.names())
+@pytest.mark.parametrize("name", BY_STEPS)
 def test_step_is_the_posterior_of_the_estimate(name):
     rng = np.random.default_rng(0)
     z, noise = rng.normal(size=(2, 3, *SHAPE)).astype(np.float32)
@@ -83,7 +85,7 @@ def test_step_is_the_posterior_of_the_estimate(name):
         np.testing.assert_allclose(value[i].ravel(), expected, rtol=1e-4, atol=2e-5)
 
 
-@pytest.mark.parametrize("name", SAMPLERS.names())
+@pytest.mark.parametrize("name", BY_STEPS)
 def test_moments_of_samples(name):
     z_0 = np.asarray(draw(jax.random.split(jax.random.key(0), NUM_SAMPLES), name), np.float64).reshape(-1, 4)
     mean, variance = exact_moments(name, NUM_STEPS)
@@ -101,7 +103,7 @@ def test_moments_of_samples(name):
     np.testing.assert_allclose(mean, alpha * GAUSSIAN.mean, atol=0.02)
 
 
-@pytest.mark.parametrize("name", SAMPLERS.names())
+@pytest.mark.parametrize("name", BY_STEPS)
 def test_moments_converge_to_the_data_at_first_order(name):
     """The recursion above, which `test_step` ties to the code, tends to the truth as 1/T."""
     alpha, sigma = oracles.variance_preserving(GAMMA_0)
@@ -124,7 +126,7 @@ def test_ddim_is_deterministic():
     assert np.abs(ancestral[0] - ancestral[1]).min() > 1e-4
 
 
-@pytest.mark.parametrize("name", SAMPLERS.names())
+@pytest.mark.parametrize("name", BY_STEPS)
 def test_samples_differ_by_key_and_repeat_by_key(name):
     keys = jax.random.split(jax.random.key(1), 5)
     first = draw(keys, name, 8)
@@ -133,7 +135,7 @@ def test_samples_differ_by_key_and_repeat_by_key(name):
     assert np.all(np.isfinite(first))
 
 
-@pytest.mark.parametrize("name", SAMPLERS.names())
+@pytest.mark.parametrize("name", BY_STEPS)
 def test_a_sample_does_not_depend_on_its_batch(name):
     keys = jax.random.split(jax.random.key(2), 7)
     whole, part = draw(keys, name, 8), draw(keys[2:5], name, 8)
@@ -158,7 +160,7 @@ def test_clip_eps():
     np.testing.assert_allclose(np.asarray(clipped)[inside], np.asarray(eps)[inside], atol=3e-5)
 
 
-@pytest.mark.parametrize("name", SAMPLERS.names())
+@pytest.mark.parametrize("name", BY_STEPS)
 def test_clip_bounds_a_wild_denoiser(name):
     z, wild = jnp.zeros((1, *SHAPE)), jnp.full((1, *SHAPE), -100.0)
     t, s = jnp.array([0.5]), jnp.array([0.0])
@@ -175,10 +177,71 @@ def test_clip_reaches_the_samples_and_is_the_default():
     keys = jax.random.split(jax.random.key(3), 64)
     assert SAMPLERS.spec("ancestral").clip
     assert SAMPLERS.spec("ddim").clip
-    for name in SAMPLERS.names():
+    for name in BY_STEPS:
         # sigma_0 is 0.018: a clipped sample is within 5 of them of [-1, 1], others here are not.
         assert np.abs(draw(keys, name, 16, clip=True)).max() < 1.1
         assert np.abs(draw(keys, name, 16)).max() > 1.2
+
+
+def flow(keys, log_likelihood=True, **options):
+    """Samples of the ODE whose drift is the Gaussian oracle's."""
+
+    def drift(z, t, context):
+        c = coefficients(t[None])
+        eps = predict(z[None], t[None]).eps[0]
+        slope = GAMMA_1 - GAMMA_0
+        return slope * (-0.5 * jax.nn.sigmoid(c.gamma[0]) * z + 0.5 * c.sigma[0] * eps)
+
+    return samplers.flow(
+        drift,
+        (),
+        SAMPLERS.build(SAMPLERS.spec("ode", **options)),
+        keys,
+        shape=SHAPE,
+        log_sigma_1=jnp.log(oracles.variance_preserving(GAMMA_1, jnp)[1]),
+        num_steps=50,
+        log_likelihood=log_likelihood,
+    )
+
+
+@pytest.fixture(scope="module")
+def flown():
+    return jax.jit(flow)(jax.random.split(jax.random.key(6), 5000))
+
+
+def test_samples_of_the_ode_have_the_datas_moments(flown):
+    z_0 = np.asarray(flown.z_0, np.float64).reshape(-1, 4)
+    alpha, sigma = oracles.variance_preserving(GAMMA_0)
+    variance = alpha**2 * GAUSSIAN.variance + sigma**2
+    assert flown.ok.all()
+    # 4 standard errors, as above; the start, N(0, sigma_1^2), is off by alpha_1^2 = 3e-4 of the variance.
+    limit = 4 * np.sqrt(variance / len(z_0)) + 1e-3
+    np.testing.assert_array_less(np.abs(z_0.mean(0) - alpha * GAUSSIAN.mean), limit)
+    np.testing.assert_array_less(np.abs(z_0.var(0) / variance - 1), 4 * np.sqrt(2 / len(z_0)) + 1e-3)
+
+
+def test_log_likelihood_of_a_sample_is_its_log_density(flown):
+    alpha, sigma = oracles.variance_preserving(GAMMA_0)
+    exact = GAUSSIAN.log_density(np.asarray(flown.z_0, np.float64).reshape(-1, 4), alpha, sigma)
+    # The prior N(0, sigma_1^2) against the exact marginal: its mean is off by alpha_1 |m| = 0.015 deviations,
+    # a few times that for the farthest of 5000 samples.
+    np.testing.assert_allclose(flown.log_likelihood, exact, atol=0.08)
+    assert abs(np.mean(np.asarray(flown.log_likelihood, np.float64) - exact)) < 2e-3
+
+
+def test_equal_steps_of_the_ode_sampler(flown):
+    keys = jax.random.split(jax.random.key(6), 5000)[:20]
+    fixed = jax.jit(functools.partial(flow, log_likelihood=False, method="rk4", tolerance=0.0))(keys)
+    assert fixed.log_likelihood is None
+    # 50 steps of order 4 of 0.3 in gamma: 1e-4.
+    np.testing.assert_allclose(fixed.z_0, flown.z_0[:20], atol=1e-3)
+
+
+def test_options_of_the_ode_sampler():
+    with pytest.raises(UserError, match="did you mean 'dopri8'"):
+        SAMPLERS.build(SAMPLERS.spec("ode", method="dopri"))
+    with pytest.raises(UserError, match="probes is 0"):
+        SAMPLERS.build(SAMPLERS.spec("ode", probes=0))
 
 
 def grid_of_z(num_levels):

@@ -17,11 +17,27 @@ def setting():
     return for_evaluation(model), tiny.perturbed(jax.jit(model.init)(jax.random.key(0)))
 
 
-def draw(setting, n, *, batch_size, num_devices=1, sampler="ancestral", pixels="argmax", num_steps=3):
+def draw(setting, n, **options):
+    return samples_of(setting, n, **options).images
+
+
+def samples_of(
+    setting,
+    n,
+    *,
+    batch_size,
+    num_devices=1,
+    sampler="ancestral",
+    pixels="argmax",
+    num_steps=3,
+    log_likelihood=False,
+    **options,
+):
     model, params = setting
     c = tiny.config().sample
     c.unlock()
-    c.sampler = SAMPLERS.spec(sampler)
+    c.sampler = SAMPLERS.spec(sampler, **options)
+    c.log_likelihood = log_likelihood
     c.pixels = pixels
     sampling = Sampling(model, tiny.mesh(num_devices), c, batch_size=batch_size)
     return sampling(params, n, jax.random.key(3), num_steps=num_steps)
@@ -49,7 +65,26 @@ def test_choices_differ_from_the_default(setting, sampler, pixels):
     ).any()
 
 
+def test_log_likelihood(setting):
+    """With equal steps, so that few of them do; and what is drawn does not change by asking."""
+    options = {"batch_size": 4, "sampler": "ode", "tolerance": 0.0, "method": "heun"}
+    samples = samples_of(setting, 6, log_likelihood=True, **options)
+    assert samples.log_likelihood.shape == (6,)
+    assert np.isfinite(samples.log_likelihood).all()
+    silent = draw(setting, 6, **options)
+    # Another program rounds otherwise (float32), which moves a pixel in the middle between two levels.
+    assert (samples.images == silent).mean() > 0.98
+    assert np.abs(samples.images.astype(int) - silent).max() <= 1
+
+
+def test_a_solver_that_does_not_finish(setting):
+    with pytest.raises(UserError, match=r"for 4 samples; raise config.sample.sampler.max_steps"):
+        draw(setting, 4, batch_size=4, sampler="ode", max_steps=2)
+
+
 def test_errors(setting):
+    with pytest.raises(UserError, match=r"needs config.sample.sampler.name=ode, not ancestral"):
+        samples_of(setting, 4, batch_size=4, log_likelihood=True)
     with pytest.raises(UserError, match="did you mean 'argmax'"):
         draw(setting, 4, batch_size=4, pixels="argmin")
     with pytest.raises(UserError, match="give at least 1"):

@@ -6,6 +6,7 @@ import numpy as np
 from jvdm import config as config_lib
 from jvdm import model as model_lib
 from jvdm import sharding
+from jvdm.evaluation.record import Provenance, environment
 from jvdm.schedules import SCHEDULES
 from jvdm.unet import NETWORKS
 
@@ -36,6 +37,8 @@ def config(**training):
     c.eval.batch_size = 16
     c.eval.draws = 2
     c.eval.num_images = 20
+    c.eval.ode.batch_size = 8
+    c.eval.ode.check_images = 4
     c.sample.num_images = 5
     c.sample.batch_size = 4
     c.sample.steps = 2
@@ -52,6 +55,25 @@ def mesh(num_devices=1):
 def model(c):
     """The model of a config for digits."""
     return model_lib.build(c, SHAPE, LEVELS)
+
+
+def provenance(step=0):
+    """Of numbers made up."""
+    return Provenance(
+        dataset="digits",
+        dataset_version="-",
+        dataset_hash="0",
+        split="test",
+        num_levels=LEVELS,
+        checkpoint="/c",
+        step=step,
+        weights="ema",
+        weights_hash="0",
+        seed=0,
+        matmul_precision="float32, highest",
+        trained_dtype="float32",
+        **environment(),
+    )
 
 
 def perturbed(params, seed=0, scale=0.1):

@@ -1,12 +1,13 @@
 """The estimators that a config asks for, over a set of images, each with its record."""
 
+import csv
 import dataclasses
+import io
 import json
 import pathlib
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 
@@ -132,17 +133,15 @@ def evaluate(
 
 def _build(name: str, config: Config, model: Model, mesh: Mesh) -> tuple[Any, dict[str, Any], int]:
     """(estimator, ODE settings for the record or {}, T)."""
-    section = config.eval
     if name == "vlb":
-        timesteps = model.timesteps if section.timesteps < 0 else section.timesteps
+        timesteps = model.timesteps if config.eval.timesteps < 0 else config.eval.timesteps
         model = for_evaluation(model, timesteps)
-        return VLB(model, mesh, batch_size=section.batch_size, draws=section.draws), {}, timesteps
-    settings = {
-        field: section.ode[field].to_dict() if field in ("dequantization", "trace", "solver") else value
-        for field, value in section.ode.items()
-        if field in ("dequantization", "trace", "solver", "importance_samples", "share_probes")
-    }
-    return ODE(for_evaluation(model, 0), mesh, section.ode), settings, 0
+        vlb = VLB(model, mesh, batch_size=config.eval.batch_size, draws=config.eval.draws)
+        return vlb, {}, timesteps
+    ode = config.eval.ode
+    settings = {part: ode[part].to_dict() for part in ("dequantization", "trace", "solver")}
+    settings.update(importance_samples=ode.importance_samples, share_probes=ode.share_probes)
+    return ODE(for_evaluation(model, 0), mesh, ode), settings, 0
 
 
 def _depends_on(
@@ -156,7 +155,7 @@ def _depends_on(
     return json.loads(json.dumps(depends_on))
 
 
-def csv(evaluation: Evaluation, subject: Subject) -> str:
+def csv_text(evaluation: Evaluation, subject: Subject) -> str:
     """One line per image: its name or position, bits/dim, Monte-Carlo error, terms, NFE."""
     estimator, rows = evaluation.estimator, evaluation.rows
     columns: dict[str, np.ndarray] = {"bits_per_dim": passes.bits_per_dim(rows, estimator.terms).mean(axis=1)}
@@ -165,14 +164,10 @@ def csv(evaluation: Evaluation, subject: Subject) -> str:
         columns["monte_carlo_error"] = errors
     columns.update({name: np.asarray(rows[name], np.float64).mean(axis=1) for name in estimator.terms})
     columns.update({name: np.asarray(rows[name], np.float64).mean(axis=1) for name in estimator.shown})
-    lines = [",".join(["image", *columns])]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["image", *columns])
     for i in range(len(subject.images)):
         name = subject.names[i] if subject.names else str(i)
-        quoted = '"' + name.replace('"', '""') + '"' if set(name) & set(',"\n') else name
-        lines.append(",".join([quoted, *(f"{column[i]:.6f}" for column in columns.values())]))
-    return "\n".join(lines) + "\n"
-
-
-def is_main() -> bool:
-    """Whether this process writes the files."""
-    return jax.process_index() == 0
+        writer.writerow([name, *(f"{column[i]:.6f}" for column in columns.values())])
+    return text.getvalue()

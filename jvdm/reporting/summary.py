@@ -20,13 +20,14 @@ def summary(workdir: pathlib.Path) -> str:
     for path in sorted(workdir.glob("eval/*.json")):
         try:
             record = json.loads(path.read_text())
-            error = record["standard_error"]
-            number = record["bits_per_dim"]
+            error, number, origin = record["standard_error"], record["bits_per_dim"], record["provenance"]
+            solver = (record["ode"] or {}).get("solver_error")
             rows.append(
                 {
                     "evaluation": path.stem,
-                    "data": f"{record['dataset']} {record['split']}",
+                    "data": f"{origin['dataset']} {origin['split']}",
                     "bits/dim": f"{number:.4f}" if error is None else with_error(number, error),
+                    "solver": f"{solver['bias']:+.5f}" if solver else "-",
                     "images": str(record["num_images"]),
                     "draws": str(record["num_draws"]),
                 }

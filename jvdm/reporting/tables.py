@@ -16,7 +16,7 @@ def table(rows: Sequence[Mapping[str, str]], *, columns: Sequence[str] | None = 
 
     Returns:
       Lines without a final newline: a header, a rule and one line per row. Columns of numbers, such as
-      "2.0134 ± 0.0021" or "≤ 2.65", are aligned right.
+      "2.0134 ± 0.0021" or "≤ 2.65", are aligned right; "-" stands for none.
     """
     if columns is None:
         columns = list(dict.fromkeys(name for row in rows for name in row))
@@ -28,7 +28,8 @@ def table(rows: Sequence[Mapping[str, str]], *, columns: Sequence[str] | None = 
     right = []
     for i in range(len(columns)):
         filled = [line[i] for line in body if line[i]]
-        right.append(bool(filled) and all(_NUMBER.fullmatch(cell) for cell in filled))
+        numbers = [cell for cell in filled if cell != "-"]
+        right.append(bool(numbers) and all(_NUMBER.fullmatch(cell) for cell in numbers))
     rule = ["-" * (width - 1) + ":" if r else "-" * width for width, r in zip(widths, right, strict=True)]
 
     def line(cells: Sequence[str]) -> str:

@@ -1,0 +1,249 @@
+"""The ODE likelihood of a network: independent of batch and devices, resumable, errors that are errors."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+from flax import linen as nn
+
+from jvdm.dequantization import DEQUANTIZATIONS
+from jvdm.divergence import TRACES
+from jvdm.errors import UserError
+from jvdm.evaluation import passes
+from jvdm.evaluation.ode import ODE
+from jvdm.evaluation.record import independent_errors, ode_result
+from jvdm.evaluation.vlb import for_evaluation
+from jvdm.solvers import SOLVERS
+
+N = 5
+
+
+class Small(nn.Module):
+    """A network that compiles in no time, mixes pixels, and is neither linear nor stiff."""
+
+    dtype: str = "float32"
+    z_dtype: str = "float32"
+
+    @nn.compact
+    def __call__(self, z, gamma, conditioning, *, train=False):
+        z = z.astype(self.z_dtype).astype(jnp.float32)
+        flat = z.reshape(len(z), -1)
+        hidden = nn.tanh(nn.Dense(16)(jnp.concatenate([2.0 * flat, 0.2 * gamma[:, None]], axis=-1)))
+        return z + nn.Dense(flat.shape[-1])(hidden).reshape(z.shape)
+
+
+@pytest.fixture(scope="module")
+def setting():
+    model = dataclasses.replace(for_evaluation(tiny.model(tiny.config())), network=Small())
+    return model, jax.jit(model.init)(jax.random.key(0))
+
+
+def section(**options):
+    """The config's section for a quick solve: 8 steps, so that few numbers are compared."""
+    c = tiny.config().eval.ode
+    c.unlock()
+    c.solver = SOLVERS.spec("fixed", method="rk4", num_steps=8)
+    for name, value in options.items():
+        c[name] = value
+    return c
+
+
+def evaluate(setting, *, num_devices=1, seed=7, **options):
+    model, params = setting
+    estimator = ODE(model, tiny.mesh(num_devices), section(**options))
+    return passes.run(estimator, params, tiny.images(N), jax.random.key(seed)), estimator
+
+
+@pytest.fixture(scope="module")
+def whole(setting):
+    """Adaptive steps, so that they could depend on batch mates."""
+    return evaluate(setting, batch_size=N, solver=SOLVERS.spec("adaptive", tolerance=1e-4))[0]
+
+
+@pytest.mark.parametrize(("batch_size", "num_devices"), [(2, 1), (8, 8)])
+def test_independent_of_batch_and_devices(setting, whole, batch_size, num_devices):
+    rows, _ = evaluate(
+        setting,
+        batch_size=batch_size,
+        num_devices=num_devices,
+        solver=SOLVERS.spec("adaptive", tolerance=1e-4),
+    )
+    np.testing.assert_array_equal(rows["nfe"], whole["nfe"])
+    assert len(np.unique(rows["nfe"])) > 1, "images that need as many steps as each other show nothing"
+    for name in ODE.terms:
+        # Matrix products of another height round differently, and the solve amplifies that some ten times.
+        np.testing.assert_allclose(rows[name], whole[name], rtol=2e-5, atol=2e-5)
+
+
+def test_terms_sum_to_the_bound(whole):
+    bound = passes.bits_per_dim(whole, ODE.terms)
+    assert bound.shape == (N, 1)
+    assert np.all(np.abs(whole["importance"]) < 1e-12), "one sample has nothing to gain"
+    assert np.all(whole["reconstruction"] == 0.0), "a truncated normal stays within its cell"
+    # The images are noise of 17 levels: no bound can average less than their entropy.
+    assert bound.mean() > np.log2(17)
+
+
+def test_draws_and_samples_are_different_things(setting):
+    """Three draws average three bounds; three samples make one bound, which is tighter than their mean."""
+    exact = TRACES.spec("exact")
+    draws, estimator = evaluate(setting, batch_size=N, draws=3, trace=exact)
+    samples, _ = evaluate(setting, batch_size=N, importance_samples=3, trace=exact)
+    one = passes.bits_per_dim(draws, estimator.terms)
+    together = passes.bits_per_dim(samples, estimator.terms)
+    assert one.shape == (N, 3)
+    assert together.shape == (N, 1)
+    assert np.all(one.std(axis=1) > 1e-3)
+    assert np.all(samples["importance"] < 0.0 + np.log2(3) / 64)
+    # Samples have keys of their own, so the comparison is one of means: sd of a draw 0.02, of 15 draws.
+    assert together.mean() < one.mean() + 4 * one.std() / np.sqrt(15)
+
+
+def test_shared_probes(setting):
+    """One set of probes for all samples of a draw, or each its own: only the trace tells."""
+    options = {"importance_samples": 2, "trace": TRACES.spec("hutchinson", probes=2), "batch_size": N}
+    model, params = setting
+    raw = {}
+    for share in (True, False):
+        estimator = ODE(model, tiny.mesh(), section(share_probes=share, **options))
+        images = jnp.asarray(tiny.images(N))
+        raw[share] = estimator._solve(
+            estimator._sample, params, jax.random.key(7), images, jnp.arange(N), 1, 2
+        )
+    np.testing.assert_allclose(raw[True].prior, raw[False].prior, rtol=1e-5)
+    np.testing.assert_allclose(raw[True].trace[:, :, 0], raw[False].trace[:, :, 0], rtol=1, atol=100)
+    assert np.abs(raw[True].trace[:, 0, 1] - raw[False].trace[:, 0, 1]).min() > 1e-3
+
+
+@pytest.mark.parametrize("name", DEQUANTIZATIONS.names())
+def test_every_dequantization(setting, name):
+    rows, estimator = evaluate(setting, batch_size=N, dequantization=DEQUANTIZATIONS.spec(name))
+    bound = passes.bits_per_dim(rows, estimator.terms)
+    assert bound.mean() > np.log2(17), "the entropy of the images"
+    assert bound.max() < 20.0
+    assert (rows["reconstruction"].max() > 0) == (name == "variational")
+
+
+def test_uniform_starts_where_it_should(setting):
+    """At gamma = -3 of a schedule from -7: the path from there is shorter, and the number another."""
+    spec = DEQUANTIZATIONS.spec
+    at_end, _ = evaluate(setting, batch_size=N, dequantization=spec("uniform", start_gamma=-20.0))
+    also, _ = evaluate(setting, batch_size=N, dequantization=spec("uniform", start_gamma=-7.0))
+    inside, _ = evaluate(setting, batch_size=N, dequantization=spec("uniform", start_gamma=-3.0))
+    np.testing.assert_allclose(at_end["trace"], also["trace"], rtol=1e-5)
+    assert np.abs(inside["trace"] - at_end["trace"]).min() > 1e-2
+
+
+def test_solver_error(setting):
+    """Few steps are off by what many steps say; twice many steps say the same of many."""
+    model, params = setting
+    images, key = tiny.images(N), jax.random.key(7)
+    by_steps = {}
+    for steps in (4, 32):
+        estimator = ODE(
+            model, tiny.mesh(), section(batch_size=2, solver=SOLVERS.spec("fixed", num_steps=steps))
+        )
+        by_steps[steps] = estimator.solver_error(params, images, key, num_images=3)
+    assert by_steps[4].num_images == 3
+    assert by_steps[4].finer == "rk4, 8 steps"
+    assert abs(by_steps[4].bias) <= by_steps[4].rms
+    assert by_steps[32].rms < 0.1 * by_steps[4].rms
+
+
+def test_a_solver_that_does_not_finish_names_the_images(setting):
+    solver = SOLVERS.spec("adaptive", tolerance=1e-5, max_steps=3)
+    with pytest.raises(UserError, match=r"for 2 image\(s\): 0, 1; raise config.eval.ode.solver.max_steps"):
+        evaluate(setting, batch_size=2, solver=solver)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"importance_samples": 2}, "probes=2 or more"),
+        (
+            {
+                "importance_samples": 2,
+                "trace": TRACES.spec("exact"),
+                "dequantization": DEQUANTIZATIONS.spec("truncated_normal", analytic_entropy=True),
+            },
+            "analytic_entropy=False",
+        ),
+        ({"solver": SOLVERS.spec("fixed", method="rk5")}, "did you mean 'rk4'"),
+        ({"batch_size": 0}, "config.eval.ode.batch_size is 0"),
+    ],
+)
+def test_what_does_not_go_together(setting, options, message):
+    with pytest.raises(UserError, match=message):
+        ODE(setting[0], tiny.mesh(), section(**options))
+
+
+class Killed(Exception):
+    """Stands for a machine that dies."""
+
+
+def test_a_pass_goes_on_where_it_was_stopped(setting, tmp_path):
+    """Stopped after two chunks, continued with another batch size: the numbers of an uninterrupted pass."""
+    model, params = setting
+    images, key = tiny.images(N), jax.random.key(7)
+    settings = {"anything": 1}
+    computed = []
+
+    def run(batch_size, stop_after=None, settings=settings):
+        estimator = ODE(model, tiny.mesh(), section(batch_size=batch_size))
+
+        def on_chunk(done, values):
+            computed.append(done)
+            if done == stop_after:
+                raise Killed
+
+        store = passes.Store(tmp_path / "x.partial", settings)
+        return passes.run(estimator, params, images, key, on_chunk=on_chunk, store=store)
+
+    with pytest.raises(Killed):
+        run(1, stop_after=2)
+    assert computed == [1, 2]
+    resumed = run(2)
+    assert computed == [1, 2, 4, 5]
+    straight, _ = evaluate(setting, batch_size=2)
+    for name in ODE.terms:
+        np.testing.assert_allclose(resumed[name], straight[name], rtol=2e-5, atol=2e-5)
+    np.testing.assert_array_equal(run(2)["trace"], resumed["trace"])
+    assert computed == [1, 2, 4, 5], "nothing was left to compute"
+    (tmp_path / "x.partial" / "000000001.npz").write_bytes(b"PK damaged")
+    run(2)
+    assert computed == [1, 2, 4, 5, 3, 5], "from the damaged chunk on"
+    run(5, settings={"anything": 2})
+    assert computed[-1:] == [5] and len(computed) == 7, "another evaluation starts anew"
+
+
+def test_record(whole, setting):
+    estimator = ODE(setting[0], tiny.mesh(), section())
+    settings = {
+        "dequantization": {"name": "truncated_normal"},
+        "importance_samples": 1,
+        "trace": {"name": "hutchinson", "probes": 1},
+        "share_probes": True,
+        "solver": {"name": "adaptive", "method": "dopri5", "tolerance": 1e-3, "max_steps": 100},
+    }
+    result = ode_result(estimator, whole, tiny.provenance(step=3), settings=settings, error=None)
+    assert result.name == f"ode_truncated_normal_K1_dopri5_0.001_step3_{N}x1_seed0"
+    assert result.monte_carlo_error is None
+    assert result.ode.max_nfe >= result.ode.mean_nfe > 10
+    assert sum(term.mean for term in result.terms.values()) == pytest.approx(result.bits_per_dim)
+    assert dataclasses.asdict(result)["ode"]["prior"] == "N(0, sigma_1^2 I)"
+    assert result.row()["NFE"] == f"{result.ode.mean_nfe:.0f}"
+    values = np.array([[1.0, 2.0, 6.0]])
+    assert independent_errors(values)[0] == pytest.approx(np.std([1, 2, 6], ddof=1) / np.sqrt(3))
+
+
+def test_lower_precision_would_move_the_number(setting):
+    """What float32 evaluation is for: rounding z to bfloat16 before the network moves bits/dim."""
+    model, params = setting
+    rounded = dataclasses.replace(model, network=Small(z_dtype="bfloat16"))
+    full, _ = evaluate(setting, batch_size=N)
+    again, _ = evaluate((rounded, params), batch_size=N)
+    difference = np.abs(passes.bits_per_dim(full, ODE.terms) - passes.bits_per_dim(again, ODE.terms))
+    assert difference.max() > 1e-3
