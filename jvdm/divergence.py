@@ -1,4 +1,4 @@
-"""The divergence of a vector field of one example: tr(J), J = d fn / d z.
+"""The divergence of a vector field: tr(J), J = d fn / d z, of one example or of each of a batch.
 
 1. Hutchinson: v^T J v for a random v of covariance 1, by one forward-mode JVP, which costs about
    as much as fn itself and stores no activations. Unbiased; for v of -1 and 1 the diagonal of J adds no
@@ -8,6 +8,7 @@
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import ClassVar
 
@@ -53,13 +54,29 @@ class Hutchinson:
         """The probes of one solve."""
         return PROBES[self.distribution](key, (self.probes, *shape))
 
-    def __call__(self, fn: Field, z: Data, probes: Float[Array, "m ..."]) -> tuple[Data, Float[Array, " m"]]:
-        """fn(z), and one estimate of its divergence per probe."""
+    def __call__(
+        self, fn: Field, z: Data, probes: Float[Array, "m ..."], *, batch_axes: int = 0
+    ) -> tuple[Data, Float[Array, "m ..."]]:
+        """fn(z), and one estimate of its divergence per probe.
+
+        Args:
+            fn: of one example, or of a batch whose examples do not mix.
+            z: an example after `batch_axes` axes of the batch.
+            probes: [m, *z.shape].
+            batch_axes: 0 or more.
+
+        Returns:
+            The shape of z, and [m] followed by the batch.
+        """
+
+        def product(v, tangent):
+            return jnp.sum(v * tangent, axis=tuple(range(batch_axes, z.ndim)))
+
         if len(probes) == 1:
             value, tangent = jax.jvp(fn, (z,), (probes[0],))
-            return value, jnp.sum(probes[0] * tangent)[None]
+            return value, product(probes[0], tangent)[None]
         value, push_forward = jax.linearize(fn, z)
-        return value, jax.vmap(lambda v: jnp.sum(v * push_forward(v)))(probes)
+        return value, jax.vmap(lambda v: product(v, push_forward(v)))(probes)
 
 
 @TRACES.register("exact")
@@ -82,13 +99,18 @@ class ExactTrace:
         """Nothing is random; one entry, for the one number that comes out."""
         return jnp.zeros(1)
 
-    def __call__(self, fn: Field, z: Data, probes: Float[Array, "1"]) -> tuple[Data, Float[Array, "1"]]:
-        """fn(z) and its divergence."""
+    def __call__(
+        self, fn: Field, z: Data, probes: Array, *, batch_axes: int = 0
+    ) -> tuple[Data, Float[Array, "1 ..."]]:
+        """fn(z) and its divergence; arguments as of `Hutchinson`, whose probes are not looked at."""
         value, push_forward = jax.linearize(fn, z)
+        batch, shape = z.shape[:batch_axes], z.shape[batch_axes:]
+        size = math.prod(shape)
 
         def diagonal(i):
-            unit = jnp.zeros(z.size, z.dtype).at[i].set(1.0)
-            return jnp.ravel(push_forward(unit.reshape(z.shape)))[i]
+            unit = jnp.zeros(size, z.dtype).at[i].set(1.0)
+            tangent = push_forward(jnp.broadcast_to(unit.reshape(shape), z.shape))
+            return tangent.reshape(*batch, size)[..., i]
 
-        entries = jax.lax.map(diagonal, jnp.arange(z.size), batch_size=min(self.at_a_time, z.size))
-        return value, jnp.sum(entries)[None]
+        entries = jax.lax.map(diagonal, jnp.arange(size), batch_size=min(self.at_a_time, size))
+        return value, jnp.sum(entries, axis=0)[None]

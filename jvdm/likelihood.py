@@ -21,6 +21,7 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
@@ -52,7 +53,7 @@ def normal_log_density(z: Data, log_sigma: Float[Array, "..."]) -> Float[Array, 
 
 
 def field_with_trace(drift: Callable, trace: Any, probes: Float[Array, "m ..."]) -> Callable:
-    """(t, (z, integral)) -> derivative, for a drift (z, t) -> dz/dt; integral in nats per dimension."""
+    """The field of (z, integral), for `integrate`, of a drift (z, t) -> dz/dt of one example."""
 
     def field(t, state):
         z, _ = state
@@ -60,6 +61,73 @@ def field_with_trace(drift: Callable, trace: Any, probes: Float[Array, "m ..."])
         return value, traces / z.size
 
     return field
+
+
+def batched_field(drift: Callable, trace: Any | None) -> Callable:
+    """The field of one example, evaluated for a whole batch at once where it is vmapped.
+
+    A network is given its batch as it is, rather than a vmapped batch of one: it may treat images one by
+    one to save memory, which vmap would undo.
+
+    Args:
+        drift: (shared, z [b, ...], t [b], context [b, ...]) -> dz/dt [b, ...]; examples do not mix.
+        trace: one of `jvdm.divergence`; None leaves the integral of the divergence out.
+
+    Returns:
+        (shared, context, probes) of one example -> its field, (t, (z, integral)) -> derivative, or
+        (t, z) -> dz/dt without a trace.
+    """
+
+    def evaluate(shared, z, t, context, probes):
+        if trace is None:
+            return drift(shared, z, t, context)
+        probes = jnp.moveaxis(probes, 1, 0)
+        value, traces = trace(lambda z: drift(shared, z, t, context), z, probes, batch_axes=1)
+        return value, jnp.moveaxis(traces, 0, 1) / math.prod(z.shape[1:])
+
+    @jax.custom_batching.custom_vmap
+    def one(shared, *example):
+        return jax.tree.map(lambda a: a[0], evaluate(shared, *jax.tree.map(lambda a: a[None], example)))
+
+    @one.def_vmap
+    def _(axis_size, is_batched, shared, *example):
+        def batched(a, has_axis):
+            return a if has_axis else jnp.broadcast_to(a, (axis_size, *a.shape))
+
+        out = evaluate(shared, *jax.tree.map(batched, example, tuple(is_batched[1:])))
+        return out, jax.tree.map(lambda a: True, out)
+
+    def of_example(shared, context, probes):
+        if trace is None:
+            return lambda t, z: one(shared, z, t, context, probes)
+        return lambda t, state: one(shared, state[0], t, context, probes)
+
+    return of_example
+
+
+def integrate(
+    field: Callable,
+    z: Data,
+    *,
+    num_probes: int,
+    start: Float[Array, ""],
+    log_sigma_1: Float[Array, "..."],
+    solver: Any,
+) -> LogDensity:
+    """The log-density (1) of one example at time `start`.
+
+    Args:
+        field: (t, (z, integral [num_probes])) -> derivative; the integral is in nats per dimension.
+        z: [h, w, c].
+        num_probes: of the trace.
+        start: the time z is at.
+        log_sigma_1: at time 1, broadcastable to z.
+        solver: one of `jvdm.solvers`.
+    """
+    solution = solver(field, (z, jnp.zeros(num_probes, z.dtype)), start, 1.0)
+    z_1, integral = solution.state
+    prior = normal_log_density(z_1, log_sigma_1)
+    return LogDensity(prior, integral * z.size, solution.evaluations, solution.ok)
 
 
 def log_density(
@@ -83,11 +151,8 @@ def log_density(
         probes: from its `draw`.
         solver: one of `jvdm.solvers`.
     """
-    integral = jnp.zeros(len(probes), z.dtype)
-    solution = solver(field_with_trace(drift, trace, probes), (z, integral), start, 1.0)
-    z_1, integral = solution.state
-    prior = normal_log_density(z_1, log_sigma_1)
-    return LogDensity(prior, integral * z.size, solution.evaluations, solution.ok)
+    field = field_with_trace(drift, trace, probes)
+    return integrate(field, z, num_probes=len(probes), start=start, log_sigma_1=log_sigma_1, solver=solver)
 
 
 class Weighted(NamedTuple):

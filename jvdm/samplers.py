@@ -153,7 +153,8 @@ def sample(
 
 
 def flow(
-    drift: Callable[[Data, Array, Any], Data],
+    drift: Callable[[Any, Data, Array, Any], Data],
+    shared: Any,
     context: Any,
     sampler: ODESampler,
     keys: jax.Array,
@@ -166,7 +167,8 @@ def flow(
     """z_0 from noise, along the ODE, each sample with steps of its own.
 
     Args:
-        drift: (z [h, w, c], t, context) -> dz/dt of one example.
+        drift: (shared, z [b, h, w, c], t [b], context) -> dz/dt.
+        shared: what the drift needs for all samples, such as parameters.
         context: a tree with a leading axis [b].
         sampler: chooses the solver.
         keys: [b] one key per sample.
@@ -175,21 +177,18 @@ def flow(
         num_steps: of a solver with equal steps.
         log_likelihood: whether to compute it.
     """
-    solver, trace = sampler.solver(num_steps), Hutchinson(probes=sampler.probes)
+    solver = sampler.solver(num_steps)
+    trace = Hutchinson(probes=sampler.probes) if log_likelihood else None
+    field = likelihood.batched_field(drift, trace)
 
     def one(key, context):
         k_noise, k_probe = jax.random.split(key)
         z_1 = jnp.exp(log_sigma_1) * jax.random.normal(k_noise, shape)
-
-        def field(z, t):
-            return drift(z, t, context)
-
-        if not log_likelihood:
-            solution = solver(lambda t, z: field(z, t), z_1, 1.0, 0.0)
+        if trace is None:
+            solution = solver(field(shared, context, jnp.zeros(0)), z_1, 1.0, 0.0)
             return Flow(solution.state, None, solution.ok)
         probes = trace.draw(k_probe, shape)
-        state = z_1, jnp.zeros(len(probes))
-        solution = solver(likelihood.field_with_trace(field, trace, probes), state, 1.0, 0.0)
+        solution = solver(field(shared, context, probes), (z_1, jnp.zeros(len(probes))), 1.0, 0.0)
         z_0, integral = solution.state
         # The integral runs from 1 to 0.
         log_p = likelihood.normal_log_density(z_1, log_sigma_1) - z_1.size * jnp.mean(integral)

@@ -77,12 +77,9 @@ class Sampling:
             return samplers.Flow(z_0, None, jnp.ones(len(keys), bool))
 
         def z_by_ode(params, keys, context, num_steps):
-            def drift(z, t, context):
-                one = jax.tree.map(lambda a: a[None], context)
-                return model.ode_drift(params, z[None], t[None], one)[0]
-
             return samplers.flow(
-                drift,
+                model.ode_drift,
+                params,
                 context,
                 sampler,
                 keys,

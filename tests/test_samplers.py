@@ -186,14 +186,13 @@ def test_clip_reaches_the_samples_and_is_the_default():
 def flow(keys, log_likelihood=True, **options):
     """Samples of the ODE whose drift is the Gaussian oracle's."""
 
-    def drift(z, t, context):
-        c = coefficients(t[None])
-        eps = predict(z[None], t[None]).eps[0]
-        slope = GAMMA_1 - GAMMA_0
-        return slope * (-0.5 * jax.nn.sigmoid(c.gamma[0]) * z + 0.5 * c.sigma[0] * eps)
+    def drift(shared, z, t, context):
+        eps, c = predict(z, t)
+        return c.dgamma_dt * (-0.5 * jax.nn.sigmoid(c.gamma) * z + 0.5 * c.sigma * eps)
 
     return samplers.flow(
         drift,
+        (),
         (),
         SAMPLERS.build(SAMPLERS.spec("ode", **options)),
         keys,

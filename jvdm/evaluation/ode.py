@@ -142,20 +142,17 @@ class ODE:
             dequantized = dequantization(images, noise(k_noise), at, levels)
             log_sigma_1 = model.path.log_sigma(model.gamma(params, jnp.ones((1, 1, 1)), context))
 
+            field = likelihood.batched_field(model.ode_drift, trace)
+
             def solve(z, context, key):
                 key = jax.random.fold_in(key, draw) if share_probes else folded(key)
-                one = jax.tree.map(lambda a: a[None], context)
-
-                def drift(z, t):
-                    return model.ode_drift(params, z[None], t[None], one)[0]
-
-                return likelihood.log_density(
-                    drift,
+                probes = trace.draw(key, model.image_shape)
+                return likelihood.integrate(
+                    field(params, context, probes),
                     z,
+                    num_probes=len(probes),
                     start=start,
                     log_sigma_1=log_sigma_1,
-                    trace=trace,
-                    probes=trace.draw(key, model.image_shape),
                     solver=solver,
                 )
 

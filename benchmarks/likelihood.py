@@ -1,0 +1,169 @@
+"""What the ODE likelihood costs.
+
+    python benchmarks/likelihood.py [--channels=128] [--blocks=8] [--batch=4] [--probes=1]
+    python benchmarks/likelihood.py --workdir=runs/demo [--images=32]
+
+The first form times the right-hand side of the ODE with its trace against a forward pass of the network, per
+network evaluation, inside a whole jitted solve of 4 fixed steps (16 evaluations), and their temporary
+memory. The second solves images of a trained run's test split with several solvers and tolerances: network
+evaluations and seconds per image, and the difference of bits/dim from the finest solver's.
+"""
+
+import argparse
+import os
+import pathlib
+import sys
+import time
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from jvdm import config as config_lib
+from jvdm import model as model_lib
+from jvdm import sharding
+from jvdm.divergence import TRACES
+from jvdm.evaluation import passes
+from jvdm.evaluation.ode import ODE
+from jvdm.evaluation.vlb import for_evaluation
+from jvdm.keys import root_key
+from jvdm.parameterizations import PARAMETERIZATIONS
+from jvdm.reporting.tables import table
+from jvdm.schedules import SCHEDULES
+from jvdm.solvers import SOLVERS
+from jvdm.unet import NETWORKS
+
+SOLVERS_COMPARED = [
+    ("adaptive", {"method": "dopri5", "tolerance": 1e-3}),
+    ("adaptive", {"method": "dopri5", "tolerance": 1e-4}),
+    ("adaptive", {"method": "dopri5", "tolerance": 1e-5}),
+    ("adaptive", {"method": "tsit5", "tolerance": 1e-5}),
+    ("adaptive", {"method": "dopri8", "tolerance": 1e-5}),
+    ("fixed", {"method": "rk4", "num_steps": 50}),
+    ("fixed", {"method": "rk4", "num_steps": 100}),
+    ("fixed", {"method": "heun", "num_steps": 100}),
+    ("adaptive", {"method": "dopri5", "tolerance": 1e-6}),
+]
+
+
+def median_seconds(fn, *arguments, repeats: int) -> float:
+    jax.block_until_ready(fn(*arguments))
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        jax.block_until_ready(fn(*arguments))
+        times.append(time.perf_counter() - start)
+    return float(np.median(times))
+
+
+def cost(args) -> None:
+    """Against a forward pass."""
+    config = config_lib.default()
+    config.schedule = SCHEDULES.spec("fixed_linear")
+    config.parameterization = PARAMETERIZATIONS.spec("velocity")
+    config.network = NETWORKS.spec("vdm_unet", channels=args.channels, num_blocks=args.blocks)
+    config.eval.ode.batch_size = args.batch
+    config.eval.ode.trace = TRACES.spec("hutchinson", probes=args.probes)
+    config.eval.ode.solver = SOLVERS.spec("fixed", method="rk4", num_steps=4)
+    model = for_evaluation(model_lib.build(config, (args.size, args.size, 3), 256))
+    params = jax.jit(model.init)(jax.random.key(0))
+    z = jax.random.normal(jax.random.key(1), (args.batch, *model.image_shape))
+    context = model.context(jax.tree.map(jnp.asarray, _batch(args, model)))
+    forward = (
+        jax.jit(lambda p, z: model.predict(p, z, jnp.full(args.batch, 0.5), context).eps)
+        .lower(params, z)
+        .compile()
+    )
+    images = jnp.asarray(_batch(args, model).images)
+    estimator = ODE(model, sharding.make_mesh(jax.devices()[:1]), config.eval.ode)
+    arguments = (params, jax.random.key(0), images, jnp.arange(args.batch, dtype=jnp.int32))
+    solve = estimator._sample.lower(*arguments, 0, 0).compile()
+    with jax.default_matmul_precision("highest"):
+        one = median_seconds(forward, params, z, repeats=args.repeats)
+        whole = median_seconds(lambda: solve(*arguments, 0, 0), repeats=args.repeats)
+    evaluations = int(solve(*arguments, 0, 0).evaluations[0])
+    memory = [c.memory_analysis().temp_size_in_bytes / 1e6 for c in (forward, solve)]
+    print(f"forward pass            {one * 1e3:9.1f} ms  {memory[0]:9.1f} MB temporary")
+    print(
+        f"ODE, per evaluation     {whole / evaluations * 1e3:9.1f} ms  {memory[1]:9.1f} MB temporary, whole solve"
+    )
+    print(
+        f"ratio                   {whole / evaluations / one:9.2f}     {memory[1] / memory[0]:9.2f}"
+        f"      ({args.probes} probe(s))"
+    )
+
+
+def _batch(args, model):
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (args.batch, *model.image_shape), dtype=np.uint8)
+    return model_lib.Batch(images, np.zeros(args.batch, np.float32))
+
+
+def compare(args) -> None:
+    """Solvers on the test split of a trained run."""
+    from jvdm import data
+    from jvdm.commands import load_trained
+    from jvdm.workdir import Workdir
+
+    workdir = Workdir(pathlib.Path(args.workdir).absolute())
+    config = config_lib.default()
+    config.unlock()
+    config.update(ConfigDict(config_lib.read_json(workdir.config)))
+    mesh = sharding.make_mesh(jax.devices()[:1])
+    trained = load_trained(config, workdir, None, mesh)
+    dataset = data.load(config.data.source, num_levels=config.data.num_levels, data_dir=config.data.data_dir)
+    images, key = dataset.test[: args.images], root_key(config.seed, "eval")
+    rows, numbers = [], []
+    for name, options in SOLVERS_COMPARED:
+        config.eval.ode.solver = SOLVERS.spec(name, **options)
+        config.eval.ode.batch_size = args.batch
+        estimator = ODE(for_evaluation(trained.model, 0), mesh, config.eval.ode)
+        passes.run(estimator, trained.params, images[: args.batch], key)  # compiles
+        start = time.perf_counter()
+        result = passes.run(estimator, trained.params, images, key)
+        seconds = (time.perf_counter() - start) / len(images)
+        numbers.append(passes.bits_per_dim(result, estimator.terms).mean(axis=1))
+        rows.append(
+            {
+                "solver": estimator.solver.text(),
+                "NFE": f"{np.mean(result['nfe']):.0f}",
+                "s/image": f"{seconds:.3f}",
+                "bits/dim": f"{numbers[-1].mean():.5f}",
+            }
+        )
+        print(rows[-1], file=sys.stderr, flush=True)
+    for row, number in zip(rows, numbers, strict=True):
+        difference = number - numbers[-1]
+        row["off, mean"] = f"{difference.mean():+.6f}"
+        row["off, rms"] = f"{np.sqrt(np.mean(difference**2)):.6f}"
+    print(f"{dataset.name}, {len(images)} test images, {args.batch} at a time, step {trained.step}")
+    print(table(rows))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--channels", type=int, default=128)
+    parser.add_argument("--blocks", type=int, default=8)
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--size", type=int, default=32)
+    parser.add_argument("--probes", type=int, default=1)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--workdir", default="")
+    parser.add_argument("--images", type=int, default=32)
+    args = parser.parse_args()
+    device = jax.devices()[0]
+    print(f"jax {jax.__version__}, {device.device_kind} ({os.cpu_count()} host cores)")
+    if args.workdir:
+        compare(args)
+    else:
+        print(
+            f"{args.channels} channels, {args.blocks} blocks, batch {args.batch}, {args.size}x{args.size}x3"
+        )
+        cost(args)
+
+
+if __name__ == "__main__":
+    main()
