@@ -31,5 +31,6 @@ def get_config():
     config.training.sample_steps = 50
     config.eval.batch_size = 297
     config.eval.draws = 64
+    config.eval.ode.batch_size = 99
     config.sample.steps = 250
     return config

@@ -29,6 +29,8 @@ from jvdm.importers.records import Imported
 if TYPE_CHECKING:
     from jvdm.model import Model
 
+CODEBASE = "the VDM code"
+
 _DENSE = {"kernel": "kernel", "bias": "bias"}
 _NORM = {"scale": "norm/scale", "bias": "norm/bias"}
 
@@ -62,9 +64,6 @@ _ENDS = _within(
 )
 _SCALAR = {"b": "b", "w": "w"}
 _MONOTONE = _within(l1=("l1", _DENSE), l2=("l2", _DENSE), l3=("l3", {"kernel": "kernel"}))
-
-
-CODEBASE = "the VDM code"
 
 
 class Leaf(NamedTuple):
@@ -101,9 +100,7 @@ def read(path: str | Path, codebase: str = CODEBASE) -> Imported:
         raise UserError(f"checkpoint {path}: {error}") from error
 
 
-def convert(
-    tree: flax_checkpoint.Tree, name: str = "params", codebase: str = CODEBASE
-) -> dict[str, Any]:
+def convert(tree: flax_checkpoint.Tree, name: str = "params", codebase: str = CODEBASE) -> dict[str, Any]:
     """jvdm's parameters from those of the VDM code.
 
     Args:
@@ -219,7 +216,7 @@ def check_components(
         ("parameterization", model.parameterization, PARAMETERIZATIONS, parameterizations),
         ("path", model.path, PATHS, paths),
     ):
-        if not isinstance(part, tuple(registry[name] for name in names)):
+        if not isinstance(part, tuple(registry.component(name) for name in names)):
             raise UserError(f"{needs} config.{option}.name={' or '.join(names)}")
     groups = network.groups
     if groups != 32:

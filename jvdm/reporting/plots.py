@@ -21,7 +21,7 @@ _DPI = 120
 _COLORS = {"train": "#2f6db3", "test": "#d9622b", "validation": "#4c9a52"}
 _OTHER_COLORS = ("#7f5fa8", "#8a6d3b", "#3a9e9e")
 _INK, _GRID = "#333333", "#e3e3e3"
-_TERMS = ("reconstruction", "prior", "diffusion", "latent")
+_TERMS = ("reconstruction", "prior", "diffusion", "latent", "second_order")
 _GRADIENT_NORM = ("grad_norm", "gradient_norm")
 _LEARNING_RATE = ("learning_rate", "lr")
 

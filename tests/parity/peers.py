@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 
 from jvdm.model import Model
-from jvdm.parameterizations import Noise
-from jvdm.paths import VariancePreserving
+from jvdm.parameterizations import Noise, Velocity
+from jvdm.paths import Straight, VariancePreserving
 from jvdm.schedules import FixedLinear, LearnedScalar, MonotoneNetworkReleased
+from jvdm.time_densities import Importance, UniformDensity
 from jvdm.unet import VDMUNet
 
 SCHEDULES = {
@@ -25,6 +26,8 @@ SCHEDULES = {
     "learnable_scalar": LearnedScalar,
     "learnable_nnet": MonotoneNetworkReleased,
 }
+# Of the i-DODE code: what it calls schedule is the path.
+PATHS = {"VP": VariancePreserving(), "SP": Straight()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,24 +73,47 @@ def cases(peer: str) -> list[Any]:
     return [pytest.param(None, id="absent", marks=pytest.mark.skip(reason=reason))]
 
 
-def vdm_model(case: Case) -> Model:
-    """The model that the settings of a case of the official VDM code stand for."""
+def _unet(settings: dict[str, Any]) -> VDMUNet:
+    """The network of the VDM code, and of those derived from it."""
+    return VDMUNet(
+        gamma_min=settings["gamma_min"],
+        gamma_max=settings["gamma_max"],
+        channels=settings["sm_n_embd"],
+        num_blocks=settings["sm_n_layer"],
+        dropout=settings["sm_pdrop"],
+        attention=settings["with_attention"],
+        fourier=settings["with_fourier_features"],
+        num_groups=32,  # whatever the number of channels
+    )
+
+
+def _model(case: Case, **parts: Any) -> Model:
+    """The model with the parts that all those codes name alike, and the given others."""
     settings = case.config["model"]
     ends = {key: settings[key] for key in ("gamma_min", "gamma_max")}
     return Model(
-        network=VDMUNet(
-            **ends,
-            channels=settings["sm_n_embd"],
-            num_blocks=settings["sm_n_layer"],
-            dropout=settings["sm_pdrop"],
-            attention=settings["with_attention"],
-            fourier=settings["with_fourier_features"],
-            num_groups=32,  # whatever the number of channels
-        ),
+        network=_unet(settings),
         schedule=SCHEDULES[settings["gamma_type"]](**ends),
-        path=VariancePreserving(),
-        parameterization=Noise(),
         image_shape=case.io["images"].shape[1:],
         num_levels=settings["vocab_size"],
         timesteps=settings["sm_n_timesteps"],
+        **parts,
+    )
+
+
+def vdm_model(case: Case) -> Model:
+    """The model that the settings of a case of the official VDM code stand for."""
+    return _model(case, path=VariancePreserving(), parameterization=Noise())
+
+
+def idode_model(case: Case) -> Model:
+    """The model that the settings of a case of the official i-DODE code stand for."""
+    settings = case.config["model"]
+    path = PATHS[settings["schedule"]]
+    return _model(
+        case,
+        path=path,
+        parameterization=Velocity(path=path) if settings["velocity"] else Noise(),
+        time_density=Importance() if settings["importance"] else UniformDensity(),
+        decoder="idode_released",
     )

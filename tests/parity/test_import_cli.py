@@ -16,6 +16,7 @@ SCHEDULES = {
     "learnable_scalar": "learned_scalar",
     "learnable_nnet": "monotone_network_released",
 }
+PATHS = {"VP": "variance_preserving", "SP": "straight"}
 
 
 def main(*arguments):
@@ -31,16 +32,14 @@ def main(*arguments):
     return done
 
 
-@pytest.mark.parametrize("case", peers.cases("vdm")[:1])
-def test_import_eval_sample(case, tmp_path):
-    settings = case.config
-    model = settings["model"]
-    images = case.io["images"]
-    np.savez(tmp_path / "images.npz", train_images=images, test_images=images[:2])
-    config = [
+def overrides(case, workdir):
+    """The flags that give the published config a case's settings and two of its images."""
+    model, images = case.config["model"], case.io["images"]
+    np.savez(workdir / "images.npz", train_images=images, test_images=images[:2])
+    return [
         "--config=configs/vdm_cifar10.py",
-        f"--workdir={tmp_path / 'run'}",
-        f"--config.data.source=npz:{tmp_path / 'images.npz'}",
+        f"--workdir={workdir / 'run'}",
+        f"--config.data.source=npz:{workdir / 'images.npz'}",
         f"--config.schedule.name={SCHEDULES[model['gamma_type']]}",
         f"--config.schedule.gamma_min={model['gamma_min']}",
         f"--config.schedule.gamma_max={model['gamma_max']}",
@@ -48,18 +47,53 @@ def test_import_eval_sample(case, tmp_path):
         f"--config.network.channels={model['sm_n_embd']}",
         f"--config.network.num_blocks={model['sm_n_layer']}",
         f"--config.network.attention={model['with_attention']}",
+        "--config.eval.estimators=vlb",
         "--config.eval.draws=2",
         "--config.eval.batch_size=2",
         "--config.sample.num_images=2",
         "--config.sample.batch_size=2",
         "--config.sample.steps=2",
     ]
+
+
+def check_record(case, workdir):
+    """The one evaluation is of the checkpoint's moving average, on both images."""
+    (record,) = (workdir / "run" / "eval").glob("*.json")
+    record = json.loads(record.read_text())
+    assert (record["estimator"], record["num_images"]) == ("vlb", 2)
+    assert np.isfinite(record["bits_per_dim"])
+    provenance = record["provenance"]
+    assert (provenance["step"], provenance["weights"]) == (case.config["step"], "ema")
+
+
+@pytest.mark.parametrize("case", peers.cases("vdm")[:1])
+def test_import_eval_sample(case, tmp_path):
+    config = overrides(case, tmp_path)
     main("--mode=import", "--source=vdm", f"--checkpoint={case.checkpoint}", *config)
     main("--mode=eval", *config)
-    (record,) = (tmp_path / "run" / "eval").glob("*.json")
-    record = json.loads(record.read_text())
-    assert (record["step"], record["num_images"], record["weights"]) == (settings["step"], 2, "ema")
-    assert np.isfinite(record["bits_per_dim"])
+    check_record(case, tmp_path)
     main("--mode=sample", *config)
     (samples,) = (tmp_path / "run" / "samples").glob("*.npz")
-    assert np.load(samples)["arr_0"].shape == (2, *images.shape[1:])
+    assert np.load(samples)["arr_0"].shape == (2, *case.io["images"].shape[1:])
+
+
+def idode_case():
+    """One on the straight path with velocity, so that neither is the published config's, if there is one."""
+    cases = peers.cases("idode")
+    settings = [case.values[0].config["model"] if case.values[0] else {} for case in cases]
+    other = [c for c, s in zip(cases, settings, strict=True) if s.get("schedule") == "SP" and s["velocity"]]
+    return (other or cases)[:1]
+
+
+@pytest.mark.parametrize("case", idode_case())
+def test_import_eval_idode(case, tmp_path):
+    model = case.config["model"]
+    config = [
+        *overrides(case, tmp_path),
+        f"--config.path.name={PATHS[model['schedule']]}",
+        f"--config.parameterization.name={'velocity' if model['velocity'] else 'noise'}",
+        f"--config.time_density.name={'importance' if model['importance'] else 'uniform'}",
+    ]
+    main("--mode=import", "--source=idode", f"--checkpoint={case.checkpoint}", *config)
+    main("--mode=eval", *config)
+    check_record(case, tmp_path)
