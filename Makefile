@@ -25,7 +25,7 @@ demo: $(VENV)/.installed
 	@$(BIN)/python -m jvdm.reporting.summary $(DEMO)
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
