@@ -87,11 +87,12 @@ def cost(args) -> None:
     evaluations = int(solve(*arguments, 0, 0).evaluations[0])
     memory = [c.memory_analysis().temp_size_in_bytes / 1e6 for c in (forward, solve)]
     print(f"forward pass            {one * 1e3:9.1f} ms  {memory[0]:9.1f} MB temporary")
+    per_evaluation = whole / evaluations
     print(
-        f"ODE, per evaluation     {whole / evaluations * 1e3:9.1f} ms  {memory[1]:9.1f} MB temporary, whole solve"
+        f"ODE, per evaluation     {per_evaluation * 1e3:9.1f} ms  {memory[1]:9.1f} MB temporary, whole solve"
     )
     print(
-        f"ratio                   {whole / evaluations / one:9.2f}     {memory[1] / memory[0]:9.2f}"
+        f"ratio                   {per_evaluation / one:9.2f}     {memory[1] / memory[0]:9.2f}"
         f"      ({args.probes} probe(s))"
     )
 

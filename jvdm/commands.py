@@ -41,6 +41,7 @@ def train(config: Config, workdir: Workdir, checkpoint: str | None, source: str 
 
 def evaluate(config: Config, workdir: Workdir, checkpoint: str | None, source: str | None) -> None:
     """--mode=eval: bits/dim of the averaged weights over the test split, by every estimator."""
+    suite.names(config)
     mesh = sharding.make_mesh()
     trained = load_trained(config, workdir, checkpoint, mesh)
     dataset = data.load(config.data.source, num_levels=config.data.num_levels, data_dir=config.data.data_dir)
@@ -80,6 +81,7 @@ def _plot_loss(evaluation: suite.Evaluation, workdir: Workdir) -> None:
 
 def score(config: Config, workdir: Workdir, checkpoint: str | None, source: str | None) -> None:
     """--mode=score: bits/dim of every image of any data, one CSV per estimator."""
+    suite.names(config)
     mesh = sharding.make_mesh()
     trained = load_trained(config, workdir, checkpoint, mesh)
     subject = data.load_subject(

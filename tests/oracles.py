@@ -11,6 +11,8 @@ With z = alpha x + sigma eps:
        p_j(z) proportional to w_j exp(-|z - alpha f_j|^2 / (2 sigma^2))
        eps_hat = (z - alpha sum_j p_j f_j) / sigma,  score = -eps_hat / sigma
        div score = sum_d [ (alpha_d / sigma_d)^2 Var_p(f_d) - 1 ] / sigma_d^2
+    3. the Gaussian (1), and discrete data x that tell in which of K cells of [-1, 1] it fell:
+       P(x) = prod_d [ Phi(upper edge of cell x_d) - Phi(lower edge) ]
 
 Everything is float64 numpy. `xp=jax.numpy` gives the same formula inside a jitted function.
 """
@@ -18,11 +20,20 @@ Everything is float64 numpy. `xp=jax.numpy` gives the same formula inside a jitt
 import dataclasses
 
 import numpy as np
+from scipy.special import ndtr
 
 
 def variance_preserving(gamma, xp=np):
     """alpha and sigma with alpha^2 + sigma^2 = 1."""
     return 1.0 / xp.sqrt(1.0 + xp.exp(gamma)), 1.0 / xp.sqrt(1.0 + xp.exp(-gamma))
+
+
+def straight(gamma, xp=np):
+    """alpha and sigma with alpha + sigma = 1."""
+    return 1.0 / (1.0 + xp.exp(0.5 * gamma)), 1.0 / (1.0 + xp.exp(-0.5 * gamma))
+
+
+ALPHA_SIGMA = {"variance_preserving": variance_preserving, "straight": straight}
 
 
 def encode(levels, num_levels):
@@ -47,9 +58,15 @@ class Gaussian:
     mean: np.ndarray
     variance: np.ndarray
 
-    def eps_hat(self, z, alpha, sigma):
+    def eps_hat(self, z, alpha, sigma, xp=np):
         """E[eps | z]."""
-        return sigma * (z - alpha * self.mean) / (alpha**2 * self.variance + sigma**2)
+        mean, variance = (xp.asarray(a, z.dtype) for a in (self.mean, self.variance))
+        return sigma * (z - alpha * mean) / (alpha**2 * variance + sigma**2)
+
+    def x_hat(self, z, alpha, sigma, xp=np):
+        """E[x | z]."""
+        mean, variance = (xp.asarray(a, z.dtype) for a in (self.mean, self.variance))
+        return mean + alpha * variance * (z - alpha * mean) / (alpha**2 * variance + sigma**2)
 
     def log_density(self, z, alpha, sigma):
         """[...] log density of z [..., d]."""
@@ -71,6 +88,40 @@ class Gaussian:
 
 
 @dataclasses.dataclass(frozen=True)
+class DiscretisedGaussian(Gaussian):
+    """Discrete data of K `num_levels`, whose continuous version is exactly Gaussian.
+
+    The Gaussian must hardly reach beyond [-1, 1]: what does is P's missing mass.
+    """
+
+    num_levels: int
+
+    def sample(self, rng, n):
+        """[n, d] levels."""
+        x = self.mean + np.sqrt(self.variance) * rng.normal(size=(n, len(self.mean)))
+        levels = np.floor((x + 1.0) * self.num_levels / 2.0)
+        return np.clip(levels, 0, self.num_levels - 1).astype(np.int64)
+
+    def log_masses(self):
+        """[d, K] log probability of every level."""
+        edges = np.linspace(-1.0, 1.0, self.num_levels + 1)
+        a = (edges - self.mean[:, None]) / np.sqrt(self.variance)[:, None]
+        # Of the tail on the side of the cell, so that neither is a difference of numbers near 1.
+        below, above = np.diff(ndtr(a)), -np.diff(ndtr(-a))
+        return np.log(np.where(a[:, 1:] > 0, above, below) + 1e-300)
+
+    def log_probability(self, levels):
+        """[...] log P(x) of levels [..., d]."""
+        return np.sum(self.log_masses()[np.arange(len(self.mean)), levels], axis=-1)
+
+    @property
+    def entropy(self):
+        """Nats of the distribution: no bound may average less."""
+        log_masses = self.log_masses()
+        return -np.sum(np.exp(log_masses) * log_masses)
+
+
+@dataclasses.dataclass(frozen=True)
 class PointMixture:
     """Discrete data: `levels` [j, d] of K `num_levels`, of probability `weights` [j]."""
 
@@ -87,6 +138,15 @@ class PointMixture:
     def entropy(self):
         """Nats of the true distribution: no bound may average less."""
         return -np.sum(self.weights * np.log(self.weights))
+
+    def sample(self, rng, n):
+        """[n, d] levels."""
+        return self.levels[rng.choice(len(self.weights), size=n, p=self.weights)]
+
+    def log_probability(self, levels):
+        """[...] log P(x) of levels [..., d], which must be among the points."""
+        equal = np.all(np.asarray(levels)[..., None, :] == self.levels, axis=-1)
+        return np.log(equal @ self.weights)
 
     def _log_joint(self, z, alpha, sigma, xp):
         residual = (z[..., None, :] - alpha[..., None, :] * self.points.astype(z.dtype)) / sigma[..., None, :]
@@ -132,3 +192,9 @@ def point_mixture(num_points=12, num_dims=4, num_levels=16, seed=0):
     levels = np.stack([codes // num_levels**d % num_levels for d in range(num_dims)], axis=-1)
     weights = rng.uniform(1.0, 10.0, num_points)
     return PointMixture(levels, weights / weights.sum(), num_levels)
+
+
+def discretised_gaussian(num_levels=256):
+    """Four independent dimensions, of deviations of 8 to 19 cells, six of them within [-1, 1]."""
+    deviations = np.array([0.12, 0.06, 0.15, 0.09])
+    return DiscretisedGaussian(np.array([0.2, -0.3, 0.0, 0.1]), deviations**2, num_levels)

@@ -1,6 +1,6 @@
 """Bits per dimension from `Model.terms` against data whose distribution is known.
 
-The data are the points of `oracles.PointMixture`, the network is the exact denoiser, so the bound
+The data are the points of `oracles.PointMixture`, the network is the exact denoiser (`known`), so the bound
 must average at least the entropy, and reach it in continuous time over a wide range of gamma.
 """
 
@@ -9,37 +9,22 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import known
 import numpy as np
 import oracles
 import pytest
 from flax import linen as nn
+from known import SHAPE, WIDE, ExactDenoiser
 
-from jvdm.model import Model
-from jvdm.parameterizations import PARAMETERIZATIONS
-from jvdm.paths import PATHS
 from jvdm.records import Batch, Context
 from jvdm.schedules import SCHEDULES
 from jvdm.time_samplers import stratify
 
-MIXTURE = oracles.point_mixture(num_levels=8)
+MIXTURE = known.ORACLES["mixture"]
 NUM_POINTS, NUM_DIMS = MIXTURE.levels.shape
-SHAPE = (2, 2, 1)
 NATS = NUM_DIMS * np.log(2)  # nats in one bit/dim
-WIDE = (-13.3, 10.0)
 TERMS = ("reconstruction", "prior", "diffusion")
 NUM_BATCHES, BATCH = 64, 1024  # per point; stratified within a batch, so the standard error is of batches
-
-
-class ExactDenoiser(nn.Module):
-    """The output of a perfect network for MIXTURE, plus a constant."""
-
-    parameterization: str
-    offset: float = 0.0
-
-    def __call__(self, z, gamma, conditioning, *, train=False):
-        alpha, sigma = oracles.variance_preserving(gamma[:, None], jnp)
-        estimate = MIXTURE.eps_hat if self.parameterization == "noise" else MIXTURE.x_hat
-        return estimate(z.reshape(-1, NUM_DIMS), alpha, sigma, jnp).reshape(z.shape) + self.offset
 
 
 class Concentrated(nn.Module):
@@ -80,21 +65,15 @@ def standard_error(batches):
     return batches.std(axis=0, ddof=1) / np.sqrt(len(batches))
 
 
-def build(parameterization, gammas=WIDE, timesteps=0, schedule="concentrated", offset=0.0):
+def build(parameterization, gammas=WIDE, timesteps=0, schedule="concentrated", **options):
     ends = {"gamma_min": gammas[0], "gamma_max": gammas[1]}
     if schedule == "concentrated":
         component = Concentrated(**ends)
     else:
         small = {"hidden": 16} if "hidden" in SCHEDULES.options(schedule) else {}
         component = SCHEDULES.build(SCHEDULES.spec(schedule, **ends, **small))
-    return Model(
-        network=ExactDenoiser(parameterization, offset),
-        schedule=component,
-        path=PATHS.build(PATHS.spec("variance_preserving")),
-        parameterization=PARAMETERIZATIONS.build(PARAMETERIZATIONS.spec(parameterization)),
-        image_shape=SHAPE,
-        num_levels=MIXTURE.num_levels,
-        timesteps=timesteps,
+    return known.build(
+        "mixture", parameterization=parameterization, schedule=component, timesteps=timesteps, **options
     )
 
 
@@ -122,18 +101,21 @@ ENTROPY = MIXTURE.entropy / NATS
 PARAMETERIZATIONS_TESTED = ["noise", "data"]
 
 
-def test_the_denoiser_is_the_oracle():
+@pytest.mark.parametrize("path", known.PATH_NAMES)
+def test_the_denoiser_is_the_oracle(path):
     rng = np.random.default_rng(0)
     gamma = rng.uniform(*WIDE, 64).astype(np.float32)
-    alpha, sigma = oracles.variance_preserving(gamma[:, None].astype(float))
+    alpha, sigma = oracles.ALPHA_SIGMA[path](gamma[:, None].astype(float))
     points = MIXTURE.points[rng.integers(NUM_POINTS, size=64)]
     z = (alpha * points + sigma * rng.normal(size=points.shape)).astype(np.float32)
-    for name, exact in (("noise", MIXTURE.eps_hat), ("data", MIXTURE.x_hat)):
-        out = ExactDenoiser(name).apply(
+    eps, x = (oracle(z.astype(float), alpha, sigma) for oracle in (MIXTURE.eps_hat, MIXTURE.x_hat))
+    velocity = (eps - x) / np.sqrt(2) if path == "straight" else alpha * eps - sigma * x
+    for name, exact in (("noise", eps), ("data", x), ("velocity", velocity)):
+        out = ExactDenoiser("mixture", path, name).apply(
             {}, jnp.asarray(z).reshape(-1, *SHAPE), jnp.asarray(gamma), jnp.zeros(64)
         )
         # eps_hat is a difference of numbers near 1 over sigma >= 1.3e-3: 1e-7 / 1.3e-3, a few times.
-        np.testing.assert_allclose(out.reshape(-1, NUM_DIMS), exact(z.astype(float), alpha, sigma), atol=5e-4)
+        np.testing.assert_allclose(out.reshape(-1, NUM_DIMS), exact, atol=5e-4)
 
 
 @pytest.mark.parametrize("parameterization", PARAMETERIZATIONS_TESTED)
@@ -155,6 +137,30 @@ def test_continuous_bound_is_tight_for_every_image(parameterization):
     # 12 comparisons: 4 standard errors keep the level of 3 for one.
     assert np.all(np.abs(points.mean(0) - truth) < 4 * standard_error(points))
     assert np.ptp(truth) > 0.5, "images must differ for this to say something"
+
+
+# Velocity on either path: on the schedule of low variance, in steps, and with times from the density that
+# makes its weight constant, on the line it needs.
+VELOCITY = {
+    "straight": {"path": "straight"},
+    "straight, T = 1000": {"path": "straight", "timesteps": 1000},
+    "straight, importance": {
+        "path": "straight",
+        "schedule": "fixed_linear",
+        "time_density": "importance",
+    },
+    "importance": {"schedule": "fixed_linear", "time_density": "importance"},
+}
+
+
+@pytest.mark.parametrize("name", VELOCITY)
+def test_velocity_bound_is_tight(name):
+    bound = bits_per_dim("velocity", **VELOCITY[name])
+    # The density serves a network whose velocity errs at all gamma alike. A perfect one errs in the middle.
+    assert bound.error <= (0.005 if "importance" in name else 0.003)
+    assert bound.mean >= ENTROPY - 3 * bound.error
+    assert bound.mean <= ENTROPY + 0.005 + 3 * bound.error
+    assert 0 <= bound.terms["prior"] < 1e-4 and 0 <= bound.terms["reconstruction"] < 1e-4
 
 
 @pytest.mark.parametrize("parameterization", PARAMETERIZATIONS_TESTED)

@@ -70,3 +70,54 @@ def test_mixture_weights_are_a_distribution_on_distinct_points():
     assert np.all((MIXTURE.levels >= 0) & (MIXTURE.levels < MIXTURE.num_levels))
     assert abs(MIXTURE.weights.sum() - 1.0) < 1e-12
     assert 0.0 < MIXTURE.entropy < np.log(12)
+
+
+@pytest.mark.parametrize("path", oracles.ALPHA_SIGMA)
+def test_paths_have_their_gamma(path):
+    gamma = np.linspace(-13.3, 10.0, 50)
+    alpha, sigma = oracles.ALPHA_SIGMA[path](gamma)
+    np.testing.assert_allclose(np.log(sigma**2 / alpha**2), gamma, atol=1e-12)
+    np.testing.assert_allclose(alpha + sigma if path == "straight" else alpha**2 + sigma**2, 1.0, rtol=1e-14)
+
+
+@pytest.mark.parametrize("path", oracles.ALPHA_SIGMA)
+@pytest.mark.parametrize("oracle", [MIXTURE, GAUSSIAN])
+def test_both_denoisers_are_one(oracle, path):
+    """z = alpha E[x | z] + sigma E[eps | z]."""
+    alpha, sigma = oracles.ALPHA_SIGMA[path](np.array([-0.7]))
+    d = oracle.points.shape[-1] if oracle is MIXTURE else oracle.mean.shape[-1]
+    z = np.random.default_rng(4).normal(size=(5, d))
+    recovered = alpha * oracle.x_hat(z, alpha, sigma) + sigma * oracle.eps_hat(z, alpha, sigma)
+    np.testing.assert_allclose(recovered, z, atol=1e-13)
+
+
+def test_discretised_gaussian_is_a_distribution_and_its_samples_follow_it():
+    gaussian = oracles.discretised_gaussian()
+    masses = np.exp(gaussian.log_masses())
+    # What lies beyond [-1, 1], more than six standard deviations: 1e-9.
+    np.testing.assert_allclose(masses.sum(-1), 1.0, atol=1e-8)
+    # Cells are narrow: the density at the centre times the width, up to (width / deviation)^2 / 24 = 1e-3.
+    centres, width = oracles.encode(np.arange(256), 256), 2 / 256
+    for d in range(4):
+        mean, variance = gaussian.mean[d], gaussian.variance[d]
+        near = np.abs(centres - mean) < 2 * np.sqrt(variance)
+        density = np.exp(-0.5 * (centres - mean) ** 2 / variance) / np.sqrt(2 * np.pi * variance)
+        np.testing.assert_allclose(masses[d, near], density[near] * width, rtol=3e-3)
+    levels = gaussian.sample(np.random.default_rng(0), 100_000)
+    for d in range(4):
+        share = np.bincount(levels[:, d], minlength=256) / 100_000
+        # 1024 shares: 5 standard errors.
+        assert np.all(np.abs(share - masses[d]) < 5 * np.sqrt(masses[d] / 100_000) + 1e-4)
+    log_p = gaussian.log_probability(levels)
+    assert abs(log_p.mean() + gaussian.entropy) < 3 * log_p.std() / np.sqrt(len(log_p))
+    # The entropy of the continuous Gaussian, in units of cells, and a cell's share of the variance.
+    entropy = 0.5 * np.sum(np.log(2 * np.pi * np.e * gaussian.variance)) - 4 * np.log(width)
+    entropy += np.sum(width**2 / gaussian.variance) / 24
+    np.testing.assert_allclose(gaussian.entropy, entropy, atol=1e-5)
+
+
+def test_samples_of_the_mixture_are_its_points():
+    levels = MIXTURE.sample(np.random.default_rng(0), 20_000)
+    log_p = MIXTURE.log_probability(levels)
+    assert abs(log_p.mean() + MIXTURE.entropy) < 3 * log_p.std() / np.sqrt(len(log_p))
+    np.testing.assert_allclose(MIXTURE.log_probability(MIXTURE.levels), np.log(MIXTURE.weights))

@@ -66,3 +66,73 @@ def test_variance_preserving_closed_form(x64):
     alpha, sigma = PATHS.build(PATHS.spec("variance_preserving")).alpha_sigma(jnp.asarray(GAMMA, jnp.float64))
     np.testing.assert_allclose(alpha**2 + sigma**2, 1.0, rtol=1e-14)
     np.testing.assert_allclose(alpha, (1.0 + np.exp(GAMMA.astype(np.float64))) ** -0.5, rtol=1e-14)
+
+
+def test_straight_closed_form(x64):
+    gamma = jnp.asarray(GAMMA, jnp.float64)
+    alpha, sigma = PATHS.build(PATHS.spec("straight")).alpha_sigma(gamma)
+    np.testing.assert_allclose(alpha + sigma, 1.0, rtol=1e-14)
+    np.testing.assert_allclose(alpha, 1.0 / (1.0 + np.exp(GAMMA.astype(np.float64) / 2)), rtol=1e-14)
+
+
+def test_velocity_is_the_general_formula(path, x64):
+    """Equation (4): drift over 1/2 sigma is eps - k z, and its standard deviation n is divided out."""
+    gamma = jnp.linspace(-13.3, 10.0, 101, dtype=jnp.float64)
+    alpha, sigma = path.alpha_sigma(gamma)
+    k = -2 * path.dlogalpha_dgamma(gamma) / sigma
+    n = jnp.sqrt((1 - k * sigma) ** 2 + (k * alpha) ** 2)
+    v = path.velocity(gamma)
+    # 1 - k sigma is alpha^2 >= 4.5e-5 on one path, from numbers near 1: 2e-16 / 4.5e-5, a few times.
+    expected = (n, k, (1 - k * sigma) / n, -k * alpha / n)
+    for name, value in zip(v._fields, expected, strict=True):
+        np.testing.assert_allclose(getattr(v, name), value, rtol=2e-11, err_msg=name)
+    np.testing.assert_allclose(v.on_eps**2 + v.on_x**2, 1.0, rtol=1e-14)
+    x, eps = np.random.default_rng(0).normal(size=(2, len(gamma)))
+    # The affine relation itself, with the cancellation of scale F against skip z.
+    recovered = v.scale * (v.on_eps * eps + v.on_x * x) + v.skip * (alpha * x + sigma * eps)
+    np.testing.assert_allclose(recovered, eps, atol=1e-14)
+
+
+def test_alpha2_cumulative_is_the_integral_of_alpha2(path, x64):
+    gamma = jnp.asarray(GAMMA, jnp.float64)
+    slope = jax.vmap(jax.grad(path.alpha2_cumulative))(gamma)
+    # The straight path's slope is a difference of two terms of size alpha: 1e-16 / alpha, alpha >= 4e-5.
+    np.testing.assert_allclose(slope, path.alpha_sigma(gamma)[0] ** 2, rtol=1e-10)
+
+
+@pytest.mark.parametrize(("name", "z"), [("variance_preserving", 13.293), ("straight", 11.299)])
+def test_the_weight_of_published_ranges(name, z, x64):
+    """Z of 2305.03935 for gamma in [-13.3, 5], as the range's integral of alpha^2."""
+    path = PATHS.build(PATHS.spec(name))
+    low, high = path.alpha2_cumulative(jnp.array([-13.3, 5.0]))
+    assert round(float(high - low), 3) == z
+    gamma = jnp.linspace(-13.3, 5.0, 20_001)
+    # Trapezium rule, step 1e-3: its error is step^2 / 12 times slopes below 1.
+    integral = np.trapezoid(path.alpha_sigma(gamma)[0] ** 2, gamma)
+    np.testing.assert_allclose(high - low, integral, atol=1e-7)
+
+
+def check_quantile(path, dtype):
+    low, high = (jnp.asarray(g, dtype) for g in (-13.3, 5.0))
+    gamma = jnp.linspace(low, high, 301, dtype=dtype)
+    value = path.alpha2_cumulative(gamma)
+    recovered = path.alpha2_quantile(value, low, high)
+    assert recovered.dtype == gamma.dtype and recovered.shape == gamma.shape
+    # The value is rounded relative to its parts, which are at most |gamma| in all and of order alpha where
+    # alpha is small, and its slope is alpha^2. Bisection ends at 18.3 / 2^50.
+    alpha, eps = np.asarray(path.alpha_sigma(gamma)[0], np.float64), np.finfo(dtype).eps
+    tolerance = 4 * eps * (1.0 + np.abs(gamma) + 1.0 / alpha) + 18.3 / 2**50
+    error = np.abs(np.asarray(recovered, np.float64) - np.asarray(gamma, np.float64))
+    assert np.all(error <= tolerance), error.max()
+    assert low <= recovered.min() and recovered.max() <= high
+    # Beyond the ends, as by a rounded sum, the ends.
+    outside = path.alpha2_quantile(value[jnp.array([0, -1])] + jnp.asarray([-1e-3, 1e-3], dtype), low, high)
+    np.testing.assert_allclose(outside, [-13.3, 5.0], rtol=8 * eps)
+
+
+def test_alpha2_quantile_inverts_the_cumulative(path):
+    check_quantile(path, np.float32)
+
+
+def test_alpha2_quantile_in_float64(path, x64):
+    check_quantile(path, np.float64)
