@@ -59,12 +59,14 @@ class SolverError:
 
     Attributes:
         bias: mean difference, coarse - fine.
+        standard_error: of `bias`, over images; None for one image.
         rms: root mean square difference.
         num_images: solved twice.
         finer: what solver was compared with.
     """
 
     bias: float
+    standard_error: float | None
     rms: float
     num_images: int
     finer: str
@@ -91,6 +93,7 @@ class ODE:
     shown: ClassVar[tuple[str, ...]] = ("nfe",)
 
     def __init__(self, model: Model, mesh: Mesh, config: Config):
+        self._batch_size = config.batch_size
         self._batches = Batches(mesh, config.batch_size, "config.eval.ode.batch_size")
         self._draws, self._samples = config.draws, config.importance_samples
         self.dequantization = DEQUANTIZATIONS.build(config.dequantization)
@@ -253,8 +256,10 @@ class ODE:
         finer = self.solver.finer()
         fine = self._compile(finer)
         differences = []
+        # No larger than the subset: padding would be solved too.
+        batches = Batches(self._mesh, min(self._batch_size, num_images), "config.eval.ode.batch_size")
         # The subset's images keep the keys of their places in the whole.
-        for batch_images, index, real in self._batches(images[chosen], index=chosen.astype(np.int32)):
+        for batch_images, index, real in batches(images[chosen], index=chosen.astype(np.int32)):
             pair = [
                 self._solve(solve, params, key, batch_images, index, 1, 1) for solve in (self._sample, fine)
             ]
@@ -268,6 +273,7 @@ class ODE:
         difference = np.concatenate(differences)
         return SolverError(
             bias=float(difference.mean()),
+            standard_error=float(difference.std(ddof=1) / np.sqrt(num_images)) if num_images > 1 else None,
             rms=float(np.sqrt(np.mean(difference**2))),
             num_images=num_images,
             finer=finer.text(),

@@ -17,7 +17,7 @@ import jvdm
 from jvdm.evaluation.ode import ODE, SolverError
 from jvdm.evaluation.passes import Rows, bits_per_dim
 from jvdm.reporting.files import write_atomically
-from jvdm.reporting.tables import with_error
+from jvdm.reporting.tables import difference_text, with_error
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -161,7 +161,7 @@ class Result:
             "estimator": self.description(),
             "bits/dim": self.text(),
             "Monte-Carlo": "-" if self.monte_carlo_error is None else f"{self.monte_carlo_error:.4f}",
-            "solver": "-" if error is None else f"{error.bias:+.5f}",
+            "solver": "-" if error is None else difference_text(error.bias, error.standard_error),
             "NFE": "-" if self.ode is None else f"{self.ode.mean_nfe:.0f}",
             "images": str(self.num_images),
             "draws": str(self.num_draws),

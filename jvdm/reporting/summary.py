@@ -5,7 +5,7 @@ import pathlib
 import sys
 
 from jvdm.errors import UserError
-from jvdm.reporting.tables import table, with_error
+from jvdm.reporting.tables import difference_text, table, with_error
 
 
 def summary(workdir: pathlib.Path) -> str:
@@ -27,7 +27,7 @@ def summary(workdir: pathlib.Path) -> str:
                     "evaluation": path.stem,
                     "data": f"{origin['dataset']} {origin['split']}",
                     "bits/dim": f"{number:.4f}" if error is None else with_error(number, error),
-                    "solver": f"{solver['bias']:+.5f}" if solver else "-",
+                    "solver": difference_text(solver["bias"], solver["standard_error"]) if solver else "-",
                     "images": str(record["num_images"]),
                     "draws": str(record["num_draws"]),
                 }

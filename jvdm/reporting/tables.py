@@ -61,3 +61,9 @@ def with_error(value: float, error: float, digits: int = 4) -> str:
     if math.isfinite(error) and error > 0 and float(shown) == 0:
         shown = f"<{10.0**-digits:.{digits}f}"
     return f"{value:.{digits}f} ± {shown}"
+
+
+def difference_text(value: float, error: float | None) -> str:
+    """A difference with its sign, and its error if that is known, such as "+0.0011 ± 0.0004"."""
+    sign = "+" if value >= 0 else ""
+    return f"{sign}{value:.4f}" if error is None else sign + with_error(value, error)

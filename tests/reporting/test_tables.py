@@ -1,6 +1,6 @@
 import pytest
 
-from jvdm.reporting.tables import table, with_error
+from jvdm.reporting.tables import difference_text, table, with_error
 
 
 def test_table_is_aligned_markdown():
@@ -48,3 +48,11 @@ def test_empty_tables():
 def test_with_error(value, error, digits, text):
     assert with_error(value, error, digits) == text
     assert table([{"a": text}]).splitlines()[1].endswith(": |")
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "text"),
+    [(0.0011, 0.0004, "+0.0011 ± 0.0004"), (-0.0011, None, "-0.0011"), (0.0, 0.0, "+0.0000 ± 0.0000")],
+)
+def test_difference(value, error, text):
+    assert difference_text(value, error) == text
