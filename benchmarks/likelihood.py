@@ -30,11 +30,11 @@ from jvdm.evaluation import passes
 from jvdm.evaluation.ode import ODE
 from jvdm.evaluation.vlb import for_evaluation
 from jvdm.keys import root_key
+from jvdm.networks import NETWORKS
 from jvdm.parameterizations import PARAMETERIZATIONS
 from jvdm.reporting.tables import table
 from jvdm.schedules import SCHEDULES
 from jvdm.solvers import SOLVERS
-from jvdm.unet import NETWORKS
 
 SOLVERS_COMPARED = [
     ("adaptive", {"method": "dopri5", "tolerance": 1e-3}),

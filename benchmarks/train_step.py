@@ -21,10 +21,10 @@ import numpy as np
 from jvdm import config as config_lib
 from jvdm import model as model_lib
 from jvdm import sharding
+from jvdm.networks import NETWORKS
 from jvdm.records import Batch
 from jvdm.schedules import SCHEDULES
 from jvdm.training.step import init_state, make_train_step
-from jvdm.unet import NETWORKS
 
 COLUMNS = ("depth", "dtype", "remat", "init s", "compile s", "first s", "step s", "GFLOP/s", "temp GB")
 

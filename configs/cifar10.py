@@ -12,11 +12,11 @@ runs/cifar10-straight. This library has not been trained that far.
 
 from jvdm import config as config_lib
 from jvdm.errors import unknown
+from jvdm.networks import NETWORKS
 from jvdm.parameterizations import PARAMETERIZATIONS
 from jvdm.paths import PATHS
 from jvdm.schedules import SCHEDULES
 from jvdm.time_densities import TIME_DENSITIES
-from jvdm.unet import NETWORKS
 
 STAGES = ("variance_preserving", "straight", "finetune", "straight_finetune")
 

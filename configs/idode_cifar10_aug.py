@@ -10,10 +10,10 @@ samples. Two probes of the trace make that number a bound (README, "What a repor
 from jvdm import config as config_lib
 from jvdm.data import AUGMENTATIONS
 from jvdm.divergence import TRACES
+from jvdm.networks import NETWORKS
 from jvdm.parameterizations import PARAMETERIZATIONS
 from jvdm.schedules import SCHEDULES
 from jvdm.time_densities import TIME_DENSITIES
-from jvdm.unet import NETWORKS
 
 
 def get_config():

@@ -10,10 +10,10 @@ compared.
 
 from jvdm import config as config_lib
 from jvdm.errors import unknown
+from jvdm.networks import NETWORKS
 from jvdm.parameterizations import PARAMETERIZATIONS
 from jvdm.schedules import SCHEDULES
 from jvdm.time_densities import TIME_DENSITIES
-from jvdm.unet import NETWORKS
 
 STAGES = ("first", "finetune")
 

@@ -7,8 +7,8 @@ This library has not been trained that far; what was measured is in the README.
 """
 
 from jvdm import config as config_lib
+from jvdm.networks import NETWORKS
 from jvdm.schedules import SCHEDULES
-from jvdm.unet import NETWORKS
 
 
 def get_config():

@@ -8,8 +8,8 @@ Published, old version: 3.72 bits/dim. The two versions of the data must not be 
 
 from jvdm import config as config_lib
 from jvdm.errors import unknown
+from jvdm.networks import NETWORKS
 from jvdm.schedules import SCHEDULES
-from jvdm.unet import NETWORKS
 
 
 def get_config(version="old"):

@@ -11,6 +11,7 @@ from jvdm.data import AUGMENTATIONS
 from jvdm.dequantization import DEQUANTIZATIONS
 from jvdm.divergence import TRACES
 from jvdm.errors import UserError, unknown
+from jvdm.networks import NETWORKS
 from jvdm.parameterizations import PARAMETERIZATIONS
 from jvdm.paths import PATHS
 from jvdm.registry import Config
@@ -19,7 +20,6 @@ from jvdm.schedules import SCHEDULES
 from jvdm.solvers import SOLVERS
 from jvdm.time_densities import TIME_DENSITIES
 from jvdm.time_samplers import TIME_SAMPLERS
-from jvdm.unet import NETWORKS
 
 # What a resumed run may change: nothing that touches the sequence of parameters.
 FREE_ON_RESUME = (
@@ -97,6 +97,7 @@ def default() -> Config:
     config.network = NETWORKS.spec("vdm_unet")
     config.model = ConfigDict()
     config.model.timesteps = 0  # of the discrete-time bound; 0 is continuous time
+    config.model.time_input = "gamma"  # what the network sees of the time: gamma | t
     config.model.decoder = "exact"  # exact | idode_released
 
     config.optimizer = ConfigDict()

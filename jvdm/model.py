@@ -14,13 +14,13 @@ from jaxtyping import Array, Float
 
 from jvdm import losses, schedules
 from jvdm.errors import UserError, unknown
+from jvdm.networks import NETWORKS, TIME_INPUTS, GammaInput, TimeInput
 from jvdm.parameterizations import PARAMETERIZATIONS
 from jvdm.paths import PATHS
 from jvdm.records import Batch, Coefficients, Context, Draws, LossTerms, Prediction, TimeGamma
 from jvdm.registry import Config
 from jvdm.schedules import SCHEDULES
 from jvdm.time_densities import TIME_DENSITIES, UniformDensity, WeightedTimes
-from jvdm.unet import NETWORKS
 
 Params = Any
 Data = Float[Array, "b h w c"]
@@ -31,7 +31,7 @@ class Model:
     """A diffusion model over discrete images.
 
     Attributes:
-        network: (z, gamma [b], conditioning [b], train) -> output [b, h, w, c].
+        network: (z, time [b], conditioning [b], train) -> output [b, h, w, c].
         schedule: (t, context) -> gamma.
         path: gamma -> alpha, sigma.
         parameterization: coefficients -> relation of output and eps.
@@ -40,6 +40,7 @@ class Model:
         timesteps: T of the discrete-time bound, 0 for continuous time.
         time_density: uniform numbers -> times, in continuous time.
         decoder: a name of `losses.DECODERS`.
+        time_input: (t, gamma) -> the network's time; gamma itself by default.
     """
 
     network: nn.Module
@@ -51,6 +52,7 @@ class Model:
     timesteps: int = 0
     time_density: Any = UniformDensity()  # noqa: RUF009 (immutable)
     decoder: str = "exact"
+    time_input: Any = GammaInput()  # noqa: RUF009 (immutable)
 
     @property
     def num_dims(self) -> int:
@@ -118,14 +120,15 @@ class Model:
         gamma: Float[Array, "b ..."],
         context: Context,
         *,
+        t: Float[Array, " b"] | None = None,
         dropout_key: jax.Array | None = None,
     ) -> Data:
-        """The network's output; dropout is on if there is a key for it."""
+        """The network's output; `t` is for a network that sees it; a key switches dropout on."""
         rngs = {} if dropout_key is None else {"dropout": dropout_key}
         out: Any = self.network.apply(
             {"params": params["network"]},
             z,
-            gamma.reshape(z.shape[0]),
+            self.time_input(t, gamma.reshape(z.shape[0])),
             context.conditioning,
             train=dropout_key is not None,
             rngs=rngs,
@@ -135,7 +138,7 @@ class Model:
     def predict(self, params: Params, z: Data, t: Float[Array, " b"], context: Context) -> Prediction:
         """The denoiser's estimate of eps at times [b]."""
         c = self.coefficients(self.time_gamma(params, t, context))
-        out = self.output(params, z, c.gamma, context)
+        out = self.output(params, z, c.gamma, context, t=t)
         return Prediction(self.parameterization(c).to_eps(out, z), c)
 
     def ode_drift(self, params: Params, z: Data, t: Float[Array, " b"], context: Context) -> Data:
@@ -181,7 +184,7 @@ class Model:
         relation = self.parameterization(c)
 
         def network(z):
-            return self.output(params, z, c.gamma, context, dropout_key=dropout_key)
+            return self.output(params, z, c.gamma, context, t=t, dropout_key=dropout_key)
 
         if second_order:
             out, tangent = jax.jvp(network, (z,), (draws.probe,))
@@ -268,7 +271,7 @@ def build(config: Config, image_shape: tuple[int, int, int], num_levels: int) ->
         raise unknown("config.model.decoder", config.model.decoder, losses.DECODERS)
     path = PATHS.build(config.path)
     return Model(
-        network=NETWORKS.build(config.network, gamma_min=schedule.gamma_min, gamma_max=schedule.gamma_max),
+        network=NETWORKS.build(config.network),
         schedule=schedule,
         path=path,
         parameterization=PARAMETERIZATIONS.build(config.parameterization, path=path),
@@ -277,4 +280,13 @@ def build(config: Config, image_shape: tuple[int, int, int], num_levels: int) ->
         timesteps=timesteps,
         time_density=time_density,
         decoder=config.model.decoder,
+        time_input=_time_input(config, schedule),
     )
+
+
+def _time_input(config: Config, schedule: Any) -> Any:
+    if config.model.time_input not in TIME_INPUTS:
+        raise unknown("config.model.time_input", config.model.time_input, TIME_INPUTS)
+    if config.model.time_input == "t":
+        return TimeInput()
+    return GammaInput(gamma_min=schedule.gamma_min, gamma_max=schedule.gamma_max)

@@ -1,6 +1,6 @@
 """The U-Net of VDM (2107.00630, appendix C): one resolution, so that fine detail is never discarded.
 
-    1. condition: (gamma - gamma_min) / (gamma_max - gamma_min) -> sinusoids -> two dense layers
+    1. condition: time in [0, 1] -> sinusoids -> two dense layers
     2. input:     [z, sin and cos of 2^n 2 pi z] -> 3 x 3 convolution
     3. down:      `num_blocks` residual blocks, each output kept
     4. middle:    residual block, attention, residual block
@@ -19,9 +19,6 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from jvdm import layers
-from jvdm.registry import Registry
-
-NETWORKS = Registry("network")
 
 
 class ResidualBlock(nn.Module):
@@ -83,7 +80,6 @@ class UpBlock(nn.Module):
         return h, None
 
 
-@NETWORKS.register("vdm_unet")
 class VDMUNet(nn.Module):
     """The VDM U-Net.
 
@@ -99,11 +95,8 @@ class VDMUNet(nn.Module):
         remat: recompute a block's activations in the backward pass instead of keeping them.
         dtype: of the trunk, "float32" or "bfloat16"; input convolution, Fourier features,
             normalisation statistics and output are float32 in any case.
-        gamma_min, gamma_max: the range of gamma that is mapped to times in [0, 1].
     """
 
-    gamma_min: float
-    gamma_max: float
     channels: int = 128
     num_blocks: int = 32
     dropout: float = 0.1
@@ -140,7 +133,7 @@ class VDMUNet(nn.Module):
     def __call__(
         self,
         z: Float[Array, "b h w c"],
-        gamma: Float[Array, " b"],
+        time: Float[Array, " b"],
         conditioning: Float[Array, " b"],
         *,
         train: bool = False,
@@ -149,14 +142,13 @@ class VDMUNet(nn.Module):
 
         Args:
             z: [b, h, w, c] noised data.
-            gamma: [b] -log signal-to-noise ratio.
+            time: [b] in [0, 1] (`jvdm.networks`).
             conditioning: [b] a scalar known of the image (whether it was augmented), or zeros.
             train: dropout is on.
         """
         dtype, groups = jnp.dtype(self.dtype), self.groups
 
-        t = (gamma - self.gamma_min) / (self.gamma_max - self.gamma_min)
-        condition = layers.timestep_embedding(t, self.channels)
+        condition = layers.timestep_embedding(time, self.channels)
         condition = jnp.concatenate([condition, conditioning[:, None]], axis=-1)
         condition = nn.swish(nn.Dense(4 * self.channels, name="condition1")(condition))
         condition = nn.swish(nn.Dense(4 * self.channels, name="condition2")(condition)).astype(dtype)

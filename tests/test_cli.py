@@ -173,7 +173,7 @@ def bad_files(folder):
         "    with c.unlocked():\n        c.training.batchsize = 3\n    return c\n"
     )
     (folder / "option.py").write_text(
-        "from jvdm import config\nfrom jvdm.unet import NETWORKS\n\ndef get_config():\n"
+        "from jvdm import config\nfrom jvdm.networks import NETWORKS\n\ndef get_config():\n"
         "    c = config.default()\n    c.network = NETWORKS.spec('vdm_unet', channels='many')\n    return c\n"
     )
     (folder / "broken.flax").write_bytes(b"\x85\xa4step")

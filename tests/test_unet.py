@@ -9,15 +9,15 @@ import pytest
 from flax import linen as nn
 
 from jvdm import layers
-from jvdm.unet import NETWORKS, ResidualBlock, VDMUNet
+from jvdm.networks import NETWORKS
+from jvdm.unet import ResidualBlock, VDMUNet
 
-RANGE = {"gamma_min": -13.3, "gamma_max": 5.0}
 SMALL = {"channels": 8, "num_blocks": 2, "dropout": 0.0}
-GAMMA, CONDITIONING = jnp.array([-3.0, 1.0]), jnp.array([0.0, 1.0])
+TIME, CONDITIONING = jnp.array([0.56, 0.78]), jnp.array([0.0, 1.0])
 
 
 def build(**options):
-    return VDMUNet(**RANGE, **{**SMALL, **options})
+    return VDMUNet(**{**SMALL, **options})
 
 
 def image(shape=(2, 8, 8, 1), seed=0):
@@ -29,7 +29,7 @@ def image(shape=(2, 8, 8, 1), seed=0):
 @functools.cache
 def parameters(scale=0.2, **options):
     """Parameters away from their initial zeros."""
-    shapes = jax.eval_shape(build(**options).init, jax.random.key(0), image(), GAMMA, CONDITIONING)["params"]
+    shapes = jax.eval_shape(build(**options).init, jax.random.key(0), image(), TIME, CONDITIONING)["params"]
     rng = np.random.default_rng(0)
     return jax.tree.map(lambda a: jnp.asarray(scale * rng.normal(size=a.shape), a.dtype), shapes)
 
@@ -37,9 +37,7 @@ def parameters(scale=0.2, **options):
 @functools.cache
 def apply_fn(**options):
     net = build(**options)
-    return jax.jit(
-        lambda params, z, gamma, conditioning: net.apply({"params": params}, z, gamma, conditioning)
-    )
+    return jax.jit(lambda params, z, time, conditioning: net.apply({"params": params}, z, time, conditioning))
 
 
 @functools.cache
@@ -47,7 +45,7 @@ def value_and_grad(**options):
     net = build(**options)
 
     def loss(params, z):
-        return jnp.mean(net.apply({"params": params}, z, GAMMA, CONDITIONING) ** 2)
+        return jnp.mean(net.apply({"params": params}, z, TIME, CONDITIONING) ** 2)
 
     return jax.jit(jax.value_and_grad(loss))
 
@@ -68,7 +66,7 @@ def test_initialisation():
     z = image((2, 7, 5, 3))
     # A key of the hardware's generator: the program compiles in a fraction of threefry's time.
     out, variables = jax.jit(build(attention=True).init_with_output)(
-        jax.random.key(0, impl="rbg"), z, GAMMA, CONDITIONING
+        jax.random.key(0, impl="rbg"), z, TIME, CONDITIONING
     )
     np.testing.assert_array_equal(out, z)
     for name in ("down", "up"):
@@ -82,10 +80,15 @@ def test_initialisation():
 def test_registered_with_the_published_defaults():
     spec = NETWORKS.spec("vdm_unet")
     assert (spec.channels, spec.num_blocks, spec.fourier_first, spec.fourier_last) == (128, 32, 6, 7)
-    assert NETWORKS.build(spec, **RANGE) == VDMUNet(**RANGE)
+    assert (
+        NETWORKS.build(
+            spec,
+        )
+        == VDMUNet()
+    )
 
 
-def unrolled(params, z, gamma, conditioning, *, channels=8, num_blocks=2, attention=False, groups=2):
+def unrolled(params, z, time, conditioning, *, channels=8, num_blocks=2, attention=False, groups=2):
     """The forward pass with every block applied by itself, from the module's docstring."""
     block = ResidualBlock(channels, groups, 0.0, jnp.float32)
     attend = layers.SelfAttention(groups)
@@ -99,8 +102,7 @@ def unrolled(params, z, gamma, conditioning, *, channels=8, num_blocks=2, attent
     def dense(p, h):
         return h @ p["kernel"] + p["bias"]
 
-    t = (gamma + 13.3) / 18.3
-    condition = jnp.concatenate([layers.timestep_embedding(t, channels), conditioning[:, None]], axis=-1)
+    condition = jnp.concatenate([layers.timestep_embedding(time, channels), conditioning[:, None]], axis=-1)
     condition = nn.swish(dense(params["condition1"], condition))
     condition = nn.swish(dense(params["condition2"], condition))
     h = jnp.concatenate([z, layers.fourier_features(z, 6, 7)], axis=-1)
@@ -126,8 +128,8 @@ def unrolled(params, z, gamma, conditioning, *, channels=8, num_blocks=2, attent
 @pytest.mark.parametrize("attention", [False, True])
 def test_scanned_stack_is_the_blocks_one_after_another(attention):
     params, z = parameters(attention=attention), image()
-    out = apply_fn(attention=attention)(params, z, GAMMA, CONDITIONING)
-    expected = jax.jit(functools.partial(unrolled, attention=attention))(params, z, GAMMA, CONDITIONING)
+    out = apply_fn(attention=attention)(params, z, TIME, CONDITIONING)
+    expected = jax.jit(functools.partial(unrolled, attention=attention))(params, z, TIME, CONDITIONING)
     # Ten blocks of float32 sums of 72 and 144 products, in another order.
     np.testing.assert_allclose(out, expected, rtol=1e-4, atol=1e-4)
     assert np.abs(expected - z).max() > 0.1, "the network must do something"
@@ -159,14 +161,14 @@ def test_every_parameter_has_a_gradient():
 
 def test_bfloat16_trunk():
     params, z = parameters(scale=0.1), image()
-    exact = apply_fn()(params, z, GAMMA, CONDITIONING)
-    out = apply_fn(dtype="bfloat16")(params, z, GAMMA, CONDITIONING)
+    exact = apply_fn()(params, z, TIME, CONDITIONING)
+    out = apply_fn(dtype="bfloat16")(params, z, TIME, CONDITIONING)
     assert out.dtype == jnp.float32
     # Each of ten blocks rounds to 2^-9 relative; a per cent or two of what the network adds.
     added = np.asarray(exact - z)
     assert np.abs(out - exact).max() < 0.05 * np.abs(added).max()
     assert np.abs(out - exact).max() > 1e-6, "the trunk must not be float32"
-    initial = jax.eval_shape(build(dtype="bfloat16").init, jax.random.key(0), z, GAMMA, CONDITIONING)
+    initial = jax.eval_shape(build(dtype="bfloat16").init, jax.random.key(0), z, TIME, CONDITIONING)
     assert {a.dtype for a in jax.tree.leaves(initial)} == {jnp.dtype(jnp.float32)}
 
 
@@ -181,7 +183,7 @@ def test_bfloat16_keeps_the_ends_in_float32():
         return out
 
     with nn.intercept_methods(record):
-        jax.eval_shape(build(dtype="bfloat16").init, jax.random.key(0), image(), GAMMA, CONDITIONING)
+        jax.eval_shape(build(dtype="bfloat16").init, jax.random.key(0), image(), TIME, CONDITIONING)
     float32, bfloat16 = jnp.dtype(jnp.float32), jnp.dtype(jnp.bfloat16)
     assert seen["conv_in"] == seen["conv_out"] == seen["norm_out"] == (float32, float32)
     assert seen["middle1"] == seen["down"] == seen["up"] == (bfloat16, bfloat16)
@@ -199,14 +201,14 @@ def test_group_norm_statistics_are_float32():
 
 
 def change(name, groups):
-    """Largest change of the output when gamma or the conditioning of one example changes."""
+    """Largest change of the output when the time or the conditioning of one example changes."""
     fn, params, z = apply_fn(num_groups=groups), parameters(), image()
-    other = {"gamma": (GAMMA + 0.5, CONDITIONING), "conditioning": (GAMMA, 1.0 - CONDITIONING)}[name]
-    return np.abs(fn(params, z, GAMMA, CONDITIONING) - fn(params, z, *other)).max(axis=(1, 2, 3))
+    other = {"time": (TIME + 0.03, CONDITIONING), "conditioning": (TIME, 1.0 - CONDITIONING)}[name]
+    return np.abs(fn(params, z, TIME, CONDITIONING) - fn(params, z, *other)).max(axis=(1, 2, 3))
 
 
-@pytest.mark.parametrize("name", ["gamma", "conditioning"])
-def test_gamma_and_conditioning_change_the_output(name):
+@pytest.mark.parametrize("name", ["time", "conditioning"])
+def test_time_and_conditioning_change_the_output(name):
     assert np.all(change(name, 0) > 1e-3)
     # One channel per group takes away what is constant over a channel (MATH.md, section 9): the
     # default must not be that.
@@ -227,30 +229,11 @@ def test_default_number_of_groups(channels, groups):
 
         net = build(channels=channels, num_groups=num_groups, num_blocks=1)
         with nn.intercept_methods(record):
-            jax.eval_shape(net.init, jax.random.key(0), image((2, 2, 2, 1)), GAMMA, CONDITIONING)
+            jax.eval_shape(net.init, jax.random.key(0), image((2, 2, 2, 1)), TIME, CONDITIONING)
         return seen
 
     assert used(0) == {groups}
     assert used(2) == {2}
-
-
-def test_gamma_range_is_mapped_to_unit_times():
-    class Seen(Exception):
-        """Carries the input of the first layer of the condition; the rest need not run."""
-
-    def stop(next_fn, args, kwargs, context):
-        if context.module.name == "condition1":
-            raise Seen(np.asarray(args[0]))
-        return next_fn(*args, **kwargs)
-
-    params = parameters()
-    with nn.intercept_methods(stop), pytest.raises(Seen) as seen:
-        build().apply({"params": params}, image(), jnp.array([-13.3, 5.0]), CONDITIONING)
-    (condition,) = seen.value.args
-    # Phases of up to 1000 times a rounding of t.
-    expected = layers.timestep_embedding(jnp.array([0.0, 1.0]), 8)
-    np.testing.assert_allclose(condition[:, :8], expected, atol=2e-4)
-    np.testing.assert_array_equal(condition[:, 8], CONDITIONING)
 
 
 def test_timestep_embedding():
@@ -279,7 +262,7 @@ def test_fourier_features():
 
 @pytest.mark.parametrize(("options", "extra"), [({"fourier": False}, 0), ({"fourier_first": 5}, 6), ({}, 4)])
 def test_fourier_options_reach_the_input(options, extra):
-    shapes = jax.eval_shape(build(**options).init, jax.random.key(0), image(), GAMMA, CONDITIONING)["params"]
+    shapes = jax.eval_shape(build(**options).init, jax.random.key(0), image(), TIME, CONDITIONING)["params"]
     assert shapes["conv_in"]["kernel"].shape == (3, 3, 1 + extra, 8)
 
 
@@ -308,11 +291,11 @@ def test_dropout_only_in_training():
 
     @jax.jit
     def train(key):
-        return net.apply({"params": params}, z, GAMMA, CONDITIONING, train=True, rngs={"dropout": key})
+        return net.apply({"params": params}, z, TIME, CONDITIONING, train=True, rngs={"dropout": key})
 
-    programs = [apply_fn(**o).lower(params, z, GAMMA, CONDITIONING).as_text() for o in ({"dropout": 0.5}, {})]
+    programs = [apply_fn(**o).lower(params, z, TIME, CONDITIONING).as_text() for o in ({"dropout": 0.5}, {})]
     assert programs[0] == programs[1], "outside training there is no dropout in the program"
-    evaluated = apply_fn()(params, z, GAMMA, CONDITIONING)
+    evaluated = apply_fn()(params, z, TIME, CONDITIONING)
     first = train(jax.random.key(0))
     np.testing.assert_array_equal(first, train(jax.random.key(0)))
     assert np.abs(first - train(jax.random.key(1))).max() > 1e-2
@@ -332,7 +315,7 @@ def test_dropout_differs_between_scanned_blocks():
 
     @jax.jit
     def train(params, key):
-        return net.apply({"params": params}, z, GAMMA, CONDITIONING, train=True, rngs={"dropout": key})
+        return net.apply({"params": params}, z, TIME, CONDITIONING, train=True, rngs={"dropout": key})
 
     out = train(params, jax.random.key(0))
     for example in np.asarray(out):
@@ -346,11 +329,11 @@ def test_program_does_not_grow_with_depth(remat):
 
     def program(num_blocks):
         net = build(num_blocks=num_blocks, remat=remat, attention=True, dropout=0.1)
-        params = jax.eval_shape(net.init, jax.random.key(0), image(), GAMMA, CONDITIONING)["params"]
+        params = jax.eval_shape(net.init, jax.random.key(0), image(), TIME, CONDITIONING)["params"]
 
         def loss(params, key):
             rngs = {"dropout": key}
-            return net.apply({"params": params}, image(), GAMMA, CONDITIONING, train=True, rngs=rngs).sum()
+            return net.apply({"params": params}, image(), TIME, CONDITIONING, train=True, rngs=rngs).sum()
 
         return jax.jit(jax.grad(loss)).lower(params, jax.random.key(0)).as_text()
 

@@ -7,8 +7,8 @@ from jvdm import config as config_lib
 from jvdm import model as model_lib
 from jvdm import sharding
 from jvdm.evaluation.record import Provenance, environment
+from jvdm.networks import NETWORKS
 from jvdm.schedules import SCHEDULES
-from jvdm.unet import NETWORKS
 
 SHAPE = (8, 8, 1)
 LEVELS = 17

@@ -18,7 +18,7 @@ from jvdm.unet import VDMUNet
 
 CHANNELS = 32
 ENDS = {"gamma_min": -13.3, "gamma_max": 5.0}
-NETWORK = {**ENDS, "channels": CHANNELS, "num_blocks": 2, "num_groups": 32}
+NETWORK = {"channels": CHANNELS, "num_blocks": 2, "num_groups": 32}
 
 
 def model(schedule=None, image_shape=(8, 8, 3), **network):

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from jvdm.model import Model
+from jvdm.networks import GammaInput
 from jvdm.parameterizations import Noise, Velocity
 from jvdm.paths import Straight, VariancePreserving
 from jvdm.schedules import FixedLinear, LearnedScalar, MonotoneNetworkReleased
@@ -76,8 +77,6 @@ def cases(peer: str) -> list[Any]:
 def _unet(settings: dict[str, Any]) -> VDMUNet:
     """The network of the VDM code, and of those derived from it."""
     return VDMUNet(
-        gamma_min=settings["gamma_min"],
-        gamma_max=settings["gamma_max"],
         channels=settings["sm_n_embd"],
         num_blocks=settings["sm_n_layer"],
         dropout=settings["sm_pdrop"],
@@ -97,6 +96,7 @@ def _model(case: Case, **parts: Any) -> Model:
         image_shape=case.io["images"].shape[1:],
         num_levels=settings["vocab_size"],
         timesteps=settings["sm_n_timesteps"],
+        time_input=GammaInput(**ends),
         **parts,
     )
 
