@@ -28,7 +28,7 @@ from jvdm.records import Batch
 from jvdm.reporting.tables import table
 from jvdm.time_densities import TIME_DENSITIES
 from jvdm.time_samplers import TIME_SAMPLERS
-from jvdm.training.objective import bits_per_dim, bound_gradient
+from jvdm.training.objective import bound_gradient
 from jvdm.workdir import Workdir
 
 
@@ -46,10 +46,10 @@ def main() -> None:
     dataset = data.load(config.data.source, num_levels=config.data.num_levels, data_dir=config.data.data_dir)
     sampler = TIME_SAMPLERS.build(config.time_sampler)
     rows = []
-    for name in TIME_DENSITIES.names():
+    for name in ("uniform", "importance"):
         density = TIME_DENSITIES.build(TIME_DENSITIES.spec(name))
         model = dataclasses.replace(trained.model, time_density=density)
-        gradient, scale = bound_gradient(model), bits_per_dim(model.num_dims)
+        gradient, scale = bound_gradient(model), model.units_per_nat
 
         @jax.jit
         def step(params, images, key, model=model, gradient=gradient, scale=scale):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import math
 
 import jax
 import numpy as np
@@ -12,17 +13,18 @@ from jvdm import config as config_lib
 from jvdm import data, importers, sharding
 from jvdm import model as model_lib
 from jvdm.errors import UserError, unknown
-from jvdm.evaluation import suite
+from jvdm.evaluation import passes, record, suite
+from jvdm.evaluation.ode import ODE
 from jvdm.evaluation.suite import Trained
 from jvdm.evaluation.vlb import for_evaluation
 from jvdm.keys import root_key
 from jvdm.registry import Config
 from jvdm.reporting import images as image_lib
-from jvdm.reporting import plots
+from jvdm.reporting import plane, plots
 from jvdm.reporting.files import write_atomically
 from jvdm.reporting.progress import Progress
-from jvdm.reporting.tables import table
-from jvdm.sampling import Sampling
+from jvdm.reporting.tables import table, with_error
+from jvdm.sampling import Sampling, trajectories
 from jvdm.training import checkpoints
 from jvdm.training.loop import plot_schedule
 from jvdm.training.loop import train as train_loop
@@ -54,27 +56,52 @@ def evaluate(config: Config, workdir: Workdir, checkpoint: str | None, source: s
         results.append(result)
         if jax.process_index() == 0:
             result.write(workdir.eval / f"{result.name}.json")
-            if result.estimator == "vlb":
+            if "diffusion" in evaluation.rows:
                 _plot_loss(evaluation, workdir)
             evaluation.store.discard()
+    rows = [result.row() for result in results]
+    if dataset.log_density is not None:
+        nats = -dataset.log_density(subject.images)
+        error = record.standard_error(nats)
+        rows.append({"estimator": "true density", "nats": with_error(nats.mean(), error or 0.0)})
+    if trained.model.num_dims == 2 and not trained.model.num_levels:
+        _plot_density(config, trained, dataset, mesh, workdir)
     if jax.process_index() == 0:
         plot_schedule(trained.model, trained.params, workdir)
-        print(table([result.row() for result in results]))
+        print(table(rows))
         for result in results:
             draws = f"{result.num_draws} draw{'s' * (result.num_draws > 1)}"
             print(
-                f"{subject.name} {subject.split}: at most {result.text()} bits/dim by {result.description()} "
-                f"({result.num_images} images, {draws} each) = {result.terms_text()}"
+                f"{subject.name} {subject.split}: at most {result.text()} {result.units} by "
+                f"{result.description()} ({result.num_images} images, {draws} each) = {result.terms_text()}"
             )
         for result in results:
             print(f"record  {workdir.eval / result.name}.json")
+
+
+def _plot_density(
+    config: Config, trained: Trained, dataset: data.Dataset, mesh: Mesh, workdir: Workdir
+) -> None:
+    """The density in the plane by the ODE, beside the true one where it is known, as `plots/density.png`."""
+    side, extent = 80, 1.1 * float(np.abs(dataset.test).max())
+    axis = (np.arange(side) + 0.5) / side * 2.0 * extent - extent
+    grid = np.stack(np.meshgrid(axis, axis), axis=-1).reshape(-1, 1, 1, 2).astype(np.float32)
+    estimator = ODE(for_evaluation(trained.model, 0), mesh, config.eval.ode)
+    rows = passes.run(estimator, trained.params, grid, root_key(config.seed, "density"))
+    log_p = {"by the ODE": -passes.bits_per_dim(rows, estimator.terms).mean(axis=1)}
+    if dataset.log_density is not None:
+        log_p["true density"] = dataset.log_density(grid)
+    if jax.process_index() == 0:
+        picture = workdir.plots / "density.png"
+        plane.densities({k: v.reshape(side, side) for k, v in log_p.items()}, extent, picture)
+        print(f"plot    {picture}")
 
 
 def _plot_loss(evaluation: suite.Evaluation, workdir: Workdir) -> None:
     result, rows = evaluation.result, evaluation.rows
     picture = workdir.plots / f"loss_against_gamma_{result.name}.png"
     plots.loss_against_gamma(
-        rows["gamma"].ravel(), rows["diffusion"].ravel(), picture, bits_per_dim_total=result.bits_per_dim
+        rows["gamma"].ravel(), rows["diffusion"].ravel(), picture, bits_per_dim_total=result.value
     )
     print(f"plot    {picture}")
 
@@ -100,7 +127,7 @@ def score(config: Config, workdir: Workdir, checkpoint: str | None, source: str 
             write_atomically(path, lambda file, text=text: file.write(text.encode()))
             result.write(path.with_suffix(".json"))
             evaluation.store.discard()
-            print(f"mean    {result.text()} bits/dim by {result.description()}")
+            print(f"mean    {result.text()} {result.units} by {result.description()}")
             print(f"scores  {path}")
 
 
@@ -124,12 +151,30 @@ def sample(config: Config, workdir: Workdir, checkpoint: str | None, source: str
         )
     if jax.process_index() == 0:
         path = workdir.samples / f"samples_{'x'.join(map(str, images.shape))}.npz"
-        picture = path.with_suffix(".png")
         more = {} if log_likelihood is None else {"log_likelihood": log_likelihood}
         image_lib.write_npz(path, images, **more)
-        grid = image_lib.grid(images[:256], num_levels=trained.model.num_levels)
-        image_lib.write_png(picture, grid)
-        print(f"samples {path}\ngrid    {picture}")
+        print(f"samples {path}")
+        levels = trained.model.num_levels
+        shown = image_lib.picture(images[:256] if levels else images, levels)
+        if shown is not None:
+            image_lib.write_png(path.with_suffix(".png"), shown)
+            print(f"grid    {path.with_suffix('.png')}")
+        if trained.model.num_dims == 2 and not trained.model.num_levels:
+            _plot_trajectories(config, trained, workdir)
+
+
+def _plot_trajectories(config: Config, trained: Trained, workdir: Workdir) -> None:
+    """How the reverse SDE and the ODE of the same family make samples, as `samples/trajectories.png`."""
+    steps = 10 * math.ceil(config.sample.steps / 10)
+    paths = {
+        f"λ = {lam:g}": trajectories(
+            trained.model, trained.params, root_key(config.seed, "sample"), lam=lam, num_steps=steps, every=10
+        )
+        for lam in (0.0, 1.0)
+    }
+    picture = workdir.samples / "trajectories.png"
+    plane.trajectories({title: z.reshape(*z.shape[:2], 2) for title, z in paths.items()}, picture)
+    print(f"plot    {picture}")
 
 
 def import_(config: Config, workdir: Workdir, checkpoint: str | None, source: str | None) -> None:

@@ -20,6 +20,7 @@ from jvdm.schedules import SCHEDULES
 from jvdm.solvers import SOLVERS
 from jvdm.time_densities import TIME_DENSITIES
 from jvdm.time_samplers import TIME_SAMPLERS
+from jvdm.transforms import DATA_MAPS
 
 # What a resumed run may change: nothing that touches the sequence of parameters.
 FREE_ON_RESUME = (
@@ -53,6 +54,8 @@ RANGES = {
     "optimizer.ema_rate": (0.0, 1.0),
     "optimizer.ema_power": (0.0, None),
     "training.second_order": (0.0, None),
+    "score_matching.truncation": (0.0, 0.99),
+    "eval.scoreflow.epsilon": (0.0, 0.99),
     "training.microbatches": (1, None),
     "training.steps_per_dispatch": (1, None),
     "training.eval_images": (0, None),
@@ -74,7 +77,7 @@ RANGES = {
 }
 
 # What makes the function that the weights belong to.
-MODEL_SECTIONS = ("model.", "network.", "schedule.", "path.", "parameterization.")
+MODEL_SECTIONS = ("model.", "network.", "schedule.", "path.", "parameterization.", "data_map.")
 
 
 def default() -> Config:
@@ -89,6 +92,7 @@ def default() -> Config:
     config.data.data_dir = ""  # of TFDS sets; empty is TFDS's own default
     config.augmentation = AUGMENTATIONS.spec("none")
 
+    config.data_map = DATA_MAPS.spec("scaling")
     config.schedule = SCHEDULES.spec("learned_scalar")
     config.path = PATHS.spec("variance_preserving")
     config.parameterization = PARAMETERIZATIONS.spec("noise")
@@ -118,6 +122,7 @@ def default() -> Config:
     config.training.microbatches = 1
     config.training.num_steps = 10_000_000
     config.training.steps_per_dispatch = 1
+    config.training.objective = "bound"  # bound | score_matching
     config.training.schedule_objective = "bound"  # bound | variance (2107.00630, appendix I.2)
     config.training.second_order = 0.0  # strength of the penalty (2305.03935, section 4.3); published 0.1
     config.training.log_every = 1000
@@ -129,11 +134,16 @@ def default() -> Config:
     config.training.sample_images = 64
     config.training.sample_steps = 250
 
+    config.score_matching = ConfigDict()  # of config.training.objective=score_matching
+    config.score_matching.weighting = "likelihood"  # likelihood | unweighted
+    config.score_matching.truncation = 1e-3  # the likelihood's weight is constant below this time
+    config.score_matching.dequantize = True  # spread discrete data uniformly over its cells
+
     config.eval = ConfigDict()
-    config.eval.estimators = "vlb,ode"
+    config.eval.estimators = "vlb,ode"  # of vlb, ode, elbo, scoreflow
     config.eval.num_images = 0  # the first ones of the split; 0 is all
-    config.eval.batch_size = 128  # of the variational bound
-    config.eval.draws = 16  # per image, of the variational bound
+    config.eval.batch_size = 128  # of vlb, elbo and scoreflow
+    config.eval.draws = 16  # per image, of vlb, elbo and scoreflow
     config.eval.timesteps = -1  # of the variational bound; 0 is continuous time, -1 is model.timesteps
     config.eval.ode = ConfigDict()
     config.eval.ode.batch_size = 64
@@ -144,6 +154,13 @@ def default() -> Config:
     config.eval.ode.share_probes = True  # by the K samples of a draw
     config.eval.ode.solver = SOLVERS.spec("adaptive")
     config.eval.ode.check_images = 16  # solved again at a tenth of the tolerance; 0 is none
+
+    config.eval.elbo = ConfigDict()
+    config.eval.elbo.trace = TRACES.spec("hutchinson")
+    config.eval.elbo.prior = "noise"  # noise | sdeflow_released
+    config.eval.scoreflow = ConfigDict()
+    config.eval.scoreflow.epsilon = 1e-5  # the time at which the bound is truncated
+    config.eval.scoreflow.importance = True  # times uniform in gamma, rather than in t
 
     config.score = ConfigDict()
     config.score.source = ""  # as data.source, or any folder of images or array; empty is data.source
@@ -202,7 +219,8 @@ def leaves(config: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
         if isinstance(value, dict):
             yield from leaves(value, f"{prefix}{name}.")
         else:
-            yield f"{prefix}{name}", value
+            # As JSON has no tuples, a saved one is a list.
+            yield f"{prefix}{name}", tuple(value) if isinstance(value, list) else value
 
 
 def to_json(config: Config) -> str:

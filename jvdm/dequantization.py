@@ -6,16 +6,18 @@ For any q, with P(x) = integral of p(z) p(x | z) dz,
     log P(x) >= E_q[ log 1/K sum_k exp(log p(z_k) + log p(x | z_k) - log q(z_k | x)) ]              (2)
 
 (2 is at least 1, and grows with K.) With z_0 = alpha_0 f + sigma_0 e, the data encoded as f in cells of width
-2 / levels (2305.03935, section 4.4):
+2 / levels (2305.03935, section 4.4), or by another map of `jvdm.transforms` in cells of its own:
 
-    3. truncated normal: e ~ N(0, 1) given |e| < tau, tau = alpha_0 / (levels sigma_0): z never leaves the
-       cell of x, so that p(x | z) = 1. log q = -1/2 |e|^2 - D/2 ln(2 pi sigma_0^2) - D ln Z, with
-       Z = erf(tau / sqrt 2). Entropy per dimension:
-       1/2 (1 + ln 2 pi sigma_0^2) + ln Z - tau exp(-tau^2 / 2) / (sqrt(2 pi) Z)
+    3. truncated normal: e ~ N(0, 1) given lo < e < hi, the cell of x in units of sigma_0 / alpha_0 from its
+       centre; by scaling, hi = -lo = tau = alpha_0 / (levels sigma_0). z never leaves the cell of x, so that
+       p(x | z) = 1. log q = -1/2 |e|^2 - D/2 ln(2 pi sigma_0^2) - sum ln Z, with Z = Phi(hi) - Phi(lo)
+       = erf(tau / sqrt 2). Entropy per dimension:
+       1/2 (1 + ln 2 pi sigma_0^2) + ln Z - [hi phi(hi) - lo phi(lo)] / (2 Z)
     4. variational: e ~ N(0, 1), and p(x | z) is the decoder of the variational bound.
        Entropy per dimension: 1/2 (1 + ln 2 pi sigma_0^2)
-    5. uniform: z = alpha_s (2 (x + u) / levels - 1), u uniform: log q = -D ln(2 alpha_s / levels), and the
-       ODE starts at the time s at which gamma is `start_gamma`. As released, alpha_s is taken for 1.
+    5. uniform: z = alpha_s y((x + u) / levels), u uniform: log q = D ln(levels / alpha_s) - sum ln dy/du, and
+       the ODE starts at the time s at which gamma is `start_gamma`. As released, alpha_s is taken for 1.
+    6. none: data that is continuous is z = alpha_s x, and log q = -D ln alpha_s is the change of its scale.
 """
 
 import dataclasses
@@ -26,8 +28,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jvdm import losses
+from jvdm import losses, transforms
 from jvdm.registry import Registry
+from jvdm.transforms import SCALING, DataMap, Levels
 
 DEQUANTIZATIONS = Registry("dequantization")
 
@@ -74,17 +77,29 @@ class TruncatedNormal:
 
     analytic_entropy: bool = False
     start_gamma: ClassVar[float] = -math.inf
+    discrete: ClassVar[bool] = True
 
-    def draw(self, key: jax.Array, shape: tuple[int, int, int], at: Start, num_levels: int) -> Array:
-        """e of one example; `at` is that example's, without a batch axis."""
-        tau = jnp.broadcast_to(self.bound(at, num_levels), shape)
-        return jax.random.truncated_normal(key, -tau, tau, shape)
+    def draw(
+        self, key: jax.Array, levels: Levels, at: Start, num_levels: int, data_map: DataMap = SCALING
+    ) -> Array:
+        """e of one example, [h, w, c] levels; `at` without a batch axis."""
+        low, high = self.bounds(levels, at, num_levels, data_map)
+        return jax.random.truncated_normal(key, low, high, levels.shape)
 
-    def bound(self, at: Start, num_levels: int) -> Scale:
-        """tau."""
-        return jnp.exp(-0.5 * at.gamma) / num_levels
+    def bounds(self, levels: Levels, at: Start, num_levels: int, data_map: DataMap) -> tuple[Scale, Scale]:
+        """lo and hi, of the shape of the levels."""
+        one_over = jnp.exp(-0.5 * at.gamma)
+        if isinstance(data_map, transforms.Scaling):
+            tau = jnp.broadcast_to(one_over / num_levels, levels.shape)
+            return -tau, tau
+        x = levels.astype(jnp.float32)
+        f = transforms.encode(levels, num_levels, data_map)
+        low, high = (data_map(edge / num_levels).y - f for edge in (x, x + 1.0))
+        return one_over * low, one_over * high
 
-    def __call__(self, levels: losses.Levels, e: Data, at: Start, num_levels: int) -> Dequantized:
+    def __call__(
+        self, levels: Levels, e: Data, at: Start, num_levels: int, data_map: DataMap = SCALING
+    ) -> Dequantized:
         """z and its density.
 
         Args:
@@ -92,17 +107,19 @@ class TruncatedNormal:
             e: [b, h, w, c] from `draw`.
             at: coefficients at the start.
             num_levels: K of the data.
+            data_map: that encodes.
         """
-        tau = self.bound(at, num_levels)
-        log_mass = jnp.log(jax.lax.erf(tau / math.sqrt(2.0)))
+        low, high = self.bounds(levels, at, num_levels, data_map)
+        mass = 0.5 * (jax.lax.erf(high / math.sqrt(2.0)) - jax.lax.erf(low / math.sqrt(2.0)))
+        log_mass = jnp.log(mass)
         log_scale = 0.5 * jnp.log(2.0 * jnp.pi * at.sigma**2)
         if self.analytic_entropy:
-            mass = jnp.exp(log_mass)
-            excess = tau * jnp.exp(-0.5 * tau**2) / (math.sqrt(2.0 * math.pi) * mass)
+            slope = high * jnp.exp(-0.5 * high**2) - low * jnp.exp(-0.5 * low**2)
+            excess = slope / (2.0 * math.sqrt(2.0 * math.pi) * mass)
             log_q = -_per_example(0.5 + log_scale + log_mass - excess, e)
         else:
             log_q = -losses.sum_example(0.5 * e**2) - _per_example(log_scale + log_mass, e)
-        f = losses.encode(levels, num_levels)
+        f = transforms.encode(levels, num_levels, data_map)
         return Dequantized(at.alpha * f + at.sigma * e, log_q, jnp.zeros_like(log_q))
 
 
@@ -119,29 +136,36 @@ class Variational:
     analytic_entropy: bool = False
     decoder: str = "exact"
     start_gamma: ClassVar[float] = -math.inf
+    discrete: ClassVar[bool] = True
 
     def __post_init__(self):
         if self.decoder not in losses.DECODERS:
             raise ValueError(f"decoder is {self.decoder!r}: give one of {', '.join(losses.DECODERS)}")
 
-    def draw(self, key: jax.Array, shape: tuple[int, int, int], at: Start, num_levels: int) -> Array:
-        """e of one example."""
-        return jax.random.normal(key, shape)
+    def draw(
+        self, key: jax.Array, levels: Levels, at: Start, num_levels: int, data_map: DataMap = SCALING
+    ) -> Array:
+        """e of one example, [h, w, c] levels."""
+        return jax.random.normal(key, levels.shape)
 
-    def __call__(self, levels: losses.Levels, e: Data, at: Start, num_levels: int) -> Dequantized:
+    def __call__(
+        self, levels: Levels, e: Data, at: Start, num_levels: int, data_map: DataMap = SCALING
+    ) -> Dequantized:
         """z and its density; arguments as of `TruncatedNormal`."""
         log_scale = 0.5 * jnp.log(2.0 * jnp.pi * at.sigma**2)
         squares = jnp.full_like(e, 0.5) if self.analytic_entropy else 0.5 * e**2
         log_q = -losses.sum_example(squares) - _per_example(log_scale, e)
         magnification = losses.DECODERS[self.decoder](at.alpha)
-        nats = losses.reconstruction(levels, e, at.gamma, num_levels, magnification)
-        return Dequantized(at.alpha * losses.encode(levels, num_levels) + at.sigma * e, log_q, -nats)
+        nats = losses.reconstruction(levels, e, at.gamma, num_levels, magnification, data_map)
+        f = transforms.encode(levels, num_levels, data_map)
+        return Dequantized(at.alpha * f + at.sigma * e, log_q, -nats)
 
 
-def _uniform(levels: losses.Levels, u: Data, alpha: Scale, num_levels: int) -> Dequantized:
-    z = alpha * (2.0 * (levels.astype(jnp.float32) + u) / num_levels - 1.0)
-    log_q = -_per_example(jnp.log(alpha) + math.log(2.0 / num_levels), z)
-    return Dequantized(z, log_q, jnp.zeros_like(log_q))
+def uniform(levels: Levels, u: Data, alpha: Scale, num_levels: int, data_map: DataMap) -> Dequantized:
+    """Dequantization (5), of z = alpha y."""
+    y, log_q = transforms.dequantize(levels, u, num_levels, data_map)
+    log_q = losses.sum_example(log_q) - _per_example(jnp.log(alpha), y)
+    return Dequantized(alpha * y, log_q, jnp.zeros_like(log_q))
 
 
 @DEQUANTIZATIONS.register("uniform")
@@ -155,14 +179,19 @@ class UniformDequantization:
 
     start_gamma: float = -11.8
     analytic_entropy: ClassVar[bool] = False
+    discrete: ClassVar[bool] = True
 
-    def draw(self, key: jax.Array, shape: tuple[int, int, int], at: Start, num_levels: int) -> Array:
-        """u of one example."""
-        return jax.random.uniform(key, shape)
+    def draw(
+        self, key: jax.Array, levels: Levels, at: Start, num_levels: int, data_map: DataMap = SCALING
+    ) -> Array:
+        """u of one example, [h, w, c] levels."""
+        return jax.random.uniform(key, levels.shape)
 
-    def __call__(self, levels: losses.Levels, u: Data, at: Start, num_levels: int) -> Dequantized:
+    def __call__(
+        self, levels: Levels, u: Data, at: Start, num_levels: int, data_map: DataMap = SCALING
+    ) -> Dequantized:
         """z and its density; `u` in [0, 1), other arguments as of `TruncatedNormal`."""
-        return _uniform(levels, u, at.alpha, num_levels)
+        return uniform(levels, u, at.alpha, num_levels, data_map)
 
 
 @DEQUANTIZATIONS.register("uniform_released")
@@ -172,11 +201,43 @@ class UniformReleased:
 
     start_gamma: float = -11.8
     analytic_entropy: ClassVar[bool] = False
+    discrete: ClassVar[bool] = True
 
-    def draw(self, key: jax.Array, shape: tuple[int, int, int], at: Start, num_levels: int) -> Array:
-        """u of one example."""
-        return jax.random.uniform(key, shape)
+    def draw(
+        self, key: jax.Array, levels: Levels, at: Start, num_levels: int, data_map: DataMap = SCALING
+    ) -> Array:
+        """u of one example, [h, w, c] levels."""
+        return jax.random.uniform(key, levels.shape)
 
-    def __call__(self, levels: losses.Levels, u: Data, at: Start, num_levels: int) -> Dequantized:
+    def __call__(
+        self, levels: Levels, u: Data, at: Start, num_levels: int, data_map: DataMap = SCALING
+    ) -> Dequantized:
         """z and its density; `u` in [0, 1), other arguments as of `TruncatedNormal`."""
-        return _uniform(levels, u, jnp.ones_like(at.alpha), num_levels)
+        return uniform(levels, u, jnp.ones_like(at.alpha), num_levels, data_map)
+
+
+@DEQUANTIZATIONS.register("none")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Continuous:
+    """Of data that is continuous (6).
+
+    Attributes:
+        start_gamma: as of `UniformDequantization`.
+    """
+
+    start_gamma: float = -11.8
+    analytic_entropy: ClassVar[bool] = False
+    discrete: ClassVar[bool] = False
+
+    def draw(
+        self, key: jax.Array, levels: Data, at: Start, num_levels: int, data_map: DataMap = SCALING
+    ) -> Array:
+        """Nothing is random."""
+        return jnp.zeros_like(levels)
+
+    def __call__(
+        self, levels: Data, u: Data, at: Start, num_levels: int, data_map: DataMap = SCALING
+    ) -> Dequantized:
+        """z and its density; `levels` are the data themselves."""
+        log_q = -_per_example(jnp.log(at.alpha), levels)
+        return Dequantized(at.alpha * levels, log_q, jnp.zeros_like(log_q))

@@ -14,19 +14,21 @@ from jvdm.convolution import convolve
 
 
 def timestep_embedding(
-    t: Float[Array, " b"], dim: int, *, max_period: float = 10_000.0
+    t: Float[Array, " b"], dim: int, *, max_period: float = 10_000.0, scale: float = 1000.0
 ) -> Float[Array, "b dim"]:
     """Sinusoidal embedding of a time (1706.03762, section 3.5).
 
     Args:
-        t: [b] times in [0, 1]; frequencies run from 1000 down to 1000 / max_period.
+        t: [b] times in [0, 1]; frequencies run from scale down to scale / max_period.
         dim: an even number of features.
+        max_period: quotient of the highest and the lowest frequency.
+        scale: the highest frequency.
 
     Returns:
         [b, dim]: sines, then cosines.
     """
     half = dim // 2
-    frequency = 1000.0 * jnp.exp(-jnp.log(max_period) / (half - 1) * jnp.arange(half, dtype=jnp.float32))
+    frequency = scale * jnp.exp(-jnp.log(max_period) / (half - 1) * jnp.arange(half, dtype=jnp.float32))
     phase = t[:, None] * frequency
     return jnp.concatenate([jnp.sin(phase), jnp.cos(phase)], axis=-1)
 
@@ -40,6 +42,11 @@ def fourier_features(z: Float[Array, "b h w c"], first: int, last: int) -> Float
     frequency = 2.0 * jnp.pi * 2.0 ** jnp.arange(first, last + 1, dtype=jnp.float32)
     phase = (z[..., None] * frequency).reshape(*z.shape[:-1], -1)
     return jnp.concatenate([jnp.sin(phase), jnp.cos(phase)], axis=-1)
+
+
+def most_groups(channels: int) -> int:
+    """The largest divisor of the channels up to min(32, channels / 4), as a number of groups."""
+    return next(n for n in range(min(32, channels // 4), 0, -1) if channels % n == 0)
 
 
 class Conv3x3(nn.Module):
@@ -92,17 +99,24 @@ def attend(
 
 
 class SelfAttention(nn.Module):
-    """Residual single-head attention over pixels, zero-initialised at its output."""
+    """Residual attention over pixels, zero-initialised at its output.
+
+    Each head has its own part of the channels, in order.
+    """
 
     num_groups: int
     epsilon: float = 1e-6
     dtype: DTypeLike = jnp.float32
+    num_heads: int = 1
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         b, h, w, c = x.shape
         y = GroupNorm(self.num_groups, self.epsilon, self.dtype, name="norm")(x).reshape(b, h * w, c)
         q, k, v = (nn.Dense(c, dtype=self.dtype, name=name)(y) for name in ("query", "key", "value"))
-        y = attend(q, k, v)
+        # Heads as if they were images.
+        parts = (b, h * w, self.num_heads, c // self.num_heads)
+        q, k, v = (a.reshape(parts).swapaxes(1, 2).reshape(-1, h * w, parts[-1]) for a in (q, k, v))
+        y = attend(q, k, v).reshape(b, self.num_heads, h * w, parts[-1]).swapaxes(1, 2).reshape(b, h * w, c)
         y = nn.Dense(c, kernel_init=nn.initializers.zeros_init(), dtype=self.dtype, name="out")(y)
         return x + y.reshape(b, h, w, c)

@@ -1,6 +1,7 @@
 """The terms of the variational bound on -log P(x), per example, in nats (2107.00630, section 3).
 
-With data x in {0..K-1}, encoded as f = 2 (x + 1/2) / K - 1, and z_0 / alpha_0 = f + e^(gamma_0 / 2) eps_0:
+With data x in {0..K-1}, encoded as f (`jvdm.transforms`; 2 (x + 1/2) / K - 1 by scaling), and
+z_0 / alpha_0 = f + e^(gamma_0 / 2) eps_0:
 
     1. reconstruction: -sum log softmax_v [ -1/2 e^-gamma_0 (z_0 / alpha_0 - f_v)^2 ] at v = x
     2. prior:          KL( N(alpha_1 f, sigma_1^2) || N(0, 1) )
@@ -13,28 +14,32 @@ weight w in (3), one probe v, and e = |F - F_hat|^2 without gradient:
 
     5. second order: (lambda / D) w r^2,  r = sigma v^T (dF/dz) v - a D + n e,  a = (1 - k sigma) / n
        From E[ sigma div eps_hat | z ] = D - E[ |eps - eps_hat|^2 | z ] for the perfect eps_hat, over n.
+
+Denoising score matching leaves (1) and (2) away, and may weigh (3) otherwise (2011.13456, section 3.3;
+2101.09258, section 4; 2106.02808, section 4):
+
+    6. 1/2 w(t) |eps - eps_hat|^2,  w = 1, or the likelihood's above t_e, w = gamma'(max(t, t_e))
 """
 
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Float
 
-Levels = UInt8[Array, "..."] | Int[Array, "..."]
+from jvdm.transforms import SCALING, DataMap, Levels, encode
+
 # Broadcastable to the data.
 Scale = Float[Array, "..."]
-
-
-def encode(levels: Levels, num_levels: int) -> Float[Array, "..."]:
-    """f = 2 (x + 1/2) / K - 1, in (-1, 1)."""
-    return 2.0 * (levels.astype(jnp.float32) + 0.5) / num_levels - 1.0
 
 
 def sum_example(a: Float[Array, "b ..."]) -> Float[Array, " b"]:
     """Sum over everything but the first axis."""
     return jnp.sum(a, axis=tuple(range(1, a.ndim)))
 
+
+# The weights w of (6).
+WEIGHTINGS = ("unweighted", "likelihood")
 
 # What z_0 is multiplied by before the decoder divides it by alpha_0. The released i-DODE code divides twice:
 # on the straight path at a cost of 0.017 bits/dim on CIFAR-10, on the other, where alpha_0 is 1 - 8e-7, at
@@ -51,11 +56,12 @@ def reconstruction(
     gamma_0: Scale,
     num_levels: int,
     magnification: Scale | None = None,
+    data_map: DataMap = SCALING,
 ) -> Float[Array, " b"]:
     """Term (1), -log p(x | z_0), exact for any number of levels.
 
     The distance of z_0 / alpha_0 to level v, in units of its standard deviation e^(gamma_0 / 2), is
-    2 (x - v) / (K e^(gamma_0 / 2)) + eps_0: no digits are lost when levels are many deviations apart.
+    (f_x - f_v) / e^(gamma_0 / 2) + eps_0: no digits are lost when levels are many deviations apart.
 
     Args:
         levels: [b, h, w, c] data, 0..K-1.
@@ -63,20 +69,21 @@ def reconstruction(
         gamma_0: gamma at time 0, broadcastable to the data.
         num_levels: K.
         magnification: of z_0, one of `DECODERS` at alpha_0; None is 1.
+        data_map: that encodes.
 
     Returns:
         [b] nats.
     """
     if magnification is not None:
-        f = encode(levels, num_levels)
+        f = encode(levels, num_levels, data_map)
         eps_0 = eps_0 + (magnification - 1.0) * (f * jnp.exp(-0.5 * gamma_0) + eps_0)
 
     # Recomputed in the backward pass: K numbers per pixel are too many to keep.
     @jax.checkpoint
     def log_normalizer(gamma_0):
         values = jnp.arange(num_levels, dtype=jnp.float32)
-        spacing = 2.0 / num_levels * jnp.exp(-0.5 * gamma_0)[..., None]
-        distance = spacing * (levels.astype(jnp.float32)[..., None] - values) + eps_0[..., None]
+        differences = data_map.difference(levels[..., None], values, num_levels)
+        distance = jnp.exp(-0.5 * gamma_0)[..., None] * differences + eps_0[..., None]
         return jax.nn.logsumexp(-0.5 * distance**2, axis=-1)
 
     return sum_example(log_normalizer(gamma_0) + 0.5 * eps_0**2)
@@ -87,6 +94,7 @@ def decoder_logits(
     alpha_0: Scale,
     gamma_0: Scale,
     num_levels: int,
+    data_map: DataMap = SCALING,
 ) -> Float[Array, "b h w c k"]:
     """The unnormalised log p(x = v | z_0) of term (1) for every level v.
 
@@ -94,11 +102,12 @@ def decoder_logits(
         z_0: [b, h, w, c] at time 0.
         alpha_0, gamma_0: at time 0, broadcastable to z_0.
         num_levels: K.
+        data_map: that encodes.
 
     Returns:
         [b, h, w, c, K].
     """
-    f = encode(jnp.arange(num_levels), num_levels)
+    f = encode(jnp.arange(num_levels), num_levels, data_map)
     distance = (z_0 / alpha_0)[..., None] - f
     return -0.5 * jnp.exp(-gamma_0)[..., None] * distance**2
 
@@ -148,6 +157,19 @@ def diffusion_discrete(
         [b] nats.
     """
     return 0.5 * timesteps * sum_example(jnp.expm1(gamma_t - gamma_s) * squared_error)
+
+
+def score_matching(weight: Float[Array, " b"], squared_error: Float[Array, "b h w c"]) -> Float[Array, " b"]:
+    """Objective (6) at drawn times.
+
+    Args:
+        weight: [b] w, over the density of the times.
+        squared_error: [b, h, w, c] (eps - eps_hat)^2.
+
+    Returns:
+        [b] nats.
+    """
+    return 0.5 * weight * sum_example(squared_error)
 
 
 def second_order(

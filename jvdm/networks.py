@@ -11,11 +11,15 @@ import dataclasses
 
 from jaxtyping import Array, Float
 
+from jvdm.ddpm_unet import DDPMUNet
+from jvdm.mlp import MLP
 from jvdm.registry import Registry
 from jvdm.unet import VDMUNet
 
 NETWORKS = Registry("network")
 NETWORKS.register("vdm_unet")(VDMUNet)
+NETWORKS.register("ddpm_unet")(DDPMUNet)
+NETWORKS.register("mlp")(MLP)
 
 TIME_INPUTS = ("gamma", "t")
 

@@ -7,6 +7,8 @@ on_eps eps + on_x x.
     2. data:     out = x, so eps = (z - alpha out) / sigma
     3. velocity: out = (eps - k z) / n, of unit variance, where k and n are the path's (`jvdm.paths`):
                  the drift of the probability-flow ODE is proportional to it (2305.03935, section 4.1)
+    4. drift:    out = g score = -(g / sigma) eps, with g^2 = sigma^2 dgamma/dt: what the generative SDE adds
+                 to the drift, over g (2106.02808, section 3)
 """
 
 import dataclasses
@@ -86,3 +88,15 @@ class Velocity:
         """Relation (3)."""
         v = self.path.velocity(c.gamma)
         return Relation(scale=v.scale, skip=v.skip, on_eps=v.on_eps, on_x=v.on_x)
+
+
+@PARAMETERIZATIONS.register("drift")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Drift:
+    """The output is g times the score."""
+
+    def __call__(self, c: Coefficients) -> Relation:
+        """Relation (4)."""
+        # g / sigma; dgamma_dt is infinite at the time, if any, without noise.
+        rate, zero = jnp.sqrt(c.dgamma_dt), jnp.zeros_like(c.gamma)
+        return Relation(scale=-1.0 / rate, skip=zero, on_eps=-rate, on_x=zero)

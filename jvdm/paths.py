@@ -4,23 +4,26 @@ With s the logistic sigmoid:
 
     1. variance preserving:  sigma^2 = s(gamma),  alpha^2 = s(-gamma)       (2107.00630, section 3.1)
     2. straight:             sigma = s(gamma / 2),  alpha = s(-gamma / 2)   (2305.03935, section 4.1)
+    3. sub-variance preserving: sigma = 1 - alpha^2,  so that with alpha = e^(-B/2)
+                             e^(gamma / 2) = 2 sinh(B / 2)                  (2011.13456, section 3.4)
 
-alpha and sigma are made from log-sigmoids, never as 1 - s(gamma), which loses all digits at either end.
+alpha and sigma are made from their logarithms, never as 1 - s(gamma), which loses all digits at either end.
 
 For every path, g^2 = sigma^2 dgamma/dt, and the probability-flow ODE is
 
-    3. dz/dgamma = k_a z + 1/2 sigma eps_hat,  k_a = d log alpha / d gamma
+    4. dz/dgamma = k_a z + 1/2 sigma eps_hat,  k_a = d log alpha / d gamma
 
 With k = -2 k_a / sigma its drift is 1/2 sigma (eps_hat - k z), and the *velocity* of unit variance is
 
-    4. F = (eps - k z) / n = [ (1 - k sigma) eps - k alpha x ] / n,   n^2 = (1 - k sigma)^2 + (k alpha)^2
+    5. F = (eps - k z) / n = [ (1 - k sigma) eps - k alpha x ] / n,   n^2 = (1 - k sigma)^2 + (k alpha)^2
        variance preserving: k = sigma, n = alpha,          F = alpha eps - sigma x
        straight:            k = 1,     n = sqrt(2) alpha,  F = (eps - x) / sqrt(2)
+       sub-variance preserving: k alpha = (4 + e^gamma)^(-1/2),  F = (2 alpha eps - x) / sqrt(1 + 4 alpha^2)
 
-Times of density proportional to alpha^2 in gamma make the weight of |F - F_hat|^2 constant, since n^2 is
-proportional to alpha^2 on both paths. The cumulative of alpha^2, up to a constant, is
+Times of density proportional to alpha^2 in gamma make the weight of |F - F_hat|^2 constant where n^2 is
+proportional to alpha^2, as on paths (1) and (2). The cumulative of alpha^2, up to a constant, is
 
-    5. variance preserving: log s(gamma)
+    6. variance preserving: log s(gamma)
        straight:            2 log s(gamma / 2) + 2 s(-gamma / 2)
 """
 
@@ -40,7 +43,7 @@ Scale = Float[Array, "..."]
 
 
 class VelocityScales(NamedTuple):
-    """Of equation (4): eps = scale F + skip z, F = on_eps eps + on_x x; each of the shape of gamma."""
+    """Of equation (5): eps = scale F + skip z, F = on_eps eps + on_x x; each of the shape of gamma."""
 
     scale: Scale
     skip: Scale
@@ -72,7 +75,15 @@ class VariancePreserving:
 
     def alpha_sigma(self, gamma: Scale) -> tuple[Scale, Scale]:
         """alpha and sigma, of the shape of gamma."""
-        return jnp.exp(0.5 * jax.nn.log_sigmoid(-gamma)), jnp.exp(0.5 * jax.nn.log_sigmoid(gamma))
+        return jnp.exp(self.log_alpha(gamma)), jnp.exp(self.log_sigma(gamma))
+
+    def log_alpha(self, gamma: Scale) -> Scale:
+        """log alpha, of the shape of gamma."""
+        return 0.5 * jax.nn.log_sigmoid(-gamma)
+
+    def gamma_of_log_alpha(self, log_alpha: Scale) -> Scale:
+        """The gamma at which log alpha is this; -inf at 0."""
+        return jnp.log(jnp.expm1(-2.0 * log_alpha))
 
     def log_sigma(self, gamma: Scale) -> Scale:
         """log sigma, of the shape of gamma."""
@@ -83,12 +94,12 @@ class VariancePreserving:
         return -0.5 * jax.nn.sigmoid(gamma)
 
     def velocity(self, gamma: Scale) -> VelocityScales:
-        """Equation (4)."""
+        """Equation (5)."""
         alpha, sigma = self.alpha_sigma(gamma)
         return VelocityScales(scale=alpha, skip=sigma, on_eps=alpha, on_x=-sigma)
 
     def alpha2_cumulative(self, gamma: Scale) -> Scale:
-        """Equation (5), of the shape of gamma."""
+        """Equation (6), of the shape of gamma."""
         return jax.nn.log_sigmoid(gamma)
 
     def alpha2_quantile(self, value: Scale, gamma_0: Scale, gamma_1: Scale) -> Scale:
@@ -103,7 +114,15 @@ class Straight:
 
     def alpha_sigma(self, gamma: Scale) -> tuple[Scale, Scale]:
         """alpha and sigma, of the shape of gamma."""
-        return jnp.exp(jax.nn.log_sigmoid(-0.5 * gamma)), jnp.exp(jax.nn.log_sigmoid(0.5 * gamma))
+        return jnp.exp(self.log_alpha(gamma)), jnp.exp(self.log_sigma(gamma))
+
+    def log_alpha(self, gamma: Scale) -> Scale:
+        """log alpha, of the shape of gamma."""
+        return jax.nn.log_sigmoid(-0.5 * gamma)
+
+    def gamma_of_log_alpha(self, log_alpha: Scale) -> Scale:
+        """The gamma at which log alpha is this; -inf at 0."""
+        return 2.0 * (jnp.log(-jnp.expm1(log_alpha)) - log_alpha)
 
     def log_sigma(self, gamma: Scale) -> Scale:
         """log sigma, of the shape of gamma."""
@@ -114,7 +133,7 @@ class Straight:
         return -0.5 * jax.nn.sigmoid(0.5 * gamma)
 
     def velocity(self, gamma: Scale) -> VelocityScales:
-        """Equation (4)."""
+        """Equation (5)."""
         alpha, _ = self.alpha_sigma(gamma)
         one, half = jnp.ones_like(gamma), jnp.full_like(gamma, 0.5)
         return VelocityScales(
@@ -122,9 +141,45 @@ class Straight:
         )
 
     def alpha2_cumulative(self, gamma: Scale) -> Scale:
-        """Equation (5), of the shape of gamma."""
+        """Equation (6), of the shape of gamma."""
         return 2.0 * (jax.nn.log_sigmoid(0.5 * gamma) + jax.nn.sigmoid(-0.5 * gamma))
 
     def alpha2_quantile(self, value: Scale, gamma_0: Scale, gamma_1: Scale) -> Scale:
         """The gamma of [gamma_0, gamma_1] whose `alpha2_cumulative` is `value`, solved."""
         return invert_increasing(self.alpha2_cumulative, value, gamma_0, gamma_1)
+
+
+@PATHS.register("sub_variance_preserving")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SubVariancePreserving:
+    """sigma = 1 - alpha^2: less noise than (1) at every time of the same drift."""
+
+    def alpha_sigma(self, gamma: Scale) -> tuple[Scale, Scale]:
+        """alpha and sigma, of the shape of gamma."""
+        return jnp.exp(self.log_alpha(gamma)), jnp.exp(self.log_sigma(gamma))
+
+    def log_alpha(self, gamma: Scale) -> Scale:
+        """log alpha, of the shape of gamma."""
+        return -jnp.arcsinh(0.5 * jnp.exp(0.5 * gamma))
+
+    def gamma_of_log_alpha(self, log_alpha: Scale) -> Scale:
+        """The gamma at which log alpha is this; -inf at 0."""
+        return 2.0 * (jnp.log(-jnp.expm1(2.0 * log_alpha)) - log_alpha)
+
+    def log_sigma(self, gamma: Scale) -> Scale:
+        """log sigma, of the shape of gamma."""
+        # 1 / sigma = 1 + alpha^2 / sigma: the digits of log sigma are kept also where sigma is almost 1.
+        return -jnp.log1p(jnp.exp(self.log_alpha(gamma) - 0.5 * gamma))
+
+    def dlogalpha_dgamma(self, gamma: Scale) -> Scale:
+        """d log alpha / d gamma, of the shape of gamma."""
+        return -0.5 / jnp.sqrt(1.0 + 4.0 * jnp.exp(-gamma))
+
+    def velocity(self, gamma: Scale) -> VelocityScales:
+        """Equation (5)."""
+        alpha, _ = self.alpha_sigma(gamma)
+        # 1 / k alpha, and n over it.
+        over, n = jnp.sqrt(4.0 + jnp.exp(gamma)), jnp.sqrt(1.0 + 4.0 * alpha**2)
+        return VelocityScales(
+            scale=n / over, skip=1.0 / (alpha * over), on_eps=2.0 * alpha / n, on_x=-1.0 / n
+        )

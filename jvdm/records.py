@@ -9,11 +9,11 @@ class Batch(NamedTuple):
     """What the data gives.
 
     Attributes:
-        images: [b, h, w, c] integers 0..K-1.
+        images: [b, h, w, c] integers 0..K-1, or float32 where the data is continuous.
         conditioning: [b] a scalar known of each image, or zeros.
     """
 
-    images: UInt8[Array, "b h w c"]
+    images: UInt8[Array, "b h w c"] | Float[Array, "b h w c"]
     conditioning: Float[Array, " b"]
 
 
@@ -50,12 +50,14 @@ class Draws(NamedTuple):
         eps: [b, h, w, c] noise at time t.
         eps_0: [b, h, w, c] noise at time 0, for the reconstruction term.
         probe: [b, h, w, c] of -1 and 1, for the second-order loss; None where that is not wanted.
+        u_data: [b, h, w, c] numbers in [0, 1) that dequantize the data of score matching; None likewise.
     """
 
     u: Float[Array, " b"]
     eps: Float[Array, "b h w c"]
     eps_0: Float[Array, "b h w c"]
     probe: Float[Array, "b h w c"] | None = None
+    u_data: Float[Array, "b h w c"] | None = None
 
 
 class Prediction(NamedTuple):
@@ -100,3 +102,27 @@ class LossTerms(NamedTuple):
     def objective(self) -> Float[Array, " b"]:
         """[b] what training minimises: the bound and the penalty, nats."""
         return self.total if self.second_order is None else self.total + self.second_order
+
+    def metrics(self) -> dict[str, Float[Array, " b"]]:
+        """What training logs: the bound, `bpd`, first, and every term, nats."""
+        more = {} if self.second_order is None else {"second_order": self.second_order}
+        return {"bpd": self.total, **self.parts(), **more}
+
+
+class ScoreMatching(NamedTuple):
+    """The objective of denoising score matching, per example.
+
+    Attributes:
+        score_matching: [b] nats if its weight is that of the likelihood; no bound in any case.
+    """
+
+    score_matching: Float[Array, " b"]
+
+    @property
+    def objective(self) -> Float[Array, " b"]:
+        """[b] what training minimises."""
+        return self.score_matching
+
+    def metrics(self) -> dict[str, Float[Array, " b"]]:
+        """What training logs."""
+        return self._asdict()

@@ -87,6 +87,8 @@ class Registry:
         self._check_options(name, options)
         for option, default in self.options(name).items():
             value = options.get(option, default)
+            if type(default) is tuple and type(value) is list:  # as JSON writes it
+                value = options[option] = tuple(value)
             if type(value) is not type(default) and not (type(default) is float and type(value) is int):
                 raise UserError(
                     f"{self.kind} {name!r}: option {option} is {value!r}, not a {type(default).__name__}"

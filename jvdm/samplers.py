@@ -7,9 +7,14 @@ On a uniform grid of T steps, for a step from t to s < t, with c = -expm1(gamma_
     2. DDIM:      z_s = alpha_s x_hat + sigma_s eps_hat,  x_hat = (z_t - sigma_t eps_hat) / alpha_t
        (2010.02502, eta = 0)
 
-With `clip`, x_hat is clipped to [-1, 1] and eps_hat is replaced by the noise that goes with it.
+With `clip`, x_hat is clipped to the range of the data, and eps_hat replaced by the noise that goes with it.
 
-    3. ODE:       the probability-flow ODE (`jvdm.paths`, equation 3) from z_1 ~ N(0, sigma_1^2), by a solver
+    3. reverse SDE, of the family that has the marginals of the diffusion, by Euler-Maruyama steps of length
+       h, with f = d log alpha / dt z, g^2 = sigma^2 gamma', score = -eps_hat / sigma, lam in [0, 1]
+       (2106.02808, section 5 and appendix):
+                  z_s = z_t + h [ (1 - lam/2) g^2 score - f ] + sqrt(h (1 - lam)) g eps
+       lam = 0 is the reverse SDE, lam = 1 the probability-flow ODE
+    4. ODE:       the probability-flow ODE (`jvdm.paths`, equation 3) from z_1 ~ N(0, sigma_1^2), by a solver
        of `jvdm.solvers`; with a trace it also gives log p(z_0) (`jvdm.likelihood`, equation 1)
 """
 
@@ -26,16 +31,37 @@ from jvdm.divergence import Hutchinson
 from jvdm.records import Coefficients, Prediction
 from jvdm.registry import Registry
 from jvdm.solvers import Adaptive, Fixed
+from jvdm.transforms import SCALING, DataMap
 
 SAMPLERS = Registry("sampler")
 
 Data = Float[Array, "b h w c"]
 
 
-def clip_eps(eps: Data, z: Data, c: Coefficients) -> Data:
-    """The eps_hat that goes with x_hat clipped to [-1, 1]."""
-    x = jnp.clip((z - c.sigma * eps) / c.alpha, -1.0, 1.0)
+Range = tuple[float, float]
+
+
+def clip_eps(eps: Data, z: Data, c: Coefficients, data_range: Range) -> Data:
+    """The eps_hat that goes with x_hat clipped to the range of the data."""
+    x = jnp.clip((z - c.sigma * eps) / c.alpha, *data_range)
     return (z - c.alpha * x) / c.sigma
+
+
+class Step(NamedTuple):
+    """Where a step from t to s is.
+
+    Attributes:
+        at_t, at_s: coefficients at both times.
+        length: t - s.
+        dlogalpha_dgamma: of the path at t, broadcastable to the data.
+        data_range: of the encoded data.
+    """
+
+    at_t: Coefficients
+    at_s: Coefficients
+    length: Float[Array, ""] | float
+    dlogalpha_dgamma: Float[Array, "..."]
+    data_range: Range
 
 
 @SAMPLERS.register("ancestral")
@@ -45,17 +71,18 @@ class Ancestral:
 
     clip: bool = True
 
-    def step(self, eps_hat: Data, z: Data, noise: Data, at_t: Coefficients, at_s: Coefficients) -> Data:
+    def step(self, eps_hat: Data, z: Data, noise: Data, where: Step) -> Data:
         """z_s from z_t.
 
         Args:
             eps_hat: [b, h, w, c] prediction at t.
             z: [b, h, w, c] z_t.
             noise: [b, h, w, c] standard normal.
-            at_t, at_s: coefficients at both times.
+            where: t and s.
         """
+        at_t, at_s = where.at_t, where.at_s
         if self.clip:
-            eps_hat = clip_eps(eps_hat, z, at_t)
+            eps_hat = clip_eps(eps_hat, z, at_t, where.data_range)
         c = -jnp.expm1(at_s.gamma - at_t.gamma)
         mean = at_s.alpha / at_t.alpha * (z - c * at_t.sigma * eps_hat)
         return mean + at_s.sigma * jnp.sqrt(c) * noise
@@ -68,18 +95,43 @@ class DDIM:
 
     clip: bool = True
 
-    def step(self, eps_hat: Data, z: Data, noise: Data, at_t: Coefficients, at_s: Coefficients) -> Data:
+    def step(self, eps_hat: Data, z: Data, noise: Data, where: Step) -> Data:
         """z_s from z_t; the noise is not used."""
+        at_t, at_s = where.at_t, where.at_s
         if self.clip:
-            eps_hat = clip_eps(eps_hat, z, at_t)
+            eps_hat = clip_eps(eps_hat, z, at_t, where.data_range)
         x = (z - at_t.sigma * eps_hat) / at_t.alpha
         return at_s.alpha * x + at_s.sigma * eps_hat
+
+
+@SAMPLERS.register("reverse_sde")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ReverseSDE:
+    """The family of reverse SDEs (3).
+
+    Attributes:
+        lam: from 0, the reverse SDE, to 1, the ODE.
+    """
+
+    lam: float = 0.0
+
+    def __post_init__(self):
+        if not 0.0 <= self.lam <= 1.0:
+            raise ValueError(f"lam is {self.lam}: give a number from 0 to 1")
+
+    def step(self, eps_hat: Data, z: Data, noise: Data, where: Step) -> Data:
+        """z_s from z_t; arguments as of `Ancestral`."""
+        c, h = where.at_t, where.length
+        # g^2 score is -gamma' sigma eps_hat.
+        drift = -c.dgamma_dt * ((1.0 - 0.5 * self.lam) * c.sigma * eps_hat + where.dlogalpha_dgamma * z)
+        diffusion = jnp.sqrt((1.0 - self.lam) * c.dgamma_dt) * c.sigma
+        return z + h * drift + jnp.sqrt(h) * diffusion * noise
 
 
 @SAMPLERS.register("ode")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ODESampler:
-    """The probability-flow ODE (3).
+    """The probability-flow ODE (4).
 
     Attributes:
         method: of the solver.
@@ -121,11 +173,14 @@ class Flow(NamedTuple):
 def sample(
     predict: Callable[[Data, Float[Array, " b"]], Prediction],
     coefficients: Callable[[Float[Array, " b"]], Coefficients],
-    sampler: Ancestral | DDIM,
+    sampler: Ancestral | DDIM | ReverseSDE,
     keys: jax.Array,
     *,
     shape: tuple[int, int, int],
     num_steps: int,
+    path: Any,
+    data_range: Range,
+    every: int = 0,
 ) -> Data:
     """z_0 from noise, step by step.
 
@@ -136,9 +191,12 @@ def sample(
         keys: [b] one key per sample, so that a sample does not depend on its batch.
         shape: of one sample.
         num_steps: T.
+        path: one of `jvdm.paths`.
+        data_range: of the encoded data, for clipping.
+        every: keep z after every so many steps, a divisor of their number; 0 keeps the last one only.
 
     Returns:
-        [b, h, w, c] z_0.
+        [b, h, w, c] z_0, or [T / every + 1, b, h, w, c] from z_1 to z_0.
     """
     draw = jax.vmap(lambda key, i: jax.random.normal(jax.random.fold_in(key, i), shape), in_axes=(0, None))
     b = keys.shape[0]
@@ -146,10 +204,20 @@ def sample(
     def body(i, z):
         t = jnp.full(b, (num_steps - i) / num_steps, jnp.float32)
         s = jnp.full(b, (num_steps - i - 1) / num_steps, jnp.float32)
-        prediction = predict(z, t)
-        return sampler.step(prediction.eps, z, draw(keys, i), prediction.coefficients, coefficients(s))
+        eps, at_t = predict(z, t)
+        where = Step(at_t, coefficients(s), 1.0 / num_steps, path.dlogalpha_dgamma(at_t.gamma), data_range)
+        return sampler.step(eps, z, draw(keys, i), where)
 
-    return jax.lax.fori_loop(0, num_steps, body, draw(keys, num_steps))
+    start = draw(keys, num_steps)
+    if not every:
+        return jax.lax.fori_loop(0, num_steps, body, start)
+
+    def several(z, j):
+        z = jax.lax.fori_loop(j * every, (j + 1) * every, body, z)
+        return z, z
+
+    _, kept = jax.lax.scan(several, start, jnp.arange(num_steps // every))
+    return jnp.concatenate([start[None], kept])
 
 
 def flow(
@@ -197,27 +265,18 @@ def flow(
     return jax.vmap(one)(keys, context)
 
 
-def most_likely_levels(z_0: Data, alpha_0: losses.Scale, num_levels: int) -> Array:
-    """The argmax of the decoder's categorical: the nearest level.
-
-    Returns:
-        [b, h, w, c] uint8, 0..K-1.
-    """
-    nearest = jnp.round((z_0 / alpha_0 + 1.0) * (num_levels / 2.0) - 0.5)
-    return jnp.clip(nearest, 0, num_levels - 1).astype(jnp.uint8)
-
-
 def sampled_levels(
     keys: jax.Array,
     z_0: Data,
     alpha_0: losses.Scale,
     gamma_0: losses.Scale,
     num_levels: int,
+    data_map: DataMap = SCALING,
 ) -> Array:
     """A draw from the decoder's categorical at every pixel.
 
     Returns:
         [b, h, w, c] uint8, 0..K-1.
     """
-    logits = losses.decoder_logits(z_0, alpha_0, gamma_0, num_levels)
+    logits = losses.decoder_logits(z_0, alpha_0, gamma_0, num_levels, data_map)
     return jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.uint8)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from jvdm import samplers, sharding
+from jvdm import samplers, sharding, transforms
 from jvdm.errors import UserError, unknown
 from jvdm.model import Model
 from jvdm.records import Context
@@ -24,7 +24,7 @@ class Samples(NamedTuple):
     """N images.
 
     Attributes:
-        images: [N, h, w, c] uint8, 0..K-1.
+        images: [N, h, w, c] uint8, 0..K-1, or float32 of continuous data.
         log_likelihood: [N] log p(z_0) of the continuous z_0 that the image was decoded from, nats; or None.
     """
 
@@ -61,6 +61,10 @@ class Sampling:
                 f"not {config.sampler.name}"
             )
         sampled_pixels = config.pixels == "sampled"
+        if sampled_pixels and not model.has_bound:
+            raise UserError(
+                "config.sample.pixels=sampled needs discrete data and noise at time 0: choose argmax"
+            )
 
         def z_by_steps(params, keys, context, num_steps):
             def coefficients(t):
@@ -73,6 +77,8 @@ class Sampling:
                 keys,
                 shape=model.image_shape,
                 num_steps=num_steps,
+                path=model.path,
+                data_range=model.data_map.range,
             )
             return samplers.Flow(z_0, None, jnp.ones(len(keys), bool))
 
@@ -96,11 +102,18 @@ class Sampling:
             flow = (z_by_ode if is_ode else z_by_steps)(params, k_path, context, num_steps)
             c = model.coefficients(model.time_gamma(params, jnp.zeros(index.shape[0]), context))
             z_0 = model.magnification(c.alpha) * flow.z_0
-            if sampled_pixels:
-                levels = samplers.sampled_levels(k_pixels, z_0, c.alpha, c.gamma, model.num_levels)
+            x = z_0 / c.alpha
+            if not model.num_levels:
+                images = model.data_map.inverse(x)
+            elif sampled_pixels:
+                images = samplers.sampled_levels(
+                    k_pixels, z_0, c.alpha, c.gamma, model.num_levels, model.data_map
+                )
+            elif model.has_bound:
+                images = transforms.nearest_level(x, model.num_levels, model.data_map)
             else:
-                levels = samplers.most_likely_levels(z_0, c.alpha, model.num_levels)
-            return levels, flow.log_likelihood, flow.ok
+                images = transforms.level_of(x, model.num_levels, model.data_map)
+            return images, flow.log_likelihood, flow.ok
 
         everywhere, by_example = sharding.replicated(mesh), sharding.split(mesh)
         shardings = {"in_shardings": (everywhere, everywhere, by_example), "out_shardings": everywhere}
@@ -154,3 +167,41 @@ class Sampling:
             if on_batch is not None:
                 on_batch(min(start + self._batch_size, num_images))
         return jax.tree.map(lambda *a: np.concatenate(a)[:num_images], *parts)
+
+
+def trajectories(
+    model: Model, params: Params, key: jax.Array, *, lam: float, num_steps: int, every: int, num: int = 1000
+) -> np.ndarray:
+    """The paths of samples of the reverse SDE of `lam` (`samplers.ReverseSDE`).
+
+    Args:
+        model: in continuous time.
+        params: the model's.
+        key: the root, from which sample i's key is folded.
+        lam: from 0, the reverse SDE, to 1, the ODE.
+        num_steps: of Euler-Maruyama.
+        every: steps between the points that are kept.
+        num: of samples.
+
+    Returns:
+        [num_steps / every + 1, num, h, w, c], from noise to data.
+    """
+    context = Context(conditioning=jnp.zeros(num))
+
+    @jax.jit
+    def run(params, key):
+        keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(num))
+        return samplers.sample(
+            lambda z, t: model.predict(params, z, t, context),
+            lambda t: model.coefficients(model.time_gamma(params, t, context)),
+            samplers.ReverseSDE(lam=lam),
+            keys,
+            shape=model.image_shape,
+            num_steps=num_steps,
+            path=model.path,
+            data_range=model.data_map.range,
+            every=every,
+        )
+
+    with jax.default_matmul_precision("highest"):
+        return jax.device_get(run(params, key))

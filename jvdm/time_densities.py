@@ -9,6 +9,12 @@ is divided by p(t), so that every density estimates the same integral.
                     A(gamma(u)) = A(gamma_0) + Z u,  Z = A(gamma_1) - A(gamma_0),  A' = alpha^2
                     1 / p(t) = Z / (alpha^2 (gamma_1 - gamma_0))
                     so that the loss 1/2 gamma' n^2 |F - F_hat|^2 / p(t) is 1/2 (n / alpha)^2 Z |F - F_hat|^2
+    3. debiased:    p proportional to gamma'(t) = g^2 / sigma^2 above t_e, where times are then uniform in
+                    gamma, and to r = gamma'(t_e) below (2106.02808, appendix; 2101.09258, section 4.2):
+                    1 / p(t) = Z / gamma'(max(t, t_e)),  Z = t_e r + gamma(1) - gamma(t_e)
+                    t = Z u / r for u Z < t_e r,  otherwise gamma(t) = gamma(t_e) + Z u - t_e r
+    4. debiased as released: the density (3) of beta from 0.1 to 20 and t_e = 0.001, whatever the schedule is,
+                    and the loss is not divided by it
 """
 
 import dataclasses
@@ -17,6 +23,8 @@ from typing import Any, ClassVar, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jvdm import schedules
+from jvdm.paths import VariancePreserving
 from jvdm.registry import Registry
 
 TIME_DENSITIES = Registry("time density")
@@ -31,14 +39,15 @@ class WeightedTimes(NamedTuple):
     weight: Times
 
 
+# What a density asks of the schedule: "" nothing, "fixed_linear" that one, "inverse" a fixed one.
 @TIME_DENSITIES.register("uniform")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class UniformDensity:
     """Density 1."""
 
-    needs_linear_schedule: ClassVar[bool] = False
+    needs: ClassVar[str] = ""
 
-    def __call__(self, u: Times, *, path: Any, gamma_0: float, gamma_1: float) -> WeightedTimes:
+    def __call__(self, u: Times, *, schedule: Any, path: Any) -> WeightedTimes:
         """Times (1)."""
         return WeightedTimes(u, jnp.ones_like(u))
 
@@ -48,19 +57,66 @@ class UniformDensity:
 class Importance:
     """Density proportional to alpha^2 in gamma."""
 
-    needs_linear_schedule: ClassVar[bool] = True
+    needs: ClassVar[str] = "fixed_linear"
 
-    def __call__(self, u: Times, *, path: Any, gamma_0: float, gamma_1: float) -> WeightedTimes:
+    def __call__(self, u: Times, *, schedule: Any, path: Any) -> WeightedTimes:
         """Times (2).
 
         Args:
             u: uniform in [0, 1).
-            path: one of `jvdm.paths`.
-            gamma_0, gamma_1: the ends of a linear schedule.
+            schedule: linear in t.
+            path: one of `jvdm.paths` that has a cumulative of alpha^2.
         """
-        ends = jnp.array([gamma_0, gamma_1], u.dtype)
+        ends = jnp.array([schedule.gamma_min, schedule.gamma_max], u.dtype)
         low, high = path.alpha2_cumulative(ends)
         gamma = path.alpha2_quantile(low + (high - low) * u, ends[0], ends[1])
         alpha, _ = path.alpha_sigma(gamma)
         span = ends[1] - ends[0]
         return WeightedTimes((gamma - ends[0]) / span, (high - low) / (alpha**2 * span))
+
+
+def _uniform_in_gamma(u: Times, schedule: Any, epsilon: float) -> WeightedTimes:
+    """Times (3); `schedule` is a function of t that has an `inverse`."""
+    end = jnp.ones((), u.dtype)
+    low, rate = schedules.at(schedule, epsilon * end)
+    area = epsilon * rate
+    total = area + schedule(end) - low
+    below = total * u < area
+    gamma = low + jnp.where(below, 0.0, total * u - area)
+    # Rounding may lead a little beyond 1.
+    t = jnp.where(below, total * u / rate, jnp.clip(schedule.inverse(gamma), epsilon, 1.0))
+    return WeightedTimes(t, total / schedules.at(schedule, jnp.maximum(t, epsilon)).dgamma_dt)
+
+
+@TIME_DENSITIES.register("debiased")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Debiased:
+    """Density proportional to g^2 / sigma^2.
+
+    Attributes:
+        epsilon: t_e.
+    """
+
+    epsilon: float = 1e-3
+    needs: ClassVar[str] = "inverse"
+
+    def __post_init__(self):
+        if not 0.0 < self.epsilon < 1.0:
+            raise ValueError(f"epsilon is {self.epsilon}: give a time between 0 and 1, such as 1e-3")
+
+    def __call__(self, u: Times, *, schedule: Any, path: Any) -> WeightedTimes:
+        """Times (3)."""
+        return _uniform_in_gamma(u, schedule, self.epsilon)
+
+
+@TIME_DENSITIES.register("debiased_released")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DebiasedReleased:
+    """Density (3) of one schedule, of weight 1: the loss of another weighting than it is meant to have."""
+
+    needs: ClassVar[str] = ""
+
+    def __call__(self, u: Times, *, schedule: Any, path: Any) -> WeightedTimes:
+        """Times (4)."""
+        released = schedules.LinearBeta(noise_path=VariancePreserving())
+        return WeightedTimes(_uniform_in_gamma(u, released, 1e-3).t, jnp.ones_like(u))

@@ -28,13 +28,14 @@ class ResidualBlock(nn.Module):
     num_groups: int
     dropout: float
     dtype: DTypeLike
+    epsilon: float = 1e-6
 
     @nn.compact
     def __call__(
         self, x: Float[Array, "b h w c"], condition: Float[Array, "b d"], *, train: bool
     ) -> Float[Array, "b h w features"]:
         def norm_swish(y, name):
-            return nn.swish(layers.GroupNorm(self.num_groups, dtype=self.dtype, name=name)(y))
+            return nn.swish(layers.GroupNorm(self.num_groups, self.epsilon, self.dtype, name=name)(y))
 
         zeros = nn.initializers.zeros_init()
         y = layers.Conv3x3(self.features, dtype=self.dtype, name="conv1")(norm_swish(x, "norm1"))
@@ -88,10 +89,12 @@ class VDMUNet(nn.Module):
         num_blocks: residual blocks on the way down; there is one more on the way up.
         dropout: probability, inside every residual block, in training.
         attention: attention after every block (there always is one in the middle).
+        num_heads: of every attention.
         fourier: whether the input is extended by Fourier features.
         fourier_first, fourier_last: range of exponents n, both included.
         num_groups: of group normalisation; 0 is the largest divisor of the channels up to
             min(32, channels / 4), so that a group has at least four channels.
+        norm_epsilon: added to the variances of normalisation.
         remat: recompute a block's activations in the backward pass instead of keeping them.
         dtype: of the trunk, "float32" or "bfloat16"; input convolution, Fourier features,
             normalisation statistics and output are float32 in any case.
@@ -101,10 +104,12 @@ class VDMUNet(nn.Module):
     num_blocks: int = 32
     dropout: float = 0.1
     attention: bool = False
+    num_heads: int = 1
     fourier: bool = True
     fourier_first: int = 6
     fourier_last: int = 7
     num_groups: int = 0
+    norm_epsilon: float = 1e-6
     remat: bool = False
     dtype: str = "float32"
 
@@ -115,6 +120,10 @@ class VDMUNet(nn.Module):
             raise ValueError(f"num_blocks is {self.num_blocks}: give 1 or more")
         if self.num_groups < 0 or self.channels % self.groups:
             raise ValueError(f"num_groups {self.num_groups} does not divide channels {self.channels}")
+        if self.num_heads < 1 or self.channels % self.num_heads:
+            raise ValueError(f"num_heads {self.num_heads} does not divide channels {self.channels}")
+        if not self.norm_epsilon > 0.0:
+            raise ValueError(f"norm_epsilon is {self.norm_epsilon}: give a positive number")
         if self.dtype not in ("float32", "bfloat16"):
             raise ValueError(f"dtype is {self.dtype!r}: give float32 or bfloat16")
         if not 0.0 <= self.dropout < 1.0:
@@ -161,10 +170,9 @@ class VDMUNet(nn.Module):
         h = layers.Conv3x3(self.channels, precision="highest", name="conv_in")(h).astype(dtype)
         kept_in = h
 
-        block = functools.partial(
-            ResidualBlock, self.channels, num_groups=groups, dropout=self.dropout, dtype=dtype
-        )
-        attend = functools.partial(layers.SelfAttention, groups, dtype=dtype)
+        epsilon = self.norm_epsilon
+        block = functools.partial(ResidualBlock, self.channels, groups, self.dropout, dtype, epsilon)
+        attend = functools.partial(layers.SelfAttention, groups, epsilon, dtype, self.num_heads)
         stack = functools.partial(self._stack, block, attend, train=train)
 
         h, kept = stack(DownBlock, self.num_blocks, nn.broadcast, name="down")(h, condition)
@@ -174,7 +182,7 @@ class VDMUNet(nn.Module):
         kept = jnp.concatenate([kept_in[None], kept], axis=0)[::-1]
         h, _ = stack(UpBlock, self.num_blocks + 1, (nn.broadcast, 0), name="up")(h, condition, kept)
 
-        h = nn.swish(layers.GroupNorm(groups, name="norm_out")(h.astype(jnp.float32)))
+        h = nn.swish(layers.GroupNorm(groups, epsilon, name="norm_out")(h.astype(jnp.float32)))
         return z + layers.Conv3x3(z.shape[-1], zero_init=True, precision="highest", name="conv_out")(h)
 
     def _stack(self, block, attend, step, length, in_axes, *, train, name):

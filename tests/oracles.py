@@ -11,7 +11,8 @@ With z = alpha x + sigma eps:
        p_j(z) proportional to w_j exp(-|z - alpha f_j|^2 / (2 sigma^2))
        eps_hat = (z - alpha sum_j p_j f_j) / sigma,  score = -eps_hat / sigma
        div score = sum_d [ (alpha_d / sigma_d)^2 Var_p(f_d) - 1 ] / sigma_d^2
-    3. the Gaussian (1), and discrete data x that tell in which of K cells of [-1, 1] it fell:
+    3. points of (2) with noise of deviation d, continuous: (2) with sqrt(alpha^2 d^2 + sigma^2) for sigma
+    4. the Gaussian (1), and discrete data x that tell in which of K cells of [-1, 1] it fell:
        P(x) = prod_d [ Phi(upper edge of cell x_d) - Phi(lower edge) ]
 
 Everything is float64 numpy. `xp=jax.numpy` gives the same formula inside a jitted function.
@@ -33,7 +34,58 @@ def straight(gamma, xp=np):
     return 1.0 / (1.0 + xp.exp(0.5 * gamma)), 1.0 / (1.0 + xp.exp(-0.5 * gamma))
 
 
-ALPHA_SIGMA = {"variance_preserving": variance_preserving, "straight": straight}
+def sub_variance_preserving(gamma, xp=np):
+    """alpha and sigma with alpha^2 + sigma = 1."""
+    # Of alpha^2 + e^(gamma / 2) alpha = 1, the root that does not cancel.
+    ratio = xp.exp(0.5 * gamma)
+    alpha = 2.0 / (ratio + xp.sqrt(ratio**2 + 4.0))
+    return alpha, ratio * alpha
+
+
+ALPHA_SIGMA = {
+    "variance_preserving": variance_preserving,
+    "straight": straight,
+    "sub_variance_preserving": sub_variance_preserving,
+}
+
+
+def velocity(path, x, eps, alpha, sigma, xp=np):
+    """The velocity of unit variance on a path by name."""
+    if path == "straight":
+        return (eps - x) * 0.5**0.5
+    if path == "sub_variance_preserving":
+        return (2.0 * alpha * eps - x) / xp.sqrt(1.0 + 4.0 * alpha**2)
+    return alpha * eps - sigma * x
+
+
+BETA_MIN, BETA_MAX = 0.1, 20.0
+
+
+def linear_beta(t):
+    """beta at t, and B, its integral from 0 to t."""
+    slope = BETA_MAX - BETA_MIN
+    return BETA_MIN + slope * t, BETA_MIN * t + 0.5 * slope * t**2
+
+
+def linear_beta_gamma(path, t):
+    """gamma and dgamma/dt of beta from BETA_MIN to BETA_MAX at t, where alpha = e^(-B / 2)."""
+    beta, b = linear_beta(t)
+    if path == "variance_preserving":
+        return np.log(np.expm1(b)), beta / -np.expm1(-b)
+    if path == "straight":
+        return 2.0 * np.log(np.expm1(0.5 * b)), beta / -np.expm1(-0.5 * b)
+    return 2.0 * np.log(2.0 * np.sinh(0.5 * b)), beta / np.tanh(0.5 * b)
+
+
+def linear_beta_rate(path, gamma, xp=np):
+    """dgamma/dt of the same schedule where it is gamma; on either path of an SDE."""
+    if path == "variance_preserving":
+        b = xp.log1p(xp.exp(gamma))
+        factor = 1.0 + xp.exp(-gamma)
+    else:
+        half = xp.arcsinh(0.5 * xp.exp(0.5 * gamma))
+        b, factor = 2.0 * half, 1.0 / xp.tanh(half)
+    return xp.sqrt(BETA_MIN**2 + 2.0 * (BETA_MAX - BETA_MIN) * b) * factor
 
 
 def encode(levels, num_levels):
@@ -57,6 +109,10 @@ class Gaussian:
 
     mean: np.ndarray
     variance: np.ndarray
+
+    def sample(self, rng, n):
+        """[n, d] data."""
+        return self.mean + np.sqrt(self.variance) * rng.normal(size=(n, len(self.mean)))
 
     def eps_hat(self, z, alpha, sigma, xp=np):
         """E[eps | z]."""
@@ -98,7 +154,7 @@ class DiscretisedGaussian(Gaussian):
 
     def sample(self, rng, n):
         """[n, d] levels."""
-        x = self.mean + np.sqrt(self.variance) * rng.normal(size=(n, len(self.mean)))
+        x = super().sample(rng, n)
         levels = np.floor((x + 1.0) * self.num_levels / 2.0)
         return np.clip(levels, 0, self.num_levels - 1).astype(np.int64)
 
@@ -183,6 +239,37 @@ class PointMixture:
         x_hat = p @ self.points
         variance = np.einsum("...j,...jd->...d", p, (self.points - x_hat[..., None, :]) ** 2)
         return np.sum(((alpha / sigma) ** 2 * variance - 1.0) / sigma**2, axis=-1)
+
+
+@dataclasses.dataclass(frozen=True)
+class NormalMixture:
+    """Continuous data: the points of a `PointMixture` with normal noise of one `deviation`."""
+
+    base: PointMixture
+    deviation: float
+
+    def sample(self, rng, n):
+        """[n, d] data."""
+        points = encode(self.base.sample(rng, n), self.base.num_levels)
+        return points + self.deviation * rng.normal(size=points.shape)
+
+    def _total(self, alpha, sigma, xp):
+        return xp.sqrt((alpha * self.deviation) ** 2 + sigma**2)
+
+    def eps_hat(self, z, alpha, sigma, xp=np):
+        """E[eps | z]."""
+        total = self._total(alpha, sigma, xp)
+        return sigma / total * self.base.eps_hat(z, alpha, total, xp)
+
+    def x_hat(self, z, alpha, sigma, xp=np):
+        """E[x | z]."""
+        total = self._total(alpha, sigma, xp)
+        centre = self.base.x_hat(z, alpha, total, xp)
+        return centre + alpha * (self.deviation / total) ** 2 * (z - alpha * centre)
+
+    def log_density(self, z, alpha, sigma):
+        """[...] log density of z [..., d]."""
+        return self.base.log_density(z, alpha, self._total(alpha, sigma, np))
 
 
 def point_mixture(num_points=12, num_dims=4, num_levels=16, seed=0):

@@ -109,7 +109,11 @@ def test_the_denoiser_is_the_oracle(path):
     points = MIXTURE.points[rng.integers(NUM_POINTS, size=64)]
     z = (alpha * points + sigma * rng.normal(size=points.shape)).astype(np.float32)
     eps, x = (oracle(z.astype(float), alpha, sigma) for oracle in (MIXTURE.eps_hat, MIXTURE.x_hat))
-    velocity = (eps - x) / np.sqrt(2) if path == "straight" else alpha * eps - sigma * x
+    velocity = {
+        "straight": (eps - x) / np.sqrt(2),
+        "sub_variance_preserving": (2 * alpha * eps - x) / np.sqrt(1 + 4 * alpha**2),
+        "variance_preserving": alpha * eps - sigma * x,
+    }[path]
     for name, exact in (("noise", eps), ("data", x), ("velocity", velocity)):
         out = ExactDenoiser("mixture", path, name).apply(
             {}, jnp.asarray(z).reshape(-1, *SHAPE), jnp.asarray(gamma), jnp.zeros(64)
@@ -143,6 +147,7 @@ def test_continuous_bound_is_tight_for_every_image(parameterization):
 # makes its weight constant, on the line it needs.
 VELOCITY = {
     "straight": {"path": "straight"},
+    "sub-variance preserving": {"path": "sub_variance_preserving"},
     "straight, T = 1000": {"path": "straight", "timesteps": 1000},
     "straight, importance": {
         "path": "straight",

@@ -1,4 +1,4 @@
-"""Every dequantization on both paths: log_q is the density of z, and its terms are their closed forms."""
+"""Every dequantization on every path: log_q is the density of z, and its terms are their closed forms."""
 
 import itertools
 import math
@@ -13,12 +13,14 @@ from jvdm import losses
 from jvdm.dequantization import DEQUANTIZATIONS, Start, TruncatedNormal, UniformDequantization, Variational
 from jvdm.errors import UserError
 from jvdm.paths import PATHS
+from jvdm.transforms import SCALING
 
 EPS32 = np.finfo(np.float32).eps
 GAMMA_0, LEVELS = -13.3, 256
 TAU = 3.0187  # of MATH.md section 2
 SHAPE = (2, 3, 1)
-CASES = list(itertools.product(DEQUANTIZATIONS.names(), PATHS.names()))
+DISCRETE = [name for name in DEQUANTIZATIONS.names() if DEQUANTIZATIONS.component(name).discrete]
+CASES = list(itertools.product(DISCRETE, PATHS.names()))
 WITH_ENTROPY = [TruncatedNormal, Variational]
 
 
@@ -38,8 +40,8 @@ def start_of(component, path, dtype=jnp.float32):
 
 def draw(component, at, key, n, shape=SHAPE, num_levels=LEVELS):
     """[n, ...] of independent keys."""
-    one = jax.tree.map(lambda a: a[0], at)
-    return jax.jit(jax.vmap(lambda key: component.draw(key, shape, one, num_levels)))(
+    one, levels = jax.tree.map(lambda a: a[0], at), jnp.zeros(shape, jnp.uint8)
+    return jax.jit(jax.vmap(lambda key: component.draw(key, levels, one, num_levels)))(
         jax.random.split(key, n)
     )
 
@@ -47,8 +49,8 @@ def draw(component, at, key, n, shape=SHAPE, num_levels=LEVELS):
 def support(component, at, num_levels):
     """The ends of the noise of one dimension."""
     if isinstance(component, TruncatedNormal):
-        tau = float(component.bound(at, num_levels).ravel()[0])
-        return -tau, tau
+        low, high = component.bounds(jnp.zeros((1, 1, 1, 1), jnp.uint8), at, num_levels, SCALING)
+        return float(low.ravel()[0]), float(high.ravel()[0])
     return (-9.0, 9.0) if isinstance(component, Variational) else (0.0, 1.0)
 
 
@@ -99,7 +101,7 @@ def test_densities_of_dimensions_add_up(name, path, key):
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1, 1), (5, *SHAPE)])
-@pytest.mark.parametrize("name", DEQUANTIZATIONS.names())
+@pytest.mark.parametrize("name", DISCRETE)
 def test_scales_broadcast(name, shape, key):
     """A scale for each pixel, equal or not, is as good as one for all."""
     component = build(name)
@@ -116,9 +118,11 @@ def test_scales_broadcast(name, shape, key):
 def test_tau(path, x64):
     """alpha_0 / (K sigma_0), the published number."""
     at = start(path, dtype=jnp.float64)
-    tau = TruncatedNormal().bound(at, LEVELS)
-    np.testing.assert_allclose(tau, at.alpha / (LEVELS * at.sigma), rtol=1e-12)
-    assert round(float(tau.ravel()[0]), 4) == TAU
+    low, high = TruncatedNormal().bounds(jnp.zeros((2, *SHAPE), jnp.uint8), at, LEVELS, SCALING)
+    assert low.shape == high.shape == (2, *SHAPE)
+    np.testing.assert_array_equal(low, -high)
+    np.testing.assert_allclose(high, jnp.broadcast_to(at.alpha / (LEVELS * at.sigma), high.shape), rtol=1e-12)
+    assert round(float(high.ravel()[0]), 4) == TAU
 
 
 @pytest.mark.parametrize("path", PATHS.names())
@@ -189,7 +193,7 @@ def test_the_variational_decoder_is_that_of_the_bound(path, decoder, key):
     assert 0.003 < -float(log_decoder.mean()) / (6 * math.log(2)) < 0.04
 
 
-@pytest.mark.parametrize("name", [n for n in DEQUANTIZATIONS.names() if n != "variational"])
+@pytest.mark.parametrize("name", [name for name in DISCRETE if name != "variational"])
 def test_other_dequantizations_tell_the_level(name, key):
     component, levels = build(name), jnp.zeros((3, *SHAPE), jnp.uint8)
     at = start_of(component, "straight")
@@ -202,7 +206,7 @@ def test_uniform_density(path, key):
     at = start(path, -2.0)  # where alpha is far from 1
     levels = jnp.asarray(np.random.default_rng(0).integers(0, LEVELS, (8, *SHAPE)), jnp.uint8)
     u = draw(UniformDequantization(), at, key, 8)
-    alpha = 1 / (1 + math.exp(-1)) if path == "straight" else (1 + math.exp(-2)) ** -0.5
+    alpha = float(oracles.ALPHA_SIGMA[path](np.array(-2.0))[0])
     z, log_q, _ = build("uniform")(levels, u, at, LEVELS)
     released = build("uniform_released")(levels, u, at, LEVELS)
     np.testing.assert_allclose(log_q, -6 * math.log(2 * alpha / LEVELS), rtol=8 * EPS32)
@@ -219,18 +223,32 @@ def test_start_of_the_ode():
     assert build("truncated_normal").start_gamma == build("variational").start_gamma == -math.inf
 
 
-@pytest.mark.parametrize("name", DEQUANTIZATIONS.names())
+@pytest.mark.parametrize("name", DISCRETE)
 def test_noise_is_that_of_the_example(name, key):
     """It depends on the example's key alone."""
     component = build(name)
     at = start_of(component, "straight")
     many, few = draw(component, at, key, 5), draw(component, at, key, 2)
     keys = jax.random.split(key, 5)
-    one = component.draw(keys[3], SHAPE, jax.tree.map(lambda a: a[0], at), LEVELS)
+    levels = jnp.zeros(SHAPE, jnp.uint8)
+    one = component.draw(keys[3], levels, jax.tree.map(lambda a: a[0], at), LEVELS)
     assert many.shape == (5, *SHAPE) and few.shape == (2, *SHAPE) and many.dtype == jnp.float32
     # An inverse error function may be fused differently for another batch: some ulps of 3.
     np.testing.assert_allclose(many[3], one, rtol=1e-5, atol=1e-6)
     assert np.ptp(np.asarray(many).reshape(5, -1), axis=0).min() > 1e-3
+
+
+@pytest.mark.parametrize("path", PATHS.names())
+def test_continuous_data_are_scaled_to_the_start(path, key):
+    """z = alpha x of density p(x) / alpha^D, and nothing random."""
+    component, at = build("none"), start(path, -2.0)
+    x = jax.random.normal(key, (5, *SHAPE))
+    e = draw(component, at, key, 5, num_levels=0)
+    z, log_q, log_decoder = component(x, e, at, 0)
+    assert e.shape == x.shape and not np.any(e) and not np.any(log_decoder)
+    alpha = oracles.ALPHA_SIGMA[path](np.array(-2.0))[0]
+    np.testing.assert_allclose(z, alpha * x, rtol=4 * EPS32)
+    np.testing.assert_allclose(log_q, np.full(5, -6 * np.log(alpha)), rtol=16 * EPS32)
 
 
 def test_an_unknown_decoder_is_an_error():

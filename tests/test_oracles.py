@@ -6,6 +6,7 @@ import pytest
 
 MIXTURE = oracles.point_mixture()
 GAUSSIAN = oracles.Gaussian(np.array([0.3, -0.5, 0.0]), np.array([0.05, 0.4, 1.3]))
+NORMALS = oracles.NormalMixture(MIXTURE, 0.1)
 STEP = 1e-5  # central differences of float64: error about step^2 + 1e-16 / step, relative
 
 
@@ -15,10 +16,10 @@ def gradient(fn, z):
 
 
 @pytest.mark.parametrize("gamma", [-3.0, 0.0, 4.0])
-@pytest.mark.parametrize("oracle", [MIXTURE, GAUSSIAN])
+@pytest.mark.parametrize("oracle", [MIXTURE, GAUSSIAN, NORMALS])
 def test_score_is_the_gradient_of_the_log_density(oracle, gamma):
     alpha, sigma = oracles.variance_preserving(np.array([gamma]))
-    d = oracle.points.shape[-1] if oracle is MIXTURE else oracle.mean.shape[-1]
+    d = 3 if oracle is GAUSSIAN else 4
     z = np.random.default_rng(1).normal(size=(5, d))
     expected = gradient(lambda z: oracle.log_density(z, alpha, sigma), z)
     # Third derivatives are of order sigma^-3 <= 100, times STEP^2.
@@ -42,6 +43,51 @@ def test_mixture_density_is_normalised():
     z = np.stack(np.meshgrid(axis, axis), axis=-1)
     total = np.exp(mixture.log_density(z, alpha, sigma)).sum() * (axis[1] - axis[0]) ** 2
     assert abs(total - 1.0) < 1e-9
+
+
+def test_continuous_mixture_is_its_samples_distribution():
+    """The density is the sum of its normals, and the mean of -log p over samples the entropy."""
+    rng, n = np.random.default_rng(0), 50_000
+    x = NORMALS.sample(rng, n)
+    distance = np.sum((x[:, None] - MIXTURE.points) ** 2, axis=-1) / 0.1**2
+    density = np.exp(-0.5 * distance) @ MIXTURE.weights / (2 * np.pi * 0.1**2) ** 2
+    log_p = NORMALS.log_density(x, np.ones(1), np.zeros(1))
+    np.testing.assert_allclose(log_p, np.log(density), rtol=1e-12, atol=1e-13)
+    # The points' entropy and a normal's, since their distances are some deviations.
+    entropy = MIXTURE.entropy + 2 * np.log(2 * np.pi * np.e * 0.1**2)
+    assert -0.3 < -log_p.mean() - entropy < 3 * log_p.std() / np.sqrt(n)
+    # And noised, as its own samples are.
+    alpha, sigma = oracles.sub_variance_preserving(np.array([-2.0]))
+    z = alpha * x + sigma * rng.normal(size=x.shape)
+    error = (z - alpha * x) / sigma - NORMALS.eps_hat(z, alpha, sigma)
+    # E[eps | z]: its error has no part along it.
+    products = np.sum(error * NORMALS.eps_hat(z, alpha, sigma), axis=-1)
+    assert abs(products.mean()) < 3 * products.std() / np.sqrt(n)
+
+
+def test_linear_beta_is_the_integral_of_its_rate():
+    t = np.linspace(0.001, 1.0, 100_001)
+    for path in oracles.ALPHA_SIGMA:
+        gamma, rate = oracles.linear_beta_gamma(path, t)
+        # Trapezium rule: step^2 / 12 times the slope of the rate at its start, 1 / t^2 = 1e6.
+        np.testing.assert_allclose(np.trapezoid(rate, t), gamma[-1] - gamma[0], atol=2e-5)
+        alpha, _ = oracles.ALPHA_SIGMA[path](gamma)
+        np.testing.assert_allclose(alpha, np.exp(-0.5 * oracles.linear_beta(t)[1]), rtol=1e-12)
+        if path != "straight":
+            np.testing.assert_allclose(oracles.linear_beta_rate(path, gamma), rate, rtol=1e-9)
+
+
+@pytest.mark.parametrize("path", oracles.ALPHA_SIGMA)
+def test_velocity_has_unit_variance_and_gives_the_drift(path):
+    """Of x and eps of variance 1; and 1/2 sigma eps + d log alpha / d gamma z is proportional to it."""
+    gamma, step = np.array([-5.0, 0.0, 3.0]), 1e-6
+    alpha, sigma = oracles.ALPHA_SIGMA[path](gamma)
+    on_eps, on_x = (oracles.velocity(path, x, 1.0 - x, alpha, sigma) * np.ones(3) for x in (0.0, 1.0))
+    np.testing.assert_allclose(on_eps**2 + on_x**2, 1.0, rtol=1e-14)
+    up, down = (np.log(oracles.ALPHA_SIGMA[path](gamma + s)[0]) for s in (step, -step))
+    k = (up - down) / (2 * step)
+    # The coefficients of eps and x in the drift, in proportion; central differences of float64.
+    np.testing.assert_allclose((0.5 * sigma + k * sigma) * on_x, k * alpha * on_eps, atol=1e-8)
 
 
 def test_gaussian_diffusion_is_the_integral_of_its_squared_error():
@@ -77,15 +123,16 @@ def test_paths_have_their_gamma(path):
     gamma = np.linspace(-13.3, 10.0, 50)
     alpha, sigma = oracles.ALPHA_SIGMA[path](gamma)
     np.testing.assert_allclose(np.log(sigma**2 / alpha**2), gamma, atol=1e-12)
-    np.testing.assert_allclose(alpha + sigma if path == "straight" else alpha**2 + sigma**2, 1.0, rtol=1e-14)
+    one = {"straight": alpha + sigma, "sub_variance_preserving": alpha**2 + sigma}
+    np.testing.assert_allclose(one.get(path, alpha**2 + sigma**2), 1.0, rtol=1e-14)
 
 
 @pytest.mark.parametrize("path", oracles.ALPHA_SIGMA)
-@pytest.mark.parametrize("oracle", [MIXTURE, GAUSSIAN])
+@pytest.mark.parametrize("oracle", [MIXTURE, GAUSSIAN, NORMALS])
 def test_both_denoisers_are_one(oracle, path):
     """z = alpha E[x | z] + sigma E[eps | z]."""
     alpha, sigma = oracles.ALPHA_SIGMA[path](np.array([-0.7]))
-    d = oracle.points.shape[-1] if oracle is MIXTURE else oracle.mean.shape[-1]
+    d = 3 if oracle is GAUSSIAN else 4
     z = np.random.default_rng(4).normal(size=(5, d))
     recovered = alpha * oracle.x_hat(z, alpha, sigma) + sigma * oracle.eps_hat(z, alpha, sigma)
     np.testing.assert_allclose(recovered, z, atol=1e-13)

@@ -3,11 +3,14 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import oracles
 import pytest
 
+from jvdm import schedules
 from jvdm.parameterizations import PARAMETERIZATIONS
 from jvdm.paths import PATHS
 from jvdm.records import Coefficients
+from jvdm.schedules import SCHEDULES
 
 EPS32 = np.finfo(np.float32).eps
 GAMMA = np.array([-13.3, -6.0, -1.0, 0.0, 2.0, 5.0])
@@ -33,6 +36,47 @@ def draw(path, dtype, per_pixel):
     slope = jnp.asarray(rng.uniform(10, 20, size=gamma.shape), dtype)
     c = Coefficients(*path.alpha_sigma(gamma), gamma, slope)
     return x, eps, disturbance, c, c.alpha * x + c.sigma * eps
+
+
+@pytest.mark.parametrize("path_name", PATHS.names())
+@pytest.mark.parametrize("name", PARAMETERIZATIONS.names())
+def test_closed_form(name, path_name, x64):
+    """Of MATH.md section 0, and a = g score of sdeflow."""
+    path = PATHS.build(PATHS.spec(path_name))
+    relation = PARAMETERIZATIONS.build(PARAMETERIZATIONS.spec(name), path=path)
+    x, eps, _, c, z = draw(path, jnp.float64, False)
+    alpha, sigma = oracles.ALPHA_SIGMA[path_name](np.asarray(c.gamma))
+    score, g = -eps / sigma, sigma * np.sqrt(c.dgamma_dt)
+    expected = {
+        "noise": eps,
+        "data": x,
+        "velocity": oracles.velocity(path_name, x, eps, alpha, sigma),
+        "drift": g * score,
+    }[name]
+    # sigma of -13.3 is 1.3e-3 or its square, of numbers near 1: 1e-16 * 1e6.
+    np.testing.assert_allclose(relation(c).target(x, eps), expected, rtol=1e-9)
+    np.testing.assert_allclose(c.alpha * x + c.sigma * eps, z, rtol=1e-14)
+
+
+@pytest.mark.parametrize("path_name", ["variance_preserving", "sub_variance_preserving"])
+def test_drift_at_the_time_without_noise(path_name):
+    """An infinite rate of the schedule: no noise is predicted, and nothing is not a number."""
+    path = PATHS.build(PATHS.spec(path_name))
+    schedule = SCHEDULES.build(SCHEDULES.spec("linear_beta"), noise_path=path)
+    drift = PARAMETERIZATIONS.build(PARAMETERIZATIONS.spec("drift"), path=path)
+    t = jnp.array([0.0, 1e-12, 1e-6, 1e-3])
+    at = schedules.at(schedule, t)
+    c = Coefficients(*path.alpha_sigma(at.gamma), *at)
+    out, z = jnp.full(4, -3.0), jnp.ones(4)
+    eps_hat = drift(c).to_eps(out, z)
+    assert at.dgamma_dt[0] == jnp.inf and eps_hat[0] == 0.0
+    # -a sigma / g = 3 sqrt(t), at small times and up to the factor of the path.
+    assert np.all(np.isfinite(eps_hat)) and np.all(np.diff(eps_hat) > 0)
+    factor = 1.0 if path_name == "variance_preserving" else 0.5
+    np.testing.assert_allclose(eps_hat[1:3], 3.0 * np.sqrt(factor * t[1:3]), rtol=1e-3)
+    # The loss of score matching, 1/2 |a sigma / g + eps|^2.
+    error = drift(c).squared_error(out, jnp.zeros(4), jnp.full(4, 0.7))[1:]
+    np.testing.assert_allclose(error, (-3.0 * (c.dgamma_dt**-0.5) + 0.7)[1:] ** 2, rtol=1e-5)
 
 
 @pytest.mark.parametrize("per_pixel", [False, True])

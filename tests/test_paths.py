@@ -11,8 +11,16 @@ GAMMA = np.linspace(-20.0, 20.0, 401, dtype=np.float32)
 EPS32 = np.finfo(np.float32).eps
 
 
+WITH_CUMULATIVE = [name for name in PATHS.names() if hasattr(PATHS.component(name), "alpha2_cumulative")]
+
+
 @pytest.fixture(params=PATHS.names())
 def path(request):
+    return PATHS.build(PATHS.spec(request.param))
+
+
+@pytest.fixture(params=WITH_CUMULATIVE)
+def with_cumulative(request):
     return PATHS.build(PATHS.spec(request.param))
 
 
@@ -34,8 +42,12 @@ def test_alpha_falls_and_sigma_rises_and_neither_vanishes(path):
 
 @pytest.mark.parametrize("shape", [(), (3,), (3, 1, 1, 1), (2, 3, 1, 2)])
 def test_shape_and_dtype_of_gamma(path, shape):
-    gamma = jnp.full(shape, 0.7)
-    values = [*path.alpha_sigma(gamma), path.log_sigma(gamma), path.dlogalpha_dgamma(gamma)]
+    functions = (path.log_alpha, path.log_sigma, path.dlogalpha_dgamma, path.gamma_of_log_alpha)
+
+    def every(gamma):
+        return *path.alpha_sigma(gamma), *path.velocity(gamma), *(function(gamma) for function in functions)
+
+    values = jax.eval_shape(every, jax.ShapeDtypeStruct(shape, jnp.float32))
     assert all(a.shape == shape and a.dtype == jnp.float32 for a in values)
 
 
@@ -47,6 +59,38 @@ def test_log_sigma(path):
     np.testing.assert_allclose(exact, np.log(sigma), atol=1e-13)
     # Relative, also where sigma is almost 1: the prior term needs the digits of log sigma.
     np.testing.assert_allclose(log_sigma, exact, rtol=8 * EPS32)
+
+
+def test_log_alpha(path):
+    log_alpha = np.asarray(path.log_alpha(jnp.asarray(GAMMA)))
+    with jax.enable_x64(True):
+        exact = np.asarray(path.log_alpha(jnp.asarray(GAMMA, jnp.float64)))
+        alpha = np.asarray(path.alpha_sigma(jnp.asarray(GAMMA, jnp.float64))[0])
+    np.testing.assert_allclose(exact, np.log(alpha), atol=1e-13)
+    # Relative, also where alpha is almost 1: a schedule that is given by log alpha needs its digits.
+    np.testing.assert_allclose(log_alpha, exact, rtol=8 * EPS32)
+
+
+def test_gamma_of_log_alpha_is_the_inverse(path):
+    """From 1e-9, where alpha is 1 in float32, to 10: as B / 2 of an SDE has them."""
+    log_alpha = -np.geomspace(1e-9, 10.0, 101)
+    recovered = path.log_alpha(path.gamma_of_log_alpha(jnp.asarray(log_alpha, jnp.float32)))
+    # gamma, up to 40, is rounded to 2e-6, and log alpha is at most proportional to e^gamma.
+    np.testing.assert_allclose(recovered, log_alpha, rtol=1e-5)
+    with jax.enable_x64(True):
+        gamma = path.gamma_of_log_alpha(jnp.asarray(log_alpha))
+        # 1e-14 of gamma likewise.
+        np.testing.assert_allclose(path.log_alpha(gamma), log_alpha, rtol=1e-13)
+    assert np.all(np.diff(gamma) > 0)
+
+
+def test_the_end_without_noise(path):
+    """gamma = -inf, where linear beta begins."""
+    gamma = path.gamma_of_log_alpha(jnp.zeros(()))
+    assert gamma == -jnp.inf == path.log_sigma(gamma)
+    alpha, sigma = path.alpha_sigma(gamma)
+    assert alpha == 1.0 and sigma == 0.0 and path.log_alpha(gamma) == 0.0
+    assert path.dlogalpha_dgamma(gamma) == 0.0
 
 
 def test_dlogalpha_dgamma_is_the_derivative(path, x64):
@@ -75,14 +119,36 @@ def test_straight_closed_form(x64):
     np.testing.assert_allclose(alpha, 1.0 / (1.0 + np.exp(GAMMA.astype(np.float64) / 2)), rtol=1e-14)
 
 
+def test_sub_variance_preserving_closed_form(x64):
+    gamma = GAMMA.astype(np.float64)
+    alpha, sigma = PATHS.build(PATHS.spec("sub_variance_preserving")).alpha_sigma(jnp.asarray(gamma))
+    np.testing.assert_allclose(alpha**2 + sigma, 1.0, rtol=1e-14)
+    exact = (np.sqrt(np.exp(gamma) + 4.0) - np.exp(gamma / 2)) / 2
+    # Two numbers of e^(gamma / 2) cancel to alpha, which is as much below 1.
+    assert np.all(np.abs(alpha / exact - 1.0) < 1e-15 * (2.0 + np.exp(gamma)))
+
+
+def test_the_sub_variance_preserving_path_has_less_noise(x64):
+    """At the same alpha, that is at every time of the SDE of the same drift (2011.13456, section 3.4)."""
+    log_alpha = -jnp.geomspace(1e-6, 5.0, 50)
+    sigma = {
+        name: path.alpha_sigma(path.gamma_of_log_alpha(log_alpha))[1]
+        for name, path in ((name, PATHS.build(PATHS.spec(name))) for name in PATHS.names())
+    }
+    # 1 - alpha^2 of either path.
+    np.testing.assert_allclose(
+        sigma["sub_variance_preserving"], sigma["variance_preserving"] ** 2, rtol=1e-13
+    )
+
+
 def test_velocity_is_the_general_formula(path, x64):
-    """Equation (4): drift over 1/2 sigma is eps - k z, and its standard deviation n is divided out."""
+    """Equation (5): drift over 1/2 sigma is eps - k z, and its standard deviation n is divided out."""
     gamma = jnp.linspace(-13.3, 10.0, 101, dtype=jnp.float64)
     alpha, sigma = path.alpha_sigma(gamma)
     k = -2 * path.dlogalpha_dgamma(gamma) / sigma
     n = jnp.sqrt((1 - k * sigma) ** 2 + (k * alpha) ** 2)
     v = path.velocity(gamma)
-    # 1 - k sigma is alpha^2 >= 4.5e-5 on one path, from numbers near 1: 2e-16 / 4.5e-5, a few times.
+    # 1 - k sigma is alpha^2 >= 4.5e-5 or twice as much, from numbers near 1: 2e-16 / 4.5e-5, a few times.
     expected = (n, k, (1 - k * sigma) / n, -k * alpha / n)
     for name, value in zip(v._fields, expected, strict=True):
         np.testing.assert_allclose(getattr(v, name), value, rtol=2e-11, err_msg=name)
@@ -93,8 +159,19 @@ def test_velocity_is_the_general_formula(path, x64):
     np.testing.assert_allclose(recovered, eps, atol=1e-14)
 
 
-def test_alpha2_cumulative_is_the_integral_of_alpha2(path, x64):
-    gamma = jnp.asarray(GAMMA, jnp.float64)
+def test_velocity_keeps_its_digits(path):
+    """In float32 as in float64, up to the largest gamma that is used."""
+    gamma = np.linspace(-20.0, 10.0, 301, dtype=np.float32)
+    value = path.velocity(jnp.asarray(gamma))
+    with jax.enable_x64(True):
+        exact = path.velocity(jnp.asarray(gamma, jnp.float64))
+    for name in value._fields:
+        # exp of a log alpha of up to 10, rounded to an ulp of that.
+        np.testing.assert_allclose(getattr(value, name), getattr(exact, name), rtol=16 * EPS32, err_msg=name)
+
+
+def test_alpha2_cumulative_is_the_integral_of_alpha2(with_cumulative, x64):
+    path, gamma = with_cumulative, jnp.asarray(GAMMA, jnp.float64)
     slope = jax.vmap(jax.grad(path.alpha2_cumulative))(gamma)
     # The straight path's slope is a difference of two terms of size alpha: 1e-16 / alpha, alpha >= 4e-5.
     np.testing.assert_allclose(slope, path.alpha_sigma(gamma)[0] ** 2, rtol=1e-10)
@@ -130,9 +207,9 @@ def check_quantile(path, dtype):
     np.testing.assert_allclose(outside, [-13.3, 5.0], rtol=8 * eps)
 
 
-def test_alpha2_quantile_inverts_the_cumulative(path):
-    check_quantile(path, np.float32)
+def test_alpha2_quantile_inverts_the_cumulative(with_cumulative):
+    check_quantile(with_cumulative, np.float32)
 
 
-def test_alpha2_quantile_in_float64(path, x64):
-    check_quantile(path, np.float64)
+def test_alpha2_quantile_in_float64(with_cumulative, x64):
+    check_quantile(with_cumulative, np.float64)

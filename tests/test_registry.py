@@ -1,6 +1,7 @@
 """Component tables: what a config can select, and what it is told when it cannot."""
 
 import dataclasses
+import json
 
 import pytest
 from flax import linen as nn
@@ -27,6 +28,7 @@ def shapes():
     class Net(nn.Module):
         width: int
         depth: int = 2
+        sizes: tuple[int, ...] = (1, 2)
 
     return registry
 
@@ -40,7 +42,7 @@ def test_spec_shows_every_option(shapes):
 
 
 def test_a_linen_module_has_only_its_own_options(shapes):
-    assert dict(shapes.spec("net")) == {"name": "net", "depth": 2}
+    assert dict(shapes.spec("net")) == {"name": "net", "depth": 2, "sizes": (1, 2)}
 
 
 def test_build_uses_options_and_what_is_given(shapes):
@@ -48,6 +50,14 @@ def test_build_uses_options_and_what_is_given(shapes):
     assert (square.side, square.colour) == (1.0, "blue")
     net = shapes.build(shapes.spec("net", depth=3), width=7)
     assert (net.width, net.depth) == (7, 3)
+
+
+def test_a_list_as_json_writes_it_is_a_tuple(shapes):
+    spec = json.loads(json.dumps(shapes.spec("net", sizes=(3,)).to_dict()))
+    assert spec["sizes"] == [3]
+    assert shapes.build(spec, width=7).sizes == (3,)
+    with pytest.raises(UserError, match=r"^shape 'net': option sizes is 3, not a tuple$"):
+        shapes.build(shapes.spec("net", sizes=3), width=7)
 
 
 def test_build_leaves_the_spec_as_it_was(shapes):

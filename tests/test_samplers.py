@@ -9,8 +9,9 @@ import numpy as np
 import oracles
 import pytest
 
-from jvdm import losses, samplers
+from jvdm import losses, samplers, transforms
 from jvdm.errors import UserError
+from jvdm.paths import VariancePreserving
 from jvdm.records import Coefficients, Prediction
 from jvdm.samplers import SAMPLERS
 
@@ -18,7 +19,14 @@ GAMMA_0, GAMMA_1 = -8.0, 8.0
 SHAPE = (2, 2, 1)
 GAUSSIAN = oracles.Gaussian(np.array([0.3, -0.5, 0.0, 0.6]), np.array([0.05, 0.2, 0.01, 0.6]))
 NUM_SAMPLES, NUM_STEPS = 20_000, 64
-BY_STEPS = [name for name in SAMPLERS.names() if hasattr(SAMPLERS.component(name), "step")]
+# For the reverse SDE, see tests/test_reverse_sde.py.
+BY_STEPS = [name for name in SAMPLERS.names() if "clip" in SAMPLERS.options(name)]
+PATH, RANGE = VariancePreserving(), (-1.0, 1.0)
+
+
+def where(at_t, at_s):
+    """Of a step whose length does not matter."""
+    return samplers.Step(at_t, at_s, jnp.nan, jnp.nan, RANGE)
 
 
 def coefficients(t):
@@ -40,7 +48,16 @@ def sampler(name, clip=False):
 
 @functools.partial(jax.jit, static_argnames=("name", "num_steps", "clip"))
 def draw(keys, name, num_steps=NUM_STEPS, clip=False):
-    return samplers.sample(predict, coefficients, sampler(name, clip), keys, shape=SHAPE, num_steps=num_steps)
+    return samplers.sample(
+        predict,
+        coefficients,
+        sampler(name, clip),
+        keys,
+        shape=SHAPE,
+        num_steps=num_steps,
+        path=PATH,
+        data_range=RANGE,
+    )
 
 
 def transition(name, gamma_t, gamma_s):
@@ -76,7 +93,9 @@ def test_step_is_the_posterior_of_the_estimate(name):
     z, noise = rng.normal(size=(2, 3, *SHAPE)).astype(np.float32)
     t, s = jnp.array([0.9, 0.5, 0.11]), jnp.array([0.8, 0.2, 0.1])
     eps_hat = predict(jnp.asarray(z), t).eps
-    value = sampler(name).step(eps_hat, jnp.asarray(z), jnp.asarray(noise), coefficients(t), coefficients(s))
+    value = sampler(name).step(
+        eps_hat, jnp.asarray(z), jnp.asarray(noise), where(coefficients(t), coefficients(s))
+    )
     for i in range(3):
         gammas = [GAMMA_0 + (GAMMA_1 - GAMMA_0) * float(a[i]) for a in (t, s)]
         factor, offset, sd = transition(name, *gammas)
@@ -120,9 +139,9 @@ def test_ddim_is_deterministic():
     args = predict(z, t).eps, z
     at = coefficients(t), coefficients(s)
     np.testing.assert_array_equal(
-        sampler("ddim").step(*args, noise, *at), sampler("ddim").step(*args, other, *at)
+        sampler("ddim").step(*args, noise, where(*at)), sampler("ddim").step(*args, other, where(*at))
     )
-    ancestral = [sampler("ancestral").step(*args, n, *at) for n in (noise, other)]
+    ancestral = [sampler("ancestral").step(*args, n, where(*at)) for n in (noise, other)]
     assert np.abs(ancestral[0] - ancestral[1]).min() > 1e-4
 
 
@@ -150,7 +169,7 @@ def test_clip_eps():
     z, eps = (jnp.asarray(a, jnp.float32) for a in 2 * rng.normal(size=(2, 50, *SHAPE)))
     c = coefficients(jnp.linspace(0.1, 0.9, 50))
     x = (z - c.sigma * eps) / c.alpha
-    clipped = samplers.clip_eps(eps, z, c)
+    clipped = samplers.clip_eps(eps, z, c, RANGE)
     x_clipped = (z - c.sigma * clipped) / c.alpha
     # alpha is at least 0.04: an ulp of z over alpha.
     np.testing.assert_allclose(x_clipped, np.clip(x, -1, 1), atol=3e-5)
@@ -165,8 +184,8 @@ def test_clip_bounds_a_wild_denoiser(name):
     z, wild = jnp.zeros((1, *SHAPE)), jnp.full((1, *SHAPE), -100.0)
     t, s = jnp.array([0.5]), jnp.array([0.0])
     noise = jnp.zeros_like(z)
-    clipped = sampler(name, clip=True).step(wild, z, noise, coefficients(t), coefficients(s))
-    free = sampler(name).step(wild, z, noise, coefficients(t), coefficients(s))
+    clipped = sampler(name, clip=True).step(wild, z, noise, where(coefficients(t), coefficients(s)))
+    free = sampler(name).step(wild, z, noise, where(coefficients(t), coefficients(s)))
     # x_hat = 1, so z_0 is at most alpha_0 + the part of the old noise.
     assert np.all(np.abs(clipped) < 1.05)
     assert np.all(np.abs(clipped) > 0.9)
@@ -257,7 +276,7 @@ def test_most_likely_levels_are_the_argmax(num_levels, gamma_0):
     alpha_0, _ = oracles.variance_preserving(np.full((2, 1, 1, 1), gamma_0, np.float32))
     alpha_0 = jnp.asarray(alpha_0)
     z_0 = alpha_0 * grid_of_z(num_levels)
-    levels = samplers.most_likely_levels(z_0, alpha_0, num_levels)
+    levels = transforms.nearest_level(z_0 / alpha_0, num_levels)
     logits = losses.decoder_logits(z_0, alpha_0, jnp.full((2, 1, 1, 1), gamma_0), num_levels)
     assert levels.dtype == jnp.uint8
     np.testing.assert_array_equal(levels, jnp.argmax(logits, axis=-1))
@@ -268,7 +287,7 @@ def test_most_likely_levels_are_the_argmax(num_levels, gamma_0):
 def test_most_likely_level_of_clean_data_is_the_data(num_levels):
     levels = jnp.arange(num_levels, dtype=jnp.uint8).reshape(1, 1, -1, 1)
     f = losses.encode(levels, num_levels)
-    np.testing.assert_array_equal(samplers.most_likely_levels(0.9 * f, jnp.float32(0.9), num_levels), levels)
+    np.testing.assert_array_equal(transforms.nearest_level(0.9 * f / jnp.float32(0.9), num_levels), levels)
 
 
 def test_sampled_levels_have_the_decoders_distribution():

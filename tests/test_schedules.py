@@ -6,20 +6,35 @@ import inspect
 import jax
 import jax.numpy as jnp
 import numpy as np
+import oracles
 import pytest
 
 from jvdm import schedules
+from jvdm.errors import UserError
+from jvdm.paths import PATHS
 from jvdm.schedules import SCHEDULES
+
+EPS32 = np.finfo(np.float32).eps
 
 GAMMA_MIN, GAMMA_MAX = -13.3, 5.0
 HIDDEN = 16
 EXACT_ENDS = [name for name in SCHEDULES.names() if name != "monotone_network_released"]
 
 
+FIXED = [name for name in SCHEDULES.names() if hasattr(SCHEDULES.component(name), "inverse")]
+
+
 def build(name):
     options = SCHEDULES.options(name)
-    small = {"hidden": HIDDEN} if "hidden" in options else {}
-    return SCHEDULES.build(SCHEDULES.spec(name, gamma_min=GAMMA_MIN, gamma_max=GAMMA_MAX, **small))
+    wanted = {"hidden": HIDDEN, "gamma_min": GAMMA_MIN, "gamma_max": GAMMA_MAX, "t_min": 1e-3}
+    chosen = {option: value for option, value in wanted.items() if option in options}
+    return SCHEDULES.build(
+        SCHEDULES.spec(name, **chosen), noise_path=PATHS.build(PATHS.spec("variance_preserving"))
+    )
+
+
+def linear_beta(path, **options):
+    return SCHEDULES.build(SCHEDULES.spec("linear_beta", **options), noise_path=PATHS.build(PATHS.spec(path)))
 
 
 @functools.cache
@@ -108,8 +123,12 @@ def test_derivative_in_float32_agrees_with_float64(name, scale):
 @pytest.mark.parametrize("exact", EXACT_ENDS)
 def test_initial_ends_are_gamma_min_and_gamma_max(exact):
     gamma, _ = gamma_fn(exact, 0.0)
+    schedule = build(exact)
     # A few ulp of the span, 18.3: g(0) and g(1) may be summed in another order beside other times.
-    np.testing.assert_allclose(gamma(jnp.array([0.0, 1.0])), [GAMMA_MIN, GAMMA_MAX], atol=2e-5)
+    ends = [schedule.gamma_min, schedule.gamma_max]
+    np.testing.assert_allclose(gamma(jnp.array([0.0, 1.0])), ends, atol=2e-5)
+    if "gamma_min" in SCHEDULES.options(exact):
+        assert ends == [GAMMA_MIN, GAMMA_MAX]
 
 
 def test_released_ends_move_by_the_network():
@@ -209,3 +228,90 @@ def test_closed_form_monotone_network_released(x64):
     h = 2.0 * sigmoid(dense(p["l2"], 2.0 * (t[:, None] - 0.5))) - 1.0
     expected = (dense(p["l1"], t[:, None]) + dense(p["l3"], h) / HIDDEN)[:, 0]
     np.testing.assert_allclose(gamma(jnp.asarray(t)), expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("fixed", FIXED)
+def test_the_inverse_of_a_fixed_schedule(fixed, x64):
+    schedule = build(fixed)
+    t = jnp.linspace(0.0, 1.0, 33)
+    # 1e-16 of gamma = 13, over slopes of 10 and more, relative to times of t_min at least.
+    np.testing.assert_allclose(schedule.inverse(schedule(t)), t, atol=1e-14)
+    assert not schedule.endpoints and not schedule.has_interior
+
+
+@pytest.mark.parametrize("path", PATHS.names())
+def test_closed_form_linear_beta(path, x64):
+    """alpha = e^(-B / 2) on every path; ln expm1(B) and 2 ln(2 sinh(B / 2)) on those of an SDE."""
+    schedule = linear_beta(path)
+    t = np.geomspace(1e-8, 1.0, 50)
+    gamma, slope = oracles.linear_beta_gamma(path, t)
+    at = schedules.at(schedule, jnp.asarray(t))
+    np.testing.assert_allclose(at.gamma, gamma, rtol=1e-13, atol=1e-13)
+    np.testing.assert_allclose(at.dgamma_dt, slope, rtol=1e-13)
+    alpha, _ = oracles.ALPHA_SIGMA[path](np.asarray(at.gamma))
+    # 1e-16 of gamma = 37.
+    np.testing.assert_allclose(alpha, np.exp(-0.5 * oracles.linear_beta(t)[1]), rtol=1e-13)
+    assert schedule.gamma_min == -np.inf == schedule(jnp.zeros(()))
+    np.testing.assert_allclose(schedule.gamma_max, gamma[-1], rtol=1e-14)
+
+
+@pytest.mark.parametrize("path", ["variance_preserving", "sub_variance_preserving"])
+def test_linear_beta_is_the_sde(path, x64):
+    """d log alpha / dt = -beta / 2, and g^2 = sigma^2 gamma' as the papers have it."""
+    schedule, component = linear_beta(path), PATHS.build(PATHS.spec(path))
+    t = np.linspace(0.01, 1.0, 40)
+    beta, b = oracles.linear_beta(t)
+    at = schedules.at(schedule, jnp.asarray(t))
+    np.testing.assert_allclose(at.dgamma_dt * component.dlogalpha_dgamma(at.gamma), -0.5 * beta, rtol=1e-12)
+    g2 = component.alpha_sigma(at.gamma)[1] ** 2 * at.dgamma_dt
+    # beta, and beta (1 - e^(-2 B)) of 2011.13456, section 3.4.
+    np.testing.assert_allclose(
+        g2, beta * (1.0 if path == "variance_preserving" else -np.expm1(-2 * b)), rtol=1e-12
+    )
+
+
+@pytest.mark.parametrize("path", PATHS.names())
+def test_linear_beta_keeps_its_digits_at_small_times(path):
+    """In float32, from where B is 1e-11 of 1."""
+    schedule = linear_beta(path)
+    t = np.geomspace(1e-10, 1.0, 101).astype(np.float32)
+    at = schedules.at(schedule, jnp.asarray(t))
+    gamma, slope = oracles.linear_beta_gamma(path, t.astype(float))
+    # Some ulps of gamma, up to 50, and 4 relative ones of B before its logarithm.
+    np.testing.assert_allclose(at.gamma, gamma, rtol=4 * EPS32, atol=16 * EPS32)
+    np.testing.assert_allclose(at.dgamma_dt, slope, rtol=16 * EPS32)
+    # An ulp of gamma is as much of B.
+    np.testing.assert_allclose(schedule.inverse(at.gamma), t, rtol=2 * 50 * EPS32)
+    assert np.all(np.diff(at.gamma) > 0)
+
+
+@pytest.mark.parametrize(
+    "options", [{"beta_min": 0.1}, {"beta_min": 1.0, "beta_max": 1.0}, {"beta_min": 0.0}]
+)
+def test_linear_beta_from_t_min(options, x64):
+    """The part [t_min, 1] of the schedule, stretched to [0, 1]; also for beta constant, or from 0."""
+    whole = linear_beta("variance_preserving", **options)
+    part = linear_beta("variance_preserving", t_min=0.01, **options)
+    t = jnp.linspace(0.0, 1.0, 17)
+    at, expected = schedules.at(part, t), schedules.at(whole, 0.01 + 0.99 * t)
+    np.testing.assert_allclose(at.gamma, expected.gamma, rtol=1e-13)
+    np.testing.assert_allclose(at.dgamma_dt, 0.99 * expected.dgamma_dt, rtol=1e-13)
+    np.testing.assert_allclose(part.inverse(at.gamma), t, atol=1e-14)
+    np.testing.assert_allclose(part.gamma_min, whole(jnp.array(0.01)), rtol=1e-14)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"beta_min": -0.1}, "beta_min -0.1 and beta_max 20.0"),
+        ({"beta_min": 30.0}, "beta_min 30.0 and beta_max 20.0"),
+        ({"beta_min": 0.0, "beta_max": 0.0}, "beta_min 0.0 and beta_max 0.0"),
+        ({"t_min": 1.0}, "t_min is 1.0"),
+        ({"t_min": -0.1}, "t_min is -0.1"),
+        ({"beta_min": float("nan")}, "beta_min nan"),
+    ],
+)
+def test_options_of_linear_beta(options, message):
+    with pytest.raises(UserError, match=f"schedule 'linear_beta': {message}") as error:
+        linear_beta("variance_preserving", **options)
+    assert "\n" not in str(error.value)

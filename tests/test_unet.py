@@ -88,10 +88,11 @@ def test_registered_with_the_published_defaults():
     )
 
 
-def unrolled(params, z, time, conditioning, *, channels=8, num_blocks=2, attention=False, groups=2):
+def unrolled(params, z, time, conditioning, *, attention=False, num_heads=1, norm_epsilon=1e-6):
     """The forward pass with every block applied by itself, from the module's docstring."""
-    block = ResidualBlock(channels, groups, 0.0, jnp.float32)
-    attend = layers.SelfAttention(groups)
+    channels, num_blocks, groups = 8, 2, 2
+    block = ResidualBlock(channels, groups, 0.0, jnp.float32, norm_epsilon)
+    attend = layers.SelfAttention(groups, norm_epsilon, num_heads=num_heads)
 
     def stacked(name, i):
         return jax.tree.map(lambda a: a[i], params[name])
@@ -121,20 +122,35 @@ def unrolled(params, z, time, conditioning, *, channels=8, num_blocks=2, attenti
         if attention:
             h = attend.apply({"params": stacked("up", i)["attention"]}, h)
     assert not kept
-    h = nn.swish(layers.GroupNorm(groups).apply({"params": params["norm_out"]}, h))
+    h = nn.swish(layers.GroupNorm(groups, norm_epsilon).apply({"params": params["norm_out"]}, h))
     return z + layers.Conv3x3(z.shape[-1]).apply({"params": params["conv_out"]}, h)
 
 
-@pytest.mark.parametrize("attention", [False, True])
-def test_scanned_stack_is_the_blocks_one_after_another(attention):
-    params, z = parameters(attention=attention), image()
-    out = apply_fn(attention=attention)(params, z, TIME, CONDITIONING)
-    expected = jax.jit(functools.partial(unrolled, attention=attention))(params, z, TIME, CONDITIONING)
+@pytest.mark.parametrize(
+    "options", [{}, {"attention": True}, {"attention": True, "num_heads": 4, "norm_epsilon": 0.5}]
+)
+def test_scanned_stack_is_the_blocks_one_after_another(options):
+    params, z = parameters(attention=bool(options)), image()
+    out = apply_fn(**options)(params, z, TIME, CONDITIONING)
+    expected = jax.jit(functools.partial(unrolled, **options))(params, z, TIME, CONDITIONING)
     # Ten blocks of float32 sums of 72 and 144 products, in another order.
     np.testing.assert_allclose(out, expected, rtol=1e-4, atol=1e-4)
     assert np.abs(expected - z).max() > 0.1, "the network must do something"
     for name, count in (("down", 2), ("up", 3)):
         assert {a.shape[0] for a in jax.tree.leaves(params[name])} == {count}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_heads": 3}, "num_heads 3 does not divide channels 8"),
+        ({"num_heads": 0}, "num_heads 0 does not divide"),
+        ({"norm_epsilon": 0.0}, "norm_epsilon is 0.0"),
+    ],
+)
+def test_options_that_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        build(**options)
 
 
 def test_rematerialised_network_is_the_same():
@@ -266,20 +282,23 @@ def test_fourier_options_reach_the_input(options, extra):
     assert shapes["conv_in"]["kernel"].shape == (3, 3, 1 + extra, 8)
 
 
-def test_attention_is_residual_softmax():
+@pytest.mark.parametrize("heads", [1, 2, 8])
+def test_attention_is_residual_softmax(heads):
     rng = np.random.default_rng(0)
     x = rng.normal(size=(2, 2, 3, 8)).astype(np.float32)
-    module = layers.SelfAttention(2)
+    module = layers.SelfAttention(2, num_heads=heads)
     shapes = jax.eval_shape(module.init, jax.random.key(0), jnp.asarray(x))["params"]
     p = jax.tree.map(lambda a: rng.normal(size=a.shape).astype(np.float32), shapes)
     y = np.asarray(layers.GroupNorm(2).apply({"params": p["norm"]}, jnp.asarray(x)), np.float64).reshape(
         2, 6, 8
     )
     q, k, v = (y @ p[name]["kernel"] + p[name]["bias"] for name in ("query", "key", "value"))
-    logits = np.einsum("bqc,bkc->bqk", q, k) / np.sqrt(8)
-    weights = np.exp(logits - logits.max(-1, keepdims=True))
-    weights /= weights.sum(-1, keepdims=True)
-    expected = x.reshape(2, 6, 8) + (weights @ v) @ p["out"]["kernel"] + p["out"]["bias"]
+    attended = np.zeros_like(v)
+    for part in np.split(np.arange(8), heads):
+        logits = np.einsum("bqc,bkc->bqk", q[..., part], k[..., part]) / np.sqrt(8 / heads)
+        weights = np.exp(logits - logits.max(-1, keepdims=True))
+        attended[..., part] = weights / weights.sum(-1, keepdims=True) @ v[..., part]
+    expected = x.reshape(2, 6, 8) + attended @ p["out"]["kernel"] + p["out"]["bias"]
     # Logits of up to 50 are rounded to 1e-5 relative in the weights; values of up to 50.
     np.testing.assert_allclose(
         module.apply({"params": p}, x).reshape(2, 6, 8), expected, rtol=1e-3, atol=2e-3

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+from collections.abc import Callable
 
 import numpy as np
 
@@ -17,9 +18,10 @@ class Dataset:
     Attributes:
         name: the source, without the folders of a path ("digits", "npz:cifar10_subset.npz").
         version: the version of the source, or "-" where it has none.
-        num_levels: K; every value is one of 0..K-1.
-        train: uint8 [N, H, W, C], possibly a read-only memory map.
+        num_levels: K; every value is one of 0..K-1. 0 is continuous data.
+        train: uint8 [N, H, W, C], possibly a read-only memory map, or float32 of continuous data.
         test: uint8 [M, H, W, C], likewise.
+        log_density: of generated data, [n, H, W, C] -> [n] its true log-density, nats; None of other data.
     """
 
     name: str
@@ -27,6 +29,7 @@ class Dataset:
     num_levels: int
     train: np.ndarray
     test: np.ndarray
+    log_density: Callable[[np.ndarray], np.ndarray] | None = None
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

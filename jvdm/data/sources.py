@@ -1,12 +1,13 @@
 """`load`: the name of a source to its images."""
 
-from jvdm.data import local
+from jvdm.data import local, swissroll
 from jvdm.data.dataset import Dataset
 from jvdm.data.published import PUBLISHED
 from jvdm.errors import UserError, unknown
 
 _LOCAL = {
     "digits": "scikit-learn's bundled 8x8 digits, 17 levels, 1500 to train and 297 to test",
+    "swissroll": "generated points in the plane, continuous, 100,000 to train and 5,000 to test",
     "npz:PATH": "an .npz file with train_images and test_images, uint8 [N, H, W, C]",
     "folder:PATH": "image files of one size under PATH/train and PATH/test",
 }
@@ -23,9 +24,9 @@ def load(source: str, *, num_levels: int = 0, data_dir: str = "") -> Dataset:
     """The images of a source.
 
     Args:
-        source: `digits`, `npz:PATH`, `folder:PATH`, `cifar10`, `mnist`, `imagenet32_old`,
+        source: `digits`, `swissroll`, `npz:PATH`, `folder:PATH`, `cifar10`, `mnist`, `imagenet32_old`,
             `imagenet32_new` or `imagenet64`.
-        num_levels: K; 0 is the source's own number (17 for digits, 256 for the others). Only
+        num_levels: K; 0 is the source's own number (17 for digits, 256 for images). Only
             `npz:` and `folder:` can have another one.
         data_dir: where published sets are prepared and looked for; by default `$TFDS_DATA_DIR`,
             else `~/tensorflow_datasets`.
@@ -39,6 +40,8 @@ def load(source: str, *, num_levels: int = 0, data_dir: str = "") -> Dataset:
         return read(path, num_levels=num_levels or 256)
     if kind == "digits":
         return local.load_digits()
+    if kind == "swissroll":
+        return swissroll.load()
     from jvdm.data.prepared import load_published
 
     return load_published(kind, data_dir)
@@ -71,8 +74,12 @@ def parse(source: str, num_levels: int) -> tuple[str, str]:
         if not path:
             raise UserError(f"data source {source!r} names no path; write {kind}:PATH")
         return kind, path
-    if colon or kind not in ("digits", *PUBLISHED):
+    if colon or kind not in ("digits", "swissroll", *PUBLISHED):
         raise unknown("data source", source, (*_LOCAL, *PUBLISHED))
+    if kind == "swissroll":
+        if num_levels:
+            raise UserError(f"data source 'swissroll' is continuous, so it has no {num_levels} levels; use 0")
+        return kind, ""
     levels = local.DIGITS_LEVELS if kind == "digits" else 256
     if num_levels not in (0, levels):
         raise UserError(f"data source {kind!r} has {levels} levels, not {num_levels}; use 0 or {levels}")

@@ -29,7 +29,6 @@ from jvdm.paths import invert_increasing
 from jvdm.records import Batch
 from jvdm.registry import Config
 from jvdm.solvers import SOLVERS
-from jvdm.training.objective import bits_per_dim
 
 Params = Any
 
@@ -100,6 +99,18 @@ class ODE:
         self.trace = TRACES.build(config.trace)
         self.solver = SOLVERS.build(config.solver)
         self._share_probes = config.share_probes
+        name = config.dequantization.name
+        if self.dequantization.discrete != bool(model.num_levels):
+            raise UserError(
+                f"config.eval.ode.dequantization.name={name} is not for "
+                + ("discrete data" if model.num_levels else "continuous data: choose none")
+            )
+        start_gamma = max(self.dequantization.start_gamma, model.schedule.gamma_min)
+        if start_gamma == -np.inf:
+            raise UserError(
+                f"config.eval.ode.dequantization.name={name} needs noise at time 0, of which this schedule "
+                "has none: choose uniform, or config.schedule.t_min above 0"
+            )
         if self._samples > 1:
             if self.dequantization.analytic_entropy:
                 raise UserError(
@@ -112,7 +123,7 @@ class ODE:
                     "more: with a single noisy trace the result would not be a bound"
                 )
         self._model, self._mesh = model, mesh
-        self._scale = bits_per_dim(model.num_dims)
+        self._scale = model.units_per_nat
         self._sample = self._compile(self.solver)
 
     def _compile(self, solver: Any) -> Any:
@@ -141,8 +152,10 @@ class ODE:
             at = Start(c.alpha, c.sigma, c.gamma)
             at_one = jax.tree.map(lambda a: a[0], at)
             levels = model.num_levels
-            noise = jax.vmap(lambda key: dequantization.draw(folded(key), model.image_shape, at_one, levels))
-            dequantized = dequantization(images, noise(k_noise), at, levels)
+            noise = jax.vmap(
+                lambda key, x: dequantization.draw(folded(key), x, at_one, levels, model.data_map)
+            )(k_noise, images)
+            dequantized = dequantization(images, noise, at, levels, model.data_map)
             log_sigma_1 = model.path.log_sigma(model.gamma(params, jnp.ones((1, 1, 1)), context))
 
             field = likelihood.batched_field(model.ode_drift, trace)

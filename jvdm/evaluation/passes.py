@@ -146,6 +146,7 @@ def run(
     images: np.ndarray,
     key: jax.Array,
     *,
+    quantity: str = "bpd",
     on_chunk: Callable[[int, dict[str, float]], None] | None = None,
     store: Store | None = None,
 ) -> Rows:
@@ -156,7 +157,8 @@ def run(
         params: the model's.
         images: uint8 [N, h, w, c].
         key: the root from which image i's key is folded.
-        on_chunk: called after every chunk with the images done and the running means: `bpd`, its standard
+        quantity: what the bound is called in progress.
+        on_chunk: called after every chunk with the images done and the running means: the bound, its standard
             error `err` over images, and what the estimator shows besides.
         store: where finished chunks are kept and found again.
 
@@ -182,12 +184,14 @@ def run(
         means.append(image_bpd)
         done += len(image_bpd)
         if on_chunk is not None:
-            on_chunk(done, _shown(estimator, chunks, np.concatenate(means)))
+            on_chunk(done, _shown(estimator, quantity, chunks, np.concatenate(means)))
     return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
 
 
-def _shown(estimator: Estimator, chunks: list[Rows], image_bpd: np.ndarray) -> dict[str, float]:
-    values = {"bpd": float(image_bpd.mean())}
+def _shown(
+    estimator: Estimator, quantity: str, chunks: list[Rows], image_bpd: np.ndarray
+) -> dict[str, float]:
+    values = {quantity: float(image_bpd.mean())}
     if len(image_bpd) > 1:
         values["err"] = float(image_bpd.std(ddof=1) / np.sqrt(len(image_bpd)))
     for name in estimator.shown:

@@ -22,7 +22,7 @@ from jvdm.reporting.tables import difference_text, with_error
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Term:
-    """One term of the bound, bits/dim: its mean over images and its standard error."""
+    """One term of the bound, in the result's units: its mean over images and its standard error."""
 
     mean: float
     standard_error: float | None
@@ -60,7 +60,7 @@ class Provenance:
 
     Attributes:
         dataset, dataset_version, dataset_hash, split: the images.
-        num_levels: K, values per dimension.
+        num_levels: K, values per dimension; 0 of continuous data.
         checkpoint, step, weights, weights_hash: the parameters; weights are "ema", the averaged ones.
         seed: of the evaluation's root key.
         matmul_precision: of every matrix product and convolution.
@@ -87,21 +87,24 @@ class Provenance:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Result:
-    """One evaluation. Losses are bits/dim.
+    """One evaluation.
 
     Attributes:
-        estimator: "vlb" (the variational bound) or "ode" (the probability-flow ODE's likelihood).
-        is_bound: the expectation of `bits_per_dim` is an upper bound on the true value, but for the error
+        estimator: "vlb" (the variational bound), "ode" (the probability-flow ODE's likelihood), "elbo" (the
+            random-slice bound) or "scoreflow" (the truncated bound).
+        is_bound: the expectation of `value` is an upper bound on the true value, but for the error
             of the ODE's solver, which is estimated.
         latent_charge: what an auxiliary latent costs in the bound; "none" where there is no latent.
         timesteps: T of a discrete-time variational bound; 0 is continuous time.
         time_density: from which the times of a continuous-time variational bound were drawn.
-        bits_per_dim: mean over images.
+        value: mean over images, in `units`.
+        units: "bits/dim" of discrete data, "nats" (of an example) of continuous.
         standard_error: of that mean, over images; None for one image.
         monte_carlo_error: the part of it that more draws per image would remove; None for one draw.
         terms: the decomposition.
         num_images, num_draws: images, and draws for each.
-        ode: how an ODE likelihood was computed; None for a variational bound.
+        ode: how an ODE likelihood was computed; None for a bound of another kind.
+        slices: the options of "elbo" and "scoreflow"; None for others.
         provenance: where the number comes from.
     """
 
@@ -110,13 +113,15 @@ class Result:
     latent_charge: str
     timesteps: int
     time_density: str | None
-    bits_per_dim: float
+    value: float
+    units: str
     standard_error: float | None
     monte_carlo_error: float | None
     terms: dict[str, Term]
     num_images: int
     num_draws: int
     ode: ODESettings | None
+    slices: dict[str, Any] | None
     provenance: Provenance
 
     @property
@@ -124,7 +129,9 @@ class Result:
         """For files: what tells this evaluation from others of the same workdir."""
         return "_".join(
             [
-                kind_name(self.estimator, self.timesteps, self.ode and dataclasses.asdict(self.ode)),
+                kind_name(
+                    self.estimator, self.timesteps, self.ode and dataclasses.asdict(self.ode), self.slices
+                ),
                 f"step{self.provenance.step}_{self.num_images}x{self.num_draws}_seed{self.provenance.seed}",
             ]
         )
@@ -144,13 +151,21 @@ class Result:
     def text(self) -> str:
         """The number with its error, "2.0134 ± 0.0021"."""
         if self.standard_error is None:
-            return f"{self.bits_per_dim:.4f}"
-        return with_error(self.bits_per_dim, self.standard_error)
+            return f"{self.value:.4f}"
+        return with_error(self.value, self.standard_error)
 
     def description(self) -> str:
         """The estimator in words."""
+        if self.estimator == "elbo" and self.slices:
+            probes = self.slices["trace"].get("probes")
+            trace = f"{probes} probe{'s' * (probes > 1)}" if probes else "exact trace"
+            return f"ELBO, random slice, {trace}"
+        if self.estimator == "scoreflow" and self.slices:
+            return f"ScoreFlow bound, from t = {self.slices['epsilon']:g}"
         if self.ode is None:
             return "VLB, continuous" if not self.timesteps else f"VLB, T = {self.timesteps}"
+        if self.ode.dequantization["name"] == "none":
+            return "ODE"
         name = self.ode.dequantization["name"].replace("_", " ")
         return f"ODE, {name}, K = {self.ode.importance_samples}"
 
@@ -159,7 +174,7 @@ class Result:
         error = self.ode.solver_error if self.ode else None
         return {
             "estimator": self.description(),
-            "bits/dim": self.text(),
+            self.units: self.text(),
             "Monte-Carlo": "-" if self.monte_carlo_error is None else f"{self.monte_carlo_error:.4f}",
             "solver": "-" if error is None else difference_text(error.bias, error.standard_error),
             "NFE": "-" if self.ode is None else f"{self.ode.mean_nfe:.0f}",
@@ -169,12 +184,20 @@ class Result:
         }
 
     def terms_text(self) -> str:
-        """The decomposition in one line, bits/dim."""
+        """The decomposition in one line."""
         return " + ".join(f"{name} {term.mean:.4f}" for name, term in self.terms.items())
 
 
-def kind_name(estimator: str, timesteps: int, ode: dict[str, Any] | None) -> str:
-    """For files: "vlb_continuous", "vlb_T1000", "ode_truncated_normal_K1_dopri5_1e-05"."""
+def kind_name(
+    estimator: str, timesteps: int, ode: dict[str, Any] | None, slices: dict[str, Any] | None = None
+) -> str:
+    """For files: "vlb_continuous", "vlb_T1000", "ode_truncated_normal_K1_dopri5_1e-05", "elbo_1_probes"."""
+    if slices is not None and estimator == "elbo":
+        probes = slices["trace"].get("probes")
+        released = "" if slices["prior"] == "noise" else f"_{slices['prior']}"
+        return (f"elbo_{probes}_probes" if probes else "elbo_exact") + released
+    if slices is not None:
+        return f"scoreflow_{slices['epsilon']:g}"
     if ode is None:
         return f"{estimator}_T{timesteps}" if timesteps else f"{estimator}_continuous"
     solver = ode["solver"]
@@ -246,14 +269,16 @@ def environment() -> dict:
     }
 
 
-def _result(estimator: Any, rows: Rows, **fields: Any) -> Result:
+def _result(
+    estimator: Any, rows: Rows, provenance: Provenance, *, is_bound: bool = True, **fields: Any
+) -> Result:
     total = bits_per_dim(rows, estimator.terms)
     per_image = {name: np.asarray(rows[name], np.float64).mean(axis=1) for name in estimator.terms}
     return Result(
         estimator=estimator.name,
-        is_bound=True,
         latent_charge="none",
-        bits_per_dim=float(total.mean()),
+        value=float(total.mean()),
+        units="bits/dim" if provenance.num_levels else "nats",
         standard_error=standard_error(total.mean(axis=1)),
         monte_carlo_error=of_mean(image_errors(estimator, rows)),
         terms={
@@ -262,7 +287,9 @@ def _result(estimator: Any, rows: Rows, **fields: Any) -> Result:
         },
         num_images=total.shape[0],
         num_draws=total.shape[1],
-        **fields,
+        is_bound=is_bound,
+        provenance=provenance,
+        **{"timesteps": 0, "time_density": None, "ode": None, "slices": None, **fields},
     )
 
 
@@ -278,9 +305,21 @@ def vlb_result(
         timesteps: T, 0 for continuous time.
         time_density: the name, None in discrete time.
     """
-    return _result(
-        estimator, rows, provenance=provenance, timesteps=timesteps, time_density=time_density, ode=None
-    )
+    return _result(estimator, rows, provenance, timesteps=timesteps, time_density=time_density)
+
+
+def slice_result(estimator: Any, rows: Rows, provenance: Provenance, *, settings: dict[str, Any]) -> Result:
+    """The record of a bound of score-based models.
+
+    Args:
+        estimator: a `RandomSliceELBO` or a `ScoreFlowBound`.
+        rows: of all images.
+        provenance: where they come from.
+        settings: its section of the config.
+    """
+    # The released prior is not normalised.
+    is_bound = settings.get("prior", "noise") == "noise"
+    return _result(estimator, rows, provenance, is_bound=is_bound, slices=settings)
 
 
 def ode_result(
@@ -302,4 +341,4 @@ def ode_result(
         max_nfe=float(np.max(rows["nfe"])),
         solver_error=error,
     )
-    return _result(estimator, rows, provenance=provenance, timesteps=0, time_density=None, ode=ode)
+    return _result(estimator, rows, provenance, ode=ode)

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from jvdm.data import Subject
 from jvdm.errors import UserError, unknown
 from jvdm.evaluation import passes, record
+from jvdm.evaluation.elbo import RandomSliceELBO, ScoreFlowBound
 from jvdm.evaluation.ode import ODE
 from jvdm.evaluation.record import Provenance, Result
 from jvdm.evaluation.vlb import VLB, for_evaluation
@@ -22,7 +23,7 @@ from jvdm.model import Model
 from jvdm.registry import Config
 from jvdm.reporting.progress import Progress
 
-ESTIMATORS = ("vlb", "ode")
+ESTIMATORS = ("vlb", "ode", "elbo", "scoreflow")
 
 
 class Trained(NamedTuple):
@@ -99,66 +100,100 @@ def evaluate(
     Raises:
         UserError: settings that do not go together, or numbers that are not finite.
     """
-    chosen = names(config)
     origin = provenance(config, trained, subject)
-    built = [_build(name, config, trained.model, mesh) for name in chosen]
-    for estimator, settings, timesteps in built:
-        key = root_key(config.seed, "eval")
-        kind = record.kind_name(estimator.name, timesteps, settings or None)
-        draws = config.eval.ode.draws if settings else config.eval.draws
+    built = [_build(name, config, trained.model, mesh) for name in names(config)]
+    key = root_key(config.seed, "eval")
+    for one in built:
+        estimator, draws = one.estimator, one.draws
+        kind = record.kind_name(estimator.name, one.timesteps, one.ode, one.slices)
         name = f"{kind}_step{trained.step}_{len(subject.images)}x{draws}_seed{config.seed}"
-        depends_on = _depends_on(config, origin, settings, kind, draws)
-        store = passes.Store(folder / f"{name}.partial", depends_on)
+        store = passes.Store(folder / f"{name}.partial", _depends_on(config, origin, one, kind))
         with Progress(len(subject.images), label=estimator.name, unit="image") as progress:
             rows = passes.run(
                 estimator,
                 trained.params,
                 subject.images,
                 key,
+                quantity="bpd" if trained.model.num_levels else "nats",
                 on_chunk=lambda done, values, progress=progress: progress.update(done, **values),
                 store=store,
             )
-        if settings:
+        if one.ode is not None:
             error = None
             if config.eval.ode.check_images:
                 error = estimator.solver_error(
                     trained.params, subject.images, key, num_images=config.eval.ode.check_images
                 )
-            result = record.ode_result(estimator, rows, origin, settings=settings, error=error)
+            result = record.ode_result(estimator, rows, origin, settings=one.ode, error=error)
+        elif one.slices is not None:
+            result = record.slice_result(estimator, rows, origin, settings=one.slices)
         else:
-            density = None if timesteps else config.time_density.name
-            result = record.vlb_result(estimator, rows, origin, timesteps=timesteps, time_density=density)
+            density = None if one.timesteps else config.time_density.name
+            result = record.vlb_result(estimator, rows, origin, timesteps=one.timesteps, time_density=density)
         yield Evaluation(result, estimator, rows, store)
 
 
-def _build(name: str, config: Config, model: Model, mesh: Mesh) -> tuple[Any, dict[str, Any], int]:
-    """(estimator, ODE settings for the record or {}, T)."""
+class _Built(NamedTuple):
+    """An estimator and what its record says of it."""
+
+    estimator: Any
+    draws: int
+    timesteps: int = 0
+    ode: dict[str, Any] | None = None
+    slices: dict[str, Any] | None = None
+
+
+def _build(name: str, config: Config, model: Model, mesh: Mesh) -> _Built:
+    """The estimator of that name."""
+    sizes = {"batch_size": config.eval.batch_size, "draws": config.eval.draws}
     if name == "vlb":
         timesteps = model.timesteps if config.eval.timesteps < 0 else config.eval.timesteps
-        model = for_evaluation(model, timesteps)
-        vlb = VLB(model, mesh, batch_size=config.eval.batch_size, draws=config.eval.draws)
-        return vlb, {}, timesteps
+        return _Built(VLB(for_evaluation(model, timesteps), mesh, **sizes), config.eval.draws, timesteps)
+    model = for_evaluation(model, 0)
+    if name == "elbo":
+        section = config.eval.elbo
+        estimator = RandomSliceELBO(model, mesh, section, **sizes)
+        return _Built(estimator, config.eval.draws, slices=section.to_dict())
+    if name == "scoreflow":
+        section = config.eval.scoreflow
+        estimator = ScoreFlowBound(model, mesh, section, **sizes)
+        return _Built(estimator, config.eval.draws, slices=section.to_dict())
     ode = config.eval.ode
     settings = {part: ode[part].to_dict() for part in ("dequantization", "trace", "solver")}
     settings.update(importance_samples=ode.importance_samples, share_probes=ode.share_probes)
-    return ODE(for_evaluation(model, 0), mesh, ode), settings, 0
+    return _Built(ODE(model, mesh, ode), ode.draws, ode=settings)
 
 
-def _depends_on(
-    config: Config, origin: Provenance, settings: dict[str, Any], kind: str, draws: int
-) -> dict[str, Any]:
+def during_training(config: Config, model: Model, mesh: Mesh) -> Any:
+    """What training watches: the variational bound, or the random-slice ELBO if there is none."""
+    model = for_evaluation(model)
+    sizes = {"batch_size": config.eval.batch_size, "draws": config.training.eval_draws}
+    if model.has_bound:
+        return VLB(model, mesh, **sizes)
+    return RandomSliceELBO(model, mesh, config.eval.elbo, **sizes)
+
+
+def _depends_on(config: Config, origin: Provenance, one: _Built, kind: str) -> dict[str, Any]:
     """What a pass's numbers depend on: not on batch size or number of devices."""
     fields = dataclasses.asdict(origin)
     del fields["num_devices"]
-    model = {name: config[name].to_dict() for name in ("model", "path", "parameterization", "time_density")}
-    depends_on = {"provenance": fields, "model": model, "ode": settings, "kind": kind, "draws": draws}
+    sections = ("model", "path", "parameterization", "time_density", "data_map")
+    depends_on = {
+        "provenance": fields,
+        "model": {name: config[name].to_dict() for name in sections},
+        "ode": one.ode,
+        "slices": one.slices,
+        "kind": kind,
+        "draws": one.draws,
+    }
     return json.loads(json.dumps(depends_on))
 
 
 def csv_text(evaluation: Evaluation, subject: Subject) -> str:
     """One line per image: its name or position, bits/dim, Monte-Carlo error, terms, NFE."""
     estimator, rows = evaluation.estimator, evaluation.rows
-    columns: dict[str, np.ndarray] = {"bits_per_dim": passes.bits_per_dim(rows, estimator.terms).mean(axis=1)}
+    units = evaluation.result.units.replace("bits/dim", "bits_per_dim")
+    columns: dict[str, np.ndarray] = {units: passes.bits_per_dim(rows, estimator.terms).mean(axis=1)}
     errors = record.image_errors(estimator, rows)
     if errors is not None:
         columns["monte_carlo_error"] = errors

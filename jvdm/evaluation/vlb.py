@@ -1,13 +1,4 @@
-"""The variational bound of images, n draws each.
-
-1. Image i has its own key, fold_in(root, i), and from it n uniform numbers, one drawn in each of n
-   equal intervals, and n sets of noise: its number depends on nothing else, in particular not on
-   batch size or device count.
-2. Its bound is the mean of its draws. A split's bits/dim is the mean over images, with
-   standard error sd(image means) / sqrt(N), which covers both sampling of images and of draws.
-3. The Monte-Carlo part of that error is sqrt( sum_i var_i / n ) / N, with var_i the variance of
-       image i's draws about their curve in time (`record.stratified_error`).
-"""
+"""The variational bound of discrete data (`jvdm.losses`), n draws per image (`jvdm.evaluation.slices`)."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -18,14 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from jvdm import sharding
 from jvdm.errors import UserError
-from jvdm.evaluation.passes import Batches, Rows
+from jvdm.evaluation.passes import Rows
+from jvdm.evaluation.slices import SlicePass
 from jvdm.model import Model
 from jvdm.records import Batch
 from jvdm.time_densities import UniformDensity
-from jvdm.time_samplers import jittered
-from jvdm.training.objective import bits_per_dim
 
 Params = Any
 
@@ -53,7 +42,7 @@ class VLB:
         draws: n, per image.
 
     Raises:
-        UserError: no draws or no images at a time.
+        UserError: no draws, no images at a time, or a model that has no such bound.
     """
 
     name: ClassVar[str] = "vlb"
@@ -61,33 +50,21 @@ class VLB:
     shown: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, model: Model, mesh: Mesh, *, batch_size: int, draws: int):
-        if draws < 1:
-            raise UserError(f"{draws} draws per image are asked for: give 1 or more")
-        self._batches = Batches(mesh, batch_size, "config.eval.batch_size")
-        scale = bits_per_dim(model.num_dims)
+        if not model.has_bound:
+            raise UserError(
+                "the estimator vlb needs discrete data and noise at time 0 (config.schedule.t_min above 0): "
+                "set config.eval.estimators=elbo,ode"
+            )
+        scale = model.units_per_nat
 
-        def evaluate(params, root_key, images, index):
+        def one_draw(params, images, u, keys):
             batch = Batch(images, jnp.zeros(images.shape[0]))
-            image_keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(root_key, index)
-            k_time, k_noise = jnp.moveaxis(jax.vmap(jax.random.split)(image_keys), 1, 0)
-            u = jax.vmap(lambda key: jittered(key, draws))(k_time)
+            drawn = model.draw(keys, u)
+            at = model.time_gamma(params, model.times(drawn.u).t, model.context(batch))
+            terms = model.terms(params, drawn, batch, at=at).parts()
+            return {name: scale * term for name, term in terms.items()}, at.gamma.mean(axis=(1, 2, 3))
 
-            def one_draw(j):
-                keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(k_noise, j)
-                drawn = model.draw(keys, u[:, j])
-                at = model.time_gamma(params, model.times(drawn.u).t, model.context(batch))
-                terms = model.terms(params, drawn, batch, at=at).parts()
-                return {name: scale * term for name, term in terms.items()}, at.gamma.mean(axis=(1, 2, 3))
-
-            terms, gamma = jax.lax.map(one_draw, jnp.arange(draws))
-            return {name: term.T for name, term in {**terms, "gamma": gamma}.items()}
-
-        everywhere, by_example = sharding.replicated(mesh), sharding.split(mesh)
-        self._evaluate = jax.jit(
-            evaluate,
-            in_shardings=(everywhere, everywhere, by_example, by_example),
-            out_shardings=everywhere,
-        )
+        self._pass = SlicePass(one_draw, mesh, batch_size=batch_size, draws=draws)
 
     def rows(self, params: Params, images: np.ndarray, key: jax.Array, *, first: int = 0) -> Iterator[Rows]:
         """The terms of images[first:], chunk by chunk, in order.
@@ -98,7 +75,4 @@ class VLB:
             key: the root from which image i's key is folded.
             first: the images before it are left out.
         """
-        for batch_images, index, real in self._batches(images, first):
-            with jax.default_matmul_precision("highest"):
-                rows = jax.device_get(self._evaluate(params, key, batch_images, index))
-            yield {name: row[:real] for name, row in rows.items()}
+        return self._pass(params, images, key, first)

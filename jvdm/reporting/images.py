@@ -50,6 +50,25 @@ def grid(
     return np.pad(picture, ((pad, 0), (pad, 0), (0, 0)), constant_values=_BACKGROUND)
 
 
+def picture(samples: np.ndarray, num_levels: int) -> np.ndarray | None:
+    """Samples as one picture, uint8 [height, width, 3].
+
+    Args:
+      samples: uint8 [N, H, W, C], or float32 of continuous data (num_levels 0).
+      num_levels: as of `grid`.
+
+    Returns:
+      A grid of images, a scatter plot of points in the plane, or None for other continuous data.
+    """
+    if num_levels:
+        return grid(samples, num_levels=num_levels)
+    if samples[0].size == 2:
+        from jvdm.reporting import plane
+
+        return plane.points(samples)
+    return None
+
+
 def write_png(path: str | os.PathLike[str], image: np.ndarray) -> None:
     """Writes one image as PNG, whole or not at all.
 
@@ -76,15 +95,15 @@ def write_npz(path: str | os.PathLike[str], images: np.ndarray, **more: np.ndarr
 
     Args:
       path: the file.
-      images: uint8 [N, H, W, C].
+      images: uint8 [N, H, W, C], or float32 of continuous data.
       **more: further arrays by name.
 
     Raises:
       UserError: if the file cannot be written.
     """
     images = np.asarray(images)
-    if images.dtype != np.uint8 or images.ndim != 4:
-        raise ValueError(f"expected uint8 [N, H, W, C], got {images.dtype} {list(images.shape)}")
+    if images.dtype not in (np.uint8, np.float32) or images.ndim != 4:
+        raise ValueError(f"expected uint8 or float32 [N, H, W, C], got {images.dtype} {list(images.shape)}")
 
     def write(file: BinaryIO) -> None:
         np.savez(file, images, allow_pickle=False, **more)

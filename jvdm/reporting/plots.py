@@ -17,11 +17,22 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_DPI = 120
-_COLORS = {"train": "#2f6db3", "test": "#d9622b", "validation": "#4c9a52"}
+DPI = 120
+COLORS = {"train": "#2f6db3", "test": "#d9622b", "validation": "#4c9a52"}
 _OTHER_COLORS = ("#7f5fa8", "#8a6d3b", "#3a9e9e")
-_INK, _GRID = "#333333", "#e3e3e3"
-_TERMS = ("reconstruction", "prior", "diffusion", "latent", "second_order")
+INK, _GRID = "#333333", "#e3e3e3"
+_TERMS = (
+    "score_matching",
+    "reconstruction",
+    "prior",
+    "diffusion",
+    "latent",
+    "second_order",
+    "score",
+    "divergence",
+    "dequantization",
+)
+_TITLES = {"bpd": ("bits per dimension", "bits/dim"), "nats": ("negative log-likelihood", "nats")}
 _GRADIENT_NORM = ("grad_norm", "gradient_norm")
 _LEARNING_RATE = ("learning_rate", "lr")
 
@@ -31,7 +42,8 @@ Series = tuple[np.ndarray, np.ndarray]  # steps [M], values [M]
 def training_curves(metrics: Sequence[Mapping[str, Any]], path: str | os.PathLike[str]) -> None:
     """Draws bits/dim, its terms, gradient norm and learning rate against the step.
 
-    Series are found by name, "<split>/bpd", "<split>/diffusion" and so on with any split, and
+    Series are found by name, "<split>/bpd" (or "<split>/nats" of continuous data), "<split>/diffusion" and so
+    on with any split, and
     "<split>/grad_norm", "<split>/learning_rate"; panels without a series are left out. Dense series are
     drawn light with their running mean on top. The vertical axis of a loss is that of the last nine tenths
     of a run, because the first steps lie far above.
@@ -44,23 +56,25 @@ def training_curves(metrics: Sequence[Mapping[str, Any]], path: str | os.PathLik
       UserError: if the file cannot be written.
     """
     series = _series(metrics)
-    panels = [(term, "bits/dim", _by_split(series, [term]), _draw_noisy) for term in _TERMS]
+    name = next((name for name in _TITLES if _by_split(series, [name])), "bpd")
+    title, units = _TITLES[name]
+    panels = [(term, units, _by_split(series, [term]), _draw_noisy) for term in _TERMS]
     panels.append(("gradient norm", "norm", _by_split(series, _GRADIENT_NORM), _draw_logarithmic))
     panels.append(("learning rate", "learning rate", _by_split(series, _LEARNING_RATE), _draw_exact))
     panels = [panel for panel in panels if panel[2]]
 
     rows = math.ceil(len(panels) / 3)
-    figure = _figure(9.0, 4.2 + 2.3 * rows)
+    figure = figure_of(9.0, 4.2 + 2.3 * rows)
     layout = figure.add_gridspec(1 + rows, 6, height_ratios=[4.2] + [2.3] * rows)
-    total = _by_split(series, ["bpd"])
+    total = _by_split(series, [name])
     axes = figure.add_subplot(layout[0, :])
-    _style(axes, "training step", "bits/dim", "bits per dimension" + _summary(total), num_ticks=9)
+    _style(axes, "training step", units, title + _summary(total), num_ticks=9)
     if total:
         _draw_noisy(axes, total)
-        axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=4, frameon=False, labelcolor=_INK)
+        axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=4, frameon=False, labelcolor=INK)
     else:
         axes.set(xticks=[], yticks=[])
-        axes.text(0.5, 0.5, "nothing recorded", transform=axes.transAxes, ha="center", color=_INK)
+        axes.text(0.5, 0.5, "nothing recorded", transform=axes.transAxes, ha="center", color=INK)
     for i, (title, unit, splits, draw) in enumerate(panels):
         row, column = divmod(i, 3)
         width = 6 // min(3, len(panels) - 3 * row)
@@ -69,7 +83,7 @@ def training_curves(metrics: Sequence[Mapping[str, Any]], path: str | os.PathLik
         draw(axes, splits)
     for axes in figure.axes:
         axes.xaxis.set_major_formatter(_step_label)
-    _save(figure, path)
+    save(figure, path)
 
 
 def loss_against_gamma(
@@ -99,28 +113,28 @@ def loss_against_gamma(
     title = "diffusion loss against γ"
     if bits_per_dim_total is not None:
         title += f"   (model: {bits_per_dim_total:.4f} bits/dim)"
-    figure = _figure(9.0, 4.8)
+    figure = figure_of(9.0, 4.8)
     axes = figure.add_subplot()
     xlabel = "γ = −log SNR   (little noise ← → much noise)"
     _style(axes, xlabel, "diffusion loss per draw [bits/dim]", title, num_ticks=9)
     if gamma.size:
         shown = np.random.default_rng(0).permutation(gamma.size)[:5000]
         alpha = float(np.clip(800 / len(shown), 0.16, 0.6))
-        color = _COLORS["train"]
+        color = COLORS["train"]
         label = "one image at one time"
         axes.scatter(gamma[shown], loss[shown], s=6, color=color, alpha=alpha, lw=0, label=label)
         center, mean, error = _binned(gamma, loss)
-        axes.fill_between(center, mean - 2 * error, mean + 2 * error, color=_COLORS["test"], alpha=0.3, lw=0)
+        axes.fill_between(center, mean - 2 * error, mean + 2 * error, color=COLORS["test"], alpha=0.3, lw=0)
         label = "mean ± 2 standard errors"
-        axes.plot(center, mean, color=_COLORS["test"], lw=1.8, marker="o", ms=3.5, label=label)
+        axes.plot(center, mean, color=COLORS["test"], lw=1.8, marker="o", ms=3.5, label=label)
         low, high = min(0.0, float(loss.min())), float(np.quantile(loss, 0.995))
         high = max(high, float(np.max(mean + 2 * error)))
         if high > low:
             axes.set_ylim(low - 0.02 * (high - low), high + 0.06 * (high - low))
         axes.legend(
-            loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False, labelcolor=_INK, markerscale=1.5
+            loc="lower right", bbox_to_anchor=(1, 1), ncols=2, frameon=False, labelcolor=INK, markerscale=1.5
         )
-    _save(figure, path)
+    save(figure, path)
 
 
 def schedule(
@@ -143,12 +157,12 @@ def schedule(
     slope = np.gradient(gamma, t) if dgamma_dt is None else np.asarray(dgamma_dt, np.float64)
     if slope.shape != t.shape:
         raise ValueError(f"expected dgamma_dt {list(t.shape)}, got {list(slope.shape)}")
-    figure = _figure(9.0, 3.6)
+    figure = figure_of(9.0, 3.6)
     left, right = figure.subplots(1, 2)
     _style(left, "time t", "γ(t) = −log SNR", "noise schedule")
     _style(right, "time t", "dγ/dt", "its derivative")
-    left.plot(t, gamma, color=_COLORS["train"], lw=1.8)
-    right.plot(t, slope, color=_COLORS["test"], lw=1.8)
+    left.plot(t, gamma, color=COLORS["train"], lw=1.8)
+    right.plot(t, slope, color=COLORS["test"], lw=1.8)
     for axes in (left, right):
         axes.set_xlim(float(t[0]), float(t[-1]))
     # The rounding errors of a straight line must not fill the panel.
@@ -156,7 +170,7 @@ def schedule(
     scale = max(abs(low), abs(high)) or 1.0
     if high - low < 0.01 * scale:
         right.set_ylim((low + high) / 2 - 0.05 * scale, (low + high) / 2 + 0.05 * scale)
-    _save(figure, path)
+    save(figure, path)
 
 
 def _series(metrics: Iterable[Mapping[str, Any]]) -> dict[str, Series]:
@@ -196,7 +210,7 @@ def _draw_noisy(axes: "Axes", splits: Mapping[str, Series]) -> None:
     others = iter(_OTHER_COLORS * len(splits))
     settled = []  # what the vertical axis must show
     for split, (steps, values) in splits.items():
-        color = _COLORS.get(split) or next(others)
+        color = COLORS.get(split) or next(others)
         if len(steps) <= 40:
             axes.plot(steps, values, color=color, lw=1.5, marker="o", ms=3.5, zorder=3, label=split)
         else:
@@ -231,7 +245,7 @@ def _draw_exact(axes: "Axes", splits: Mapping[str, Series]) -> None:
     """What is set rather than measured: drawn as it is, from zero."""
     for split, (steps, values) in splits.items():
         marker = "o" if len(steps) == 1 else None
-        axes.plot(*_thin(steps, values), color=_COLORS.get(split, _INK), lw=1.6, marker=marker, ms=3.5)
+        axes.plot(*_thin(steps, values), color=COLORS.get(split, INK), lw=1.6, marker=marker, ms=3.5)
     axes.set_ylim(bottom=0)
     axes.yaxis.set_major_formatter(_power_label)
 
@@ -275,17 +289,18 @@ def _binned(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.nd
     return center, mean, error
 
 
-def _figure(width: float, height: float) -> "Figure":
+def figure_of(width: float, height: float) -> "Figure":
+    """An empty figure of that many inches."""
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(width, height), dpi=_DPI, layout="constrained", facecolor="white")
+    return Figure(figsize=(width, height), dpi=DPI, layout="constrained", facecolor="white")
 
 
 def _style(axes: "Axes", xlabel: str, ylabel: str, title: str, *, num_ticks: int = 5) -> None:
-    axes.set_title(title, loc="left", fontsize=10.5, color=_INK)
-    axes.set_xlabel(xlabel, fontsize=9, color=_INK)
-    axes.set_ylabel(ylabel, fontsize=9, color=_INK)
-    axes.tick_params(labelsize=8.5, colors=_INK)
+    axes.set_title(title, loc="left", fontsize=10.5, color=INK)
+    axes.set_xlabel(xlabel, fontsize=9, color=INK)
+    axes.set_ylabel(ylabel, fontsize=9, color=INK)
+    axes.tick_params(labelsize=8.5, colors=INK)
     axes.grid(color=_GRID, lw=0.8)
     axes.set_axisbelow(True)
     axes.locator_params(axis="x", nbins=num_ticks)
@@ -294,8 +309,13 @@ def _style(axes: "Axes", xlabel: str, ylabel: str, title: str, *, num_ticks: int
     axes.spines[["left", "bottom"]].set_color("#999999")
 
 
-def _save(figure: "Figure", path: str | os.PathLike[str]) -> None:
+def save(figure: "Figure", path: str | os.PathLike[str]) -> None:
+    """Writes a figure as PNG, whole or not at all.
+
+    Raises:
+      UserError: if the file cannot be written.
+    """
     # Without a canvas of its own a Figure draws PNG with Agg; the default metadata names a version.
     write_atomically(
-        path, lambda file: figure.savefig(file, format="png", dpi=_DPI, metadata={"Software": None})
+        path, lambda file: figure.savefig(file, format="png", dpi=DPI, metadata={"Software": None})
     )

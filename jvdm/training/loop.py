@@ -19,8 +19,8 @@ from jvdm import config as config_lib
 from jvdm import data, sharding
 from jvdm import model as model_lib
 from jvdm.errors import UserError
-from jvdm.evaluation import passes
-from jvdm.evaluation.vlb import VLB, for_evaluation
+from jvdm.evaluation import passes, suite
+from jvdm.evaluation.vlb import for_evaluation
 from jvdm.keys import root_key
 from jvdm.records import Batch
 from jvdm.registry import Config
@@ -95,12 +95,7 @@ class Trainer:
         )
         num_test = config.training.eval_images or len(self.dataset.test)
         self.test_images = self.dataset.test[:num_test]
-        self.estimator = VLB(
-            for_evaluation(self.model),
-            self.mesh,
-            batch_size=config.eval.batch_size,
-            draws=config.training.eval_draws,
-        )
+        self.estimator = suite.during_training(config, self.model, self.mesh)
         self.sampling = Sampling(
             for_evaluation(self.model),
             self.mesh,
@@ -177,7 +172,8 @@ class Trainer:
                 while len(pending) > leave:
                     step, metrics = pending.popleft()
                     window.append(self._check_finite(step, jax.device_get(metrics)))
-                    progress.update(step, bpd=float(window[-1].bpd[-1]))
+                    name, values = next(iter(window[-1].losses.items()))
+                    progress.update(step, **{name: float(values[-1])})
 
             while self.step < config.num_steps:
                 batches = self._next_batches()
@@ -240,19 +236,20 @@ class Trainer:
         overview = parameter_overview.get_parameter_overview(self.state.params, include_stats=False)
         log.info("parameters\n%s", overview)
         log.info(
-            "%s: %d training and %d test images of %s, %d levels",
+            "%s: %d training and %d test examples of %s, %s",
             self.dataset.name,
             len(self.dataset.train),
             len(self.dataset.test),
             "x".join(map(str, self.dataset.image_shape)),
-            self.dataset.num_levels,
+            f"{self.dataset.num_levels} levels" if self.dataset.num_levels else "continuous",
         )
         log.info("%d device(s): %s", jax.device_count(), jax.devices()[0].device_kind)
         if self.step:
             log.info("resuming at step %d", self.step)
 
     def _check_finite(self, last: int, metrics: StepMetrics) -> StepMetrics:
-        good = np.isfinite(metrics.bpd) & np.isfinite(metrics.grad_norm)
+        name, loss = next(iter(metrics.losses.items()))
+        good = np.isfinite(loss) & np.isfinite(metrics.grad_norm)
         if good.all():
             return metrics
         step = last - len(good) + int(np.argmin(good)) + 1
@@ -261,28 +258,29 @@ class Trainer:
         kept = self.checkpoints.latest()
         saved = f"the checkpoint of step {kept} is kept" if kept is not None else "nothing was saved yet"
         raise UserError(
-            f"step {step}: loss {metrics.bpd[i]} bits/dim, gradient norm {metrics.grad_norm[i]}: not finite; "
+            f"step {step}: loss {loss[i]} ({name}), gradient norm {metrics.grad_norm[i]}: not finite; "
             f"{saved}; lower config.optimizer.learning_rate or set config.optimizer.clip_norm"
         )
 
     def _log(self, window: list[StepMetrics]) -> None:
         """Means over the window; the ends of gamma and the learning rate are of its last step."""
-        every = {
-            name: np.concatenate([getattr(metrics, name) for metrics in window]).astype(np.float64)
-            for name in StepMetrics._fields
-            if getattr(window[0], name) is not None
+        flat = [{**m.losses, "grad_norm": m.grad_norm} for m in window]
+        values = {
+            f"train/{name}": float(np.concatenate([each[name] for each in flat]).mean(dtype=np.float64))
+            for name in flat[0]
         }
-        values = {f"train/{name}": float(value.mean()) for name, value in every.items()}
         for name in ("learning_rate", "gamma_0", "gamma_1"):
-            values[f"train/{name}"] = float(every[name][-1])
+            if (last := getattr(window[-1], name)) is not None:
+                values[f"train/{name}"] = float(last[-1])
         self.writer.scalars(self.step, values)
 
     def _evaluate(self) -> float:
-        """The bound of the averaged weights on (the first images of) the test split, bits/dim."""
+        """The bound of the averaged weights on (the first images of) the test split, in the model's units."""
         rows = passes.run(self.estimator, self.state.ema_params, self.test_images, self.eval_key)
         means = {name: float(rows[name].mean(dtype=np.float64)) for name in self.estimator.terms}
         total = math.fsum(means.values())
-        self.writer.scalars(self.step, {"test/bpd": total, **{f"test/{k}": v for k, v in means.items()}})
+        name = "bpd" if self.model.num_levels else "nats"
+        self.writer.scalars(self.step, {f"test/{name}": total, **{f"test/{k}": v for k, v in means.items()}})
         return total
 
     def _sample(self) -> None:
@@ -291,9 +289,10 @@ class Trainer:
             self.state.ema_params, training.sample_images, self.sample_key, num_steps=training.sample_steps
         )
         if jax.process_index() == 0:
-            grid = image_lib.grid(samples.images, num_levels=self.dataset.num_levels)
-            image_lib.write_png(self.workdir.samples / f"step_{self.step:08d}.png", grid)
-            self.writer.image(self.step, "samples", grid)
+            picture = image_lib.picture(samples.images, self.dataset.num_levels)
+            if picture is not None:
+                image_lib.write_png(self.workdir.samples / f"step_{self.step:08d}.png", picture)
+                self.writer.image(self.step, "samples", picture)
 
     def _plot(self) -> None:
         plots.training_curves(read_metrics(self.workdir.metrics), self.workdir.plots / "training.png")
@@ -326,6 +325,8 @@ def init_from(path: str, state: TrainState, everywhere: jax.sharding.NamedShardi
 def plot_schedule(model: model_lib.Model, params: Any, workdir: Workdir) -> None:
     """gamma(t) and its derivative as `plots/schedule.png`."""
     t = jnp.linspace(0.0, 1.0, 201)
+    if model.schedule.gamma_min == -math.inf:
+        t = t[1:]  # there is no noise at time 0
     at = jax.device_get(model.time_gamma(jax.device_get(params), t))
     gamma, dgamma_dt = (np.ravel(a) for a in at)
     plots.schedule(np.asarray(t), gamma, workdir.plots / "schedule.png", dgamma_dt=dgamma_dt)

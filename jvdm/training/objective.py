@@ -1,4 +1,4 @@
-"""The gradient of the training objective, in bits/dim.
+"""The gradient of the training objective, in bits/dim (nats where the data is continuous).
 
 1. bound: the mean over the batch of the variational bound, and of the second-order penalty if there is one.
 2. variance (2107.00630, appendix I.2): as 1, except that the interior of the schedule minimises
@@ -8,9 +8,9 @@
    a_i = dl_i/dg_i / B and b_i = dl_i/dg'_i / B besides the gradient of the network. Pulling (a, b)
    back through the small map (schedule parameters) -> (g, g') gives the gradient of the ends,
    pulling (2 l a, 2 l b) back that of the interior.
+3. score matching: the mean over the batch of `jvdm.losses`, objective 6.
 """
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -18,22 +18,17 @@ import jax
 import jax.numpy as jnp
 
 from jvdm.model import Model
-from jvdm.records import Batch, Draws, LossTerms, TimeGamma
+from jvdm.records import Batch, Draws, LossTerms, ScoreMatching, TimeGamma
 from jvdm.registry import Config
 
 Params = Any
 # (params, draws, batch, dropout_key) -> (terms [b] in nats, gradient of mean bits/dim)
-Gradient = Callable[[Params, Draws, Batch, jax.Array | None], tuple[LossTerms, Params]]
-
-
-def bits_per_dim(num_dims: int) -> float:
-    """Bits/dim of one nat."""
-    return 1.0 / (num_dims * math.log(2.0))
+Gradient = Callable[[Params, Draws, Batch, jax.Array | None], tuple[LossTerms | ScoreMatching, Params]]
 
 
 def bound_gradient(model: Model, second_order: float = 0.0) -> Gradient:
     """Objective (1); `second_order` is the strength of the penalty."""
-    scale = bits_per_dim(model.num_dims)
+    scale = model.units_per_nat
 
     def gradient(params, draws, batch, dropout_key):
         def objective(params):
@@ -48,7 +43,7 @@ def bound_gradient(model: Model, second_order: float = 0.0) -> Gradient:
 
 def variance_gradient(model: Model) -> Gradient:
     """Objective (2), which learns the schedule, so that there is no second-order penalty."""
-    scale = bits_per_dim(model.num_dims)
+    scale = model.units_per_nat
 
     def gradient(params, draws, batch, dropout_key):
         context = model.context(batch)
@@ -77,8 +72,33 @@ def variance_gradient(model: Model) -> Gradient:
     return gradient
 
 
+def score_matching_gradient(model: Model, config: Config) -> Gradient:
+    """Objective (3); `config` is the section `score_matching`."""
+    scale = model.units_per_nat
+
+    def gradient(params, draws, batch, dropout_key):
+        def objective(params):
+            terms = model.score_matching(
+                params,
+                draws,
+                batch,
+                weighting=config.weighting,
+                truncation=config.truncation,
+                dequantize=config.dequantize,
+                dropout_key=dropout_key,
+            )
+            return scale * jnp.mean(terms.objective), terms
+
+        grads, terms = jax.grad(objective, has_aux=True)(params)
+        return terms, grads
+
+    return gradient
+
+
 def objective_gradient(model: Model, config: Config) -> Gradient:
-    """The gradient that the section `training` selects; `jvdm.model.build` has checked its names."""
-    if config.schedule_objective == "variance":
+    """The gradient that a config selects; `jvdm.model.build` has checked its names."""
+    if config.training.objective == "score_matching":
+        return score_matching_gradient(model, config.score_matching)
+    if config.training.schedule_objective == "variance":
         return variance_gradient(model)
-    return bound_gradient(model, config.second_order)
+    return bound_gradient(model, config.training.second_order)

@@ -20,7 +20,7 @@ from jvdm.model import Model
 from jvdm.records import Batch
 from jvdm.registry import Config
 from jvdm.time_samplers import TIME_SAMPLERS
-from jvdm.training.objective import bits_per_dim, objective_gradient
+from jvdm.training.objective import objective_gradient
 from jvdm.training.optimizer import ema_rate, learning_rate, make_optimizer
 
 Params = Any
@@ -45,17 +45,20 @@ class TrainState:
 
 
 class StepMetrics(NamedTuple):
-    """Of one step, over the global batch. Losses are bits/dim; `second_order` is None if it is not used."""
+    """Of one step, over the global batch.
 
-    bpd: Float[Array, ""]
-    reconstruction: Float[Array, ""]
-    prior: Float[Array, ""]
-    diffusion: Float[Array, ""]
+    Attributes:
+        losses: what is minimised and its terms by name, the first one what progress shows; bits/dim, or nats
+            where the data is continuous.
+        grad_norm, learning_rate: of the step.
+        gamma_0, gamma_1: the ends of a schedule that learns; None of one that does not.
+    """
+
+    losses: dict[str, Float[Array, ""]]
     grad_norm: Float[Array, ""]
     learning_rate: Float[Array, ""]
-    gamma_0: Float[Array, ""]
-    gamma_1: Float[Array, ""]
-    second_order: Float[Array, ""] | None = None
+    gamma_0: Float[Array, ""] | None
+    gamma_1: Float[Array, ""] | None
 
 
 def init_state(model: Model, config: Config, key: jax.Array) -> TrainState:
@@ -87,9 +90,9 @@ def make_train_step(model: Model, config: Config, mesh: Mesh) -> Any:
     optimizer = make_optimizer(config.optimizer, config.training.num_steps)
     rate = learning_rate(config.optimizer, config.training.num_steps)
     time_sampler = TIME_SAMPLERS.build(config.time_sampler)
-    gradient = objective_gradient(model, config.training)
+    gradient = objective_gradient(model, config)
     batch_size, num_micro = config.training.batch_size, config.training.microbatches
-    scale = bits_per_dim(model.num_dims)
+    scale = model.units_per_nat
 
     def to_microbatches(a):
         # Every num_micro-th example: a microbatch then has examples of every device, and none moves.
@@ -108,7 +111,7 @@ def make_train_step(model: Model, config: Config, mesh: Mesh) -> Any:
             draws = model.draw(keys, u)
             dropout_key = jax.random.fold_in(k_dropout, i) if has_dropout else None
             terms, more = gradient(state.params, draws, batch, dropout_key)
-            means = jax.tree.map(lambda term: scale * jnp.mean(term), terms)
+            means = {name: scale * jnp.mean(term) for name, term in terms.metrics().items()}
             return jax.tree.map(lambda a, b: a + b / num_micro, grads, more), means
 
         zeros = jax.tree.map(jnp.zeros_like, state.params)
@@ -123,10 +126,10 @@ def make_train_step(model: Model, config: Config, mesh: Mesh) -> Any:
         params = optax.apply_updates(state.params, updates)
         keep = ema_rate(config.optimizer, state.step)
         ema_params = jax.tree.map(lambda old, new: keep * old + (1.0 - keep) * new, state.ema_params, params)
-        gamma_0, gamma_1 = model.gamma(params, jnp.array([0.0, 1.0]))
+        learns = bool(state.params["schedule"])
+        gamma_0, gamma_1 = model.gamma(params, jnp.array([0.0, 1.0])) if learns else (None, None)
         metrics = StepMetrics(
-            bpd=terms.total,
-            **terms._asdict(),
+            losses=terms,
             grad_norm=optax.tree.norm(grads),
             learning_rate=jnp.asarray(rate(state.step), jnp.float32),
             gamma_0=gamma_0,

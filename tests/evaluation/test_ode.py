@@ -232,7 +232,7 @@ def test_record(whole, setting):
     assert result.name == f"ode_truncated_normal_K1_dopri5_0.001_step3_{N}x1_seed0"
     assert result.monte_carlo_error is None
     assert result.ode.max_nfe >= result.ode.mean_nfe > 10
-    assert sum(term.mean for term in result.terms.values()) == pytest.approx(result.bits_per_dim)
+    assert sum(term.mean for term in result.terms.values()) == pytest.approx(result.value)
     assert dataclasses.asdict(result)["ode"]["prior"] == "N(0, sigma_1^2 I)"
     assert result.row()["NFE"] == f"{result.ode.mean_nfe:.0f}"
     values = np.array([[1.0, 2.0, 6.0]])

@@ -128,12 +128,12 @@ def test_record(tmp_path):
     gamma = np.array([[0.0, 1.0], [0.0, 1.0]], np.float32)
     rows = {"reconstruction": one, "prior": 0 * one, "diffusion": one, "gamma": gamma}
     result = vlb_result(VLB, rows, tiny.provenance(step=5), timesteps=0, time_density="uniform")
-    assert result.bits_per_dim == pytest.approx(6.0)
+    assert result.value == pytest.approx(6.0)
     assert result.standard_error == pytest.approx(np.std([4.0, 8.0], ddof=1) / np.sqrt(2))
     # Image 1: (6 - 2)^2 / 2 = 8, image 2: 0; sqrt(8 / 2 draws) / 2 images.
     assert result.monte_carlo_error == pytest.approx(1.0)
     assert result.terms["reconstruction"].mean == pytest.approx(3.0)
-    assert sum(term.mean for term in result.terms.values()) == pytest.approx(result.bits_per_dim)
+    assert sum(term.mean for term in result.terms.values()) == pytest.approx(result.value)
     assert result.name == "vlb_continuous_step5_2x2_seed0"
     path = tmp_path / "eval" / "a.json"
     result.write(path)

@@ -16,7 +16,7 @@ import pytest
 import replays
 from replays import ROUNDING, jit, note, per_image
 
-from jvdm import losses, samplers
+from jvdm import losses, transforms
 from jvdm.paths import Straight
 from jvdm.records import Coefficients, Draws, LossTerms, TimeGamma
 
@@ -256,6 +256,6 @@ def test_first_optimizer_step(replay):
 def test_decoded_levels(replay):
     c, levels = replay.coefficients([0.0]), replay.model.num_levels
     z_0 = jnp.asarray(replay.io["gen_z_0"]) * replay.model.magnification(c.alpha)
-    nearest = samplers.most_likely_levels(z_0, c.alpha, levels)
+    nearest = transforms.nearest_level(z_0 / c.alpha, levels)
     logits = losses.decoder_logits(z_0, c.alpha, c.gamma, levels)
     replays.check_levels({"nearest": nearest, "argmax": jnp.argmax(logits, axis=-1)}, replay, z_0)

@@ -32,21 +32,13 @@ def main(*arguments):
     return done
 
 
-def overrides(case, workdir):
-    """The flags that give the published config a case's settings and two of its images."""
-    model, images = case.config["model"], case.io["images"]
+def small(images, workdir):
+    """The flags that give the published config two images, and little to do."""
     np.savez(workdir / "images.npz", train_images=images, test_images=images[:2])
     return [
         "--config=configs/vdm_cifar10.py",
         f"--workdir={workdir / 'run'}",
         f"--config.data.source=npz:{workdir / 'images.npz'}",
-        f"--config.schedule.name={SCHEDULES[model['gamma_type']]}",
-        f"--config.schedule.gamma_min={model['gamma_min']}",
-        f"--config.schedule.gamma_max={model['gamma_max']}",
-        f"--config.model.timesteps={model['sm_n_timesteps']}",
-        f"--config.network.channels={model['sm_n_embd']}",
-        f"--config.network.num_blocks={model['sm_n_layer']}",
-        f"--config.network.attention={model['with_attention']}",
         "--config.eval.estimators=vlb",
         "--config.eval.draws=2",
         "--config.eval.batch_size=2",
@@ -56,14 +48,29 @@ def overrides(case, workdir):
     ]
 
 
-def check_record(case, workdir):
+def overrides(case, workdir):
+    """The flags that give the published config a case's settings and two of its images."""
+    model = case.config["model"]
+    return [
+        *small(case.io["images"], workdir),
+        f"--config.schedule.name={SCHEDULES[model['gamma_type']]}",
+        f"--config.schedule.gamma_min={model['gamma_min']}",
+        f"--config.schedule.gamma_max={model['gamma_max']}",
+        f"--config.model.timesteps={model['sm_n_timesteps']}",
+        f"--config.network.channels={model['sm_n_embd']}",
+        f"--config.network.num_blocks={model['sm_n_layer']}",
+        f"--config.network.attention={model['with_attention']}",
+    ]
+
+
+def check_record(step, workdir):
     """The one evaluation is of the checkpoint's moving average, on both images."""
     (record,) = (workdir / "run" / "eval").glob("*.json")
     record = json.loads(record.read_text())
     assert (record["estimator"], record["num_images"]) == ("vlb", 2)
-    assert np.isfinite(record["bits_per_dim"])
+    assert record["units"] == "bits/dim" and np.isfinite(record["value"])
     provenance = record["provenance"]
-    assert (provenance["step"], provenance["weights"]) == (case.config["step"], "ema")
+    assert (provenance["step"], provenance["weights"]) == (step, "ema")
 
 
 @pytest.mark.parametrize("case", peers.cases("vdm")[:1])
@@ -71,7 +78,7 @@ def test_import_eval_sample(case, tmp_path):
     config = overrides(case, tmp_path)
     main("--mode=import", "--source=vdm", f"--checkpoint={case.checkpoint}", *config)
     main("--mode=eval", *config)
-    check_record(case, tmp_path)
+    check_record(case.config["step"], tmp_path)
     main("--mode=sample", *config)
     (samples,) = (tmp_path / "run" / "samples").glob("*.npz")
     assert np.load(samples)["arr_0"].shape == (2, *case.io["images"].shape[1:])
@@ -96,4 +103,28 @@ def test_import_eval_idode(case, tmp_path):
     ]
     main("--mode=import", "--source=idode", f"--checkpoint={case.checkpoint}", *config)
     main("--mode=eval", *config)
-    check_record(case, tmp_path)
+    check_record(case.config["step"], tmp_path)
+
+
+@pytest.mark.parametrize("case", peers.cases("addtt")[:1])
+def test_import_eval_addtt(case, tmp_path):
+    settings = case.config["TrainConfig"]
+    schedule = {"fixed_linear": "fixed_linear", "learned_linear": "learned_scalar"}
+    config = [
+        *small(case.io["images_u8_nhwc"], tmp_path),
+        f"--config.schedule.name={schedule[settings['noise_schedule']]}",
+        f"--config.schedule.gamma_min={settings['gamma_min']}",
+        f"--config.schedule.gamma_max={settings['gamma_max']}",
+        f"--config.network.channels={settings['embedding_dim']}",
+        f"--config.network.num_blocks={settings['n_blocks']}",
+        f"--config.network.attention={settings['attention_everywhere']}",
+        f"--config.network.num_heads={settings['n_attention_heads']}",
+        f"--config.network.fourier={settings['use_fourier_features']}",
+        "--config.network.fourier_first=5",
+        "--config.network.fourier_last=6",
+        f"--config.network.num_groups={settings['norm_groups']}",
+        "--config.network.norm_epsilon=1e-5",
+    ]
+    main("--mode=import", "--source=addtt", f"--checkpoint={case.path}", *config)
+    main("--mode=eval", *config)
+    check_record(case.config["checkpoint_step"], tmp_path)

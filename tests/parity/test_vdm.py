@@ -21,7 +21,7 @@ import pytest
 import replays
 from replays import ROUNDING, per_image
 
-from jvdm import losses, samplers
+from jvdm import losses, samplers, transforms
 
 SAMPLE_STEP = re.compile(r"sample_i(\d+)_eps")
 
@@ -154,7 +154,8 @@ def test_ancestral_steps(replay, check):
         out = replay.output(replay.ema_params, z_t, at_t.gamma, replay.context)
         eps_hat = replay.model.parameterization(at_t).to_eps(out, z_t)
         noise, theirs = (replay.io[f"sample_i{i}_{key}"] for key in ("eps", "z_s"))
-        z_s = sampler.step(eps_hat, z_t, jnp.asarray(noise), at_t, at_s)
+        where = samplers.Step(at_t, at_s, 0.02, jnp.zeros(()), replay.model.data_map.range)
+        z_s = sampler.step(eps_hat, z_t, jnp.asarray(noise), where)
         # The scale of the noise is at most sigma_s; d sigma_s = d sigma_s^2 / (2 sigma_s).
         rounding = 2.0 * ROUNDING / (2.0 * float(at_s.sigma.min())) * np.abs(noise).max()
         check(f"ancestral step {i}", z_s, theirs, 1e-6 + rounding / np.abs(theirs).max())
@@ -163,6 +164,6 @@ def test_ancestral_steps(replay, check):
 def test_decoded_levels(replay):
     c, levels = replay.coefficients([0.0]), replay.model.num_levels
     z_0 = jnp.asarray(replay.io["gen_z_0"])
-    nearest = samplers.most_likely_levels(z_0, c.alpha, levels)
+    nearest = transforms.nearest_level(z_0 / c.alpha, levels)
     logits = losses.decoder_logits(z_0, c.alpha, c.gamma, levels)
     replays.check_levels({"nearest": nearest, "argmax": jnp.argmax(logits, axis=-1)}, replay, z_0)

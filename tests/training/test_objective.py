@@ -9,7 +9,7 @@ import tiny
 from jvdm.errors import UserError
 from jvdm.records import Batch, TimeGamma
 from jvdm.schedules import SCHEDULES
-from jvdm.training.objective import bits_per_dim, bound_gradient, variance_gradient
+from jvdm.training.objective import bound_gradient, variance_gradient
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def setting():
 
 def direct(model, params, draws, batch):
     """E[bound] for network and ends, E[l^2] for the interior, each by plain autodiff."""
-    scale = bits_per_dim(model.num_dims)
+    scale = model.units_per_nat
 
     def bound(params):
         return scale * jnp.mean(model.terms(params, draws, batch).total)

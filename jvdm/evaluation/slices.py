@@ -1,0 +1,72 @@
+"""Estimates that look at one random time per draw: n draws per image, their times stratified.
+
+1. Image i has its own key, fold_in(root, i), and from it n uniform numbers, one drawn in each of n
+   equal intervals, and n keys of noise: its number depends on nothing else, in particular not on
+   batch size or device count.
+2. Its bound is the mean of its draws. A split's bits/dim is the mean over images, with
+   standard error sd(image means) / sqrt(N), which covers both sampling of images and of draws.
+3. The Monte-Carlo part of that error is sqrt( sum_i var_i / n ) / N, with var_i the variance of
+   image i's draws about their curve in time (`record.stratified_errors`).
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from jvdm import sharding
+from jvdm.errors import UserError
+from jvdm.evaluation.passes import Batches, Rows
+from jvdm.time_samplers import jittered
+
+Params = Any
+# (params, images, u [b], keys [b]) -> (terms [b] by name, gamma at the times [b])
+OneDraw = Callable[[Params, jax.Array, jax.Array, jax.Array], tuple[dict[str, jax.Array], jax.Array]]
+
+
+class SlicePass:
+    """A compiled pass over images, n draws each.
+
+    Args:
+        one_draw: one draw of every image of a batch.
+        mesh: has a `data` axis.
+        batch_size: images at a time.
+        draws: n, per image.
+
+    Raises:
+        UserError: no draws or no images at a time.
+    """
+
+    def __init__(self, one_draw: OneDraw, mesh: Mesh, *, batch_size: int, draws: int):
+        if draws < 1:
+            raise UserError(f"{draws} draws per image are asked for: give 1 or more")
+        self._batches = Batches(mesh, batch_size, "config.eval.batch_size")
+
+        def evaluate(params, root_key, images, index):
+            image_keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(root_key, index)
+            k_time, k_noise = jnp.moveaxis(jax.vmap(jax.random.split)(image_keys), 1, 0)
+            u = jax.vmap(lambda key: jittered(key, draws))(k_time)
+
+            def draw(j):
+                keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(k_noise, j)
+                return one_draw(params, images, u[:, j], keys)
+
+            terms, gamma = jax.lax.map(draw, jnp.arange(draws))
+            return {name: term.T for name, term in {**terms, "gamma": gamma}.items()}
+
+        everywhere, by_example = sharding.replicated(mesh), sharding.split(mesh)
+        self._evaluate = jax.jit(
+            evaluate,
+            in_shardings=(everywhere, everywhere, by_example, by_example),
+            out_shardings=everywhere,
+        )
+
+    def __call__(self, params: Params, images: np.ndarray, key: jax.Array, first: int) -> Iterator[Rows]:
+        """The terms of images[first:] and `gamma`, all [N, n], chunk by chunk (`passes.Estimator.rows`)."""
+        for batch_images, index, real in self._batches(images, first):
+            with jax.default_matmul_precision("highest"):
+                rows = jax.device_get(self._evaluate(params, key, batch_images, index))
+            yield {name: row[:real] for name, row in rows.items()}
