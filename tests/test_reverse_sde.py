@@ -85,8 +85,8 @@ def test_mean_and_covariance(path_name, lam):
     """Of 20,000 samples, within 4 standard errors of the recursion.
 
     A wrong mean is found if it is off by 6 / sqrt(20,000) = 4 % of a deviation, a wrong variance if by 6 %,
-    with a probability of 98 % each; a factor of 1 - lam for 1 - lam / 2, or a missing f, changes either by more
-    than 20 %.
+    with a probability of 98 % each; a factor of 1 - lam for 1 - lam / 2, or a missing f, changes either by
+    more than 20 %.
     """
     num_steps = 64
     z = np.asarray(draw(path_name, lam, num_steps, 0, jax.random.split(jax.random.key(0), NUM_SAMPLES)))

@@ -36,8 +36,8 @@ def generate(rng: np.random.Generator, n: int) -> np.ndarray:
 def log_density(x: np.ndarray, *, num_kernels: int = 4000) -> np.ndarray:
     """[n] ln p(x) of points [n, ..., 2 in all], nats, by a midpoint rule over u.
 
-    Neighbouring kernels are at most 0.004 apart along the curve, a small part of their width; the rule's error
-    comes from the ends of the curve, and is below 2e-5 nats.
+    Neighbouring kernels are at most 0.004 apart along the curve, a small part of their width; the error of
+    the rule comes from the ends of the curve, and is below 2e-5 nats.
     """
     x = np.asarray(x, np.float64).reshape(len(x), 2)
     centres = curve((np.arange(num_kernels) + 0.5) / num_kernels)
