@@ -119,3 +119,38 @@ def _noise_free_start(config: Config, schedule: Any) -> None:
             "config.training.objective=bound needs a finite gamma at time 0: config.schedule.t_min above 0, "
             "or config.training.objective=score_matching"
         )
+
+
+def check_latent(config: Config, schedule: Any, latent: Any) -> None:
+    """Refuse parts that do not go together with a latent, or without one.
+
+    Args:
+        config: all of it.
+        schedule, latent: that it selects; None where there is no latent.
+
+    Raises:
+        UserError: naming the fields, and what would be right.
+    """
+    per_pixel = getattr(schedule, "per_pixel", False)
+    if per_pixel and latent is None:
+        raise UserError(
+            f"config.schedule.name={config.schedule.name} needs a latent: set config.latent.name=k_subset"
+        )
+    if config.model.time_input == "pixel_gamma" and not per_pixel:
+        raise UserError(
+            "config.model.time_input=pixel_gamma needs a schedule of every pixel: "
+            "config.schedule.name=polynomial"
+        )
+    if config.model.time_input == "pixel_gamma" and config.network.name != "vdm_unet":
+        raise UserError("config.model.time_input=pixel_gamma needs config.network.name=vdm_unet")
+    if latent is None:
+        return
+    for field, value in (
+        ("training.objective", "score_matching"),
+        ("training.schedule_objective", "variance"),
+    ):
+        section, name = field.split(".")
+        if config[section][name] == value:
+            raise UserError(
+                f"config.{field}={value} is not for a model with config.latent.name={config.latent.name}"
+            )

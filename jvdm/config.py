@@ -10,13 +10,15 @@ from ml_collections import ConfigDict
 from jvdm.data import AUGMENTATIONS
 from jvdm.dequantization import DEQUANTIZATIONS
 from jvdm.divergence import TRACES
+from jvdm.encoders import ENCODERS
 from jvdm.errors import UserError, unknown
+from jvdm.latents import LATENTS
 from jvdm.networks import NETWORKS
 from jvdm.parameterizations import PARAMETERIZATIONS
 from jvdm.paths import PATHS
+from jvdm.pixel_schedules import SCHEDULES
 from jvdm.registry import Config
 from jvdm.samplers import SAMPLERS
-from jvdm.schedules import SCHEDULES
 from jvdm.solvers import SOLVERS
 from jvdm.time_densities import TIME_DENSITIES
 from jvdm.time_samplers import TIME_SAMPLERS
@@ -77,7 +79,16 @@ RANGES = {
 }
 
 # What makes the function that the weights belong to.
-MODEL_SECTIONS = ("model.", "network.", "schedule.", "path.", "parameterization.", "data_map.")
+MODEL_SECTIONS = (
+    "model.",
+    "network.",
+    "schedule.",
+    "path.",
+    "parameterization.",
+    "data_map.",
+    "latent.",
+    "encoder.",
+)
 
 
 def default() -> Config:
@@ -99,9 +110,11 @@ def default() -> Config:
     config.time_sampler = TIME_SAMPLERS.spec("stratified")
     config.time_density = TIME_DENSITIES.spec("uniform")
     config.network = NETWORKS.spec("vdm_unet")
+    config.latent = LATENTS.spec("none")
+    config.encoder = ENCODERS.spec("unet")  # of config.latent
     config.model = ConfigDict()
     config.model.timesteps = 0  # of the discrete-time bound; 0 is continuous time
-    config.model.time_input = "gamma"  # what the network sees of the time: gamma | t
+    config.model.time_input = "gamma"  # what the network sees of the time: gamma | t | pixel_gamma
     config.model.decoder = "exact"  # exact | idode_released
 
     config.optimizer = ConfigDict()
@@ -173,6 +186,7 @@ def default() -> Config:
     config.sample.steps = 1000
     config.sample.sampler = SAMPLERS.spec("ancestral")
     config.sample.pixels = "argmax"  # argmax | sampled
+    config.sample.latents = ""  # npz: one array [N, m] of latents to condition on; empty is the prior's
     config.sample.log_likelihood = False  # of z_0, nats; with the sampler ode
     return config.lock()
 
@@ -283,7 +297,9 @@ def check_model(saved: dict[str, Any], current: Config, where: pathlib.Path) -> 
         UserError: naming the fields that differ.
     """
     # How the trunk is computed is not what the weights mean.
-    free = ("network.remat", "network.dtype", "network.dropout")
+    free = tuple(
+        f"{part}.{name}" for part in ("network", "encoder") for name in ("remat", "dtype", "dropout")
+    )
     changed = [c for c in differences(saved, current) if c[0].startswith(MODEL_SECTIONS) and c[0] not in free]
     if changed:
         raise UserError(f"the weights in {where} belong to another model: {_describe(changed)}")

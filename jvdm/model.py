@@ -1,7 +1,7 @@
 """Composition: a config selects the parts, and `build` joins them into one model.
 
 This is the only module that knows all of the mathematics and the networks. Parameters are
-`{"network": ..., "schedule": ...}`.
+`{"network": ..., "schedule": ...}`, and `"encoder"` with a latent.
 """
 
 import dataclasses
@@ -14,10 +14,13 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from jvdm import checks, losses, schedules, transforms
+from jvdm.encoders import ENCODERS
 from jvdm.errors import UserError, unknown
+from jvdm.latents import LATENTS, NoLatent
 from jvdm.networks import NETWORKS, TIME_INPUTS, GammaInput, TimeInput
 from jvdm.parameterizations import PARAMETERIZATIONS
 from jvdm.paths import PATHS
+from jvdm.pixel_schedules import SCHEDULES
 from jvdm.records import (
     Batch,
     Coefficients,
@@ -29,7 +32,6 @@ from jvdm.records import (
     TimeGamma,
 )
 from jvdm.registry import Config
-from jvdm.schedules import SCHEDULES
 from jvdm.time_densities import TIME_DENSITIES, UniformDensity, WeightedTimes
 from jvdm.transforms import DATA_MAPS, SCALING
 
@@ -53,6 +55,9 @@ class Model:
         decoder: a name of `losses.DECODERS`.
         time_input: (t, gamma) -> the network's time; gamma itself by default.
         data_map: from data to the space of the diffusion.
+        latent: an auxiliary latent (`jvdm.latents`), or None.
+        encoder: (encoded images, conditioning) -> logits of the latent; None without one.
+        evaluating: a latent whose charge in training is no bound is replaced by one whose charge is.
     """
 
     network: nn.Module
@@ -66,6 +71,14 @@ class Model:
     decoder: str = "exact"
     time_input: Any = GammaInput()  # noqa: RUF009 (immutable)
     data_map: transforms.DataMap = SCALING
+    latent: Any = None
+    encoder: nn.Module | None = None
+    evaluating: bool = False
+
+    @property
+    def per_pixel(self) -> bool:
+        """Whether gamma is another at every pixel; the ends are shared."""
+        return getattr(self.schedule, "per_pixel", False)
 
     @property
     def has_bound(self) -> bool:
@@ -89,12 +102,19 @@ class Model:
         return 1.0 / (self.num_dims * math.log(2.0)) if self.num_levels else 1.0
 
     def init(self, key: jax.Array) -> Params:
-        """Initial parameters, `{"network", "schedule"}`."""
+        """Initial parameters, `{"network", "schedule"}`, and `"encoder"` with a latent."""
         k_network, k_schedule = jax.random.split(key)
-        z = jnp.zeros((1, *self.image_shape))
-        network = self.network.init(k_network, z, jnp.zeros(1), jnp.zeros(1))
-        schedule = self.schedule.init(k_schedule, jnp.zeros(()))
-        return {"network": network.get("params", {}), "schedule": schedule.get("params", {})}
+        z, scalar, params = jnp.zeros((1, *self.image_shape)), jnp.zeros(1), {}
+        context = Context(scalar)
+        if self.latent is not None and self.encoder is not None:
+            context = context._replace(latent=jnp.zeros((1, self.latent.size)))
+            encoder = self.encoder.init(jax.random.fold_in(k_network, 1), z, scalar)
+            params["encoder"] = encoder.get("params", {})
+        t = jnp.zeros((1, 1, 1, 1)) if self.per_pixel else jnp.zeros(())
+        schedule = self.schedule.init(k_schedule, t, context)
+        time = self.time_input(scalar, jnp.zeros((1, *self.image_shape) if self.per_pixel else (1,)))
+        network = self.network.init(k_network, z, time, _known(context))
+        return {"network": network.get("params", {}), "schedule": schedule.get("params", {}), **params}
 
     def draw(self, keys: jax.Array, u: Float[Array, " b"]) -> Draws:
         """The random numbers of one evaluation of the bound.
@@ -113,11 +133,66 @@ class Model:
                 jax.random.uniform(jax.random.fold_in(key, 3), self.image_shape),
             )
 
-        return Draws(u, *jax.vmap(noise)(keys))
+        draws = Draws(u, *jax.vmap(noise)(keys))
+        if self.latent is None:
+            return draws
+        one, other = (
+            jax.vmap(self.latent.draw)(jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, n))
+            for n in (4, 5)
+        )
+        return draws._replace(latent=one, other_latent=other)
 
-    def context(self, batch: Batch) -> Context:
-        """What schedule and network know of the images."""
-        return Context(conditioning=batch.conditioning)
+    def context(
+        self,
+        params: Params,
+        batch: Batch,
+        noise: Any = None,
+        *,
+        step: Array | None = None,
+        dropout_key: jax.Array | None = None,
+    ) -> Context:
+        """What schedule and network know of the images.
+
+        Args:
+            params: the model's.
+            batch: the images.
+            noise: [b, ...] of the latent; not looked at without one.
+            step: of training, where the latent's gradient is annealed.
+            dropout_key: dropout is on if given.
+        """
+        context = Context(conditioning=batch.conditioning)
+        if self.latent is None or self.encoder is None:
+            return context
+        f = transforms.encode(batch.images, self.num_levels, self.data_map)
+        rngs = {} if dropout_key is None else {"dropout": jax.random.fold_in(dropout_key, 1)}
+        logits: Any = self.encoder.apply(
+            {"params": params["encoder"]}, f, batch.conditioning, train=dropout_key is not None, rngs=rngs
+        )
+        sample = self.latent.sample(logits, noise, step)
+        if self.evaluating and not self.latent.is_bound:
+            # A function of the image has a charge that is known.
+            charge = jnp.full_like(sample.charge, self.latent.mode_charge)
+            return context._replace(
+                latent=self.latent.mode(logits), charge=charge, log_ratio=charge, surrogate=sample.charge
+            )
+        ratio = None if sample.log_q is None else sample.log_q + self.latent.mode_charge
+        return context._replace(
+            latent=sample.value, charge=sample.charge, log_q=sample.log_q, log_ratio=ratio
+        )
+
+    def prior_context(self, keys: jax.Array, latent: Float[Array, "b m"] | None = None) -> Context:
+        """What schedule and network know where there is no image: a latent of the prior, or a given one."""
+        context = Context(conditioning=jnp.zeros(len(keys)))
+        if self.latent is None:
+            return context
+        return context._replace(latent=jax.vmap(self.latent.prior)(keys) if latent is None else latent)
+
+    def ends(self, params: Params) -> Float[Array, "2"]:
+        """gamma at t = 0 and 1."""
+        ends = jnp.array([0.0, 1.0])
+        if self.per_pixel:
+            return self.schedule.gamma_min + (self.schedule.gamma_max - self.schedule.gamma_min) * ends
+        return self.gamma(params, ends)
 
     def gamma(
         self, params: Params, t: Float[Array, "..."], context: Context | None = None
@@ -156,8 +231,8 @@ class Model:
         out: Any = self.network.apply(
             {"params": params["network"]},
             z,
-            self.time_input(t, gamma.reshape(z.shape[0])),
-            context.conditioning,
+            self.time_input(t, gamma),
+            _known(context),
             train=dropout_key is not None,
             rngs=rngs,
         )
@@ -186,6 +261,7 @@ class Model:
         *,
         dropout_key: jax.Array | None = None,
         at: TimeGamma | None = None,
+        context: Context | None = None,
         second_order: float = 0.0,
     ) -> LossTerms:
         """The terms of the variational bound for given draws.
@@ -197,12 +273,14 @@ class Model:
             dropout_key: dropout is on if given.
             at: gamma and dgamma/dt at the drawn times, where the caller differentiates through
                 them; by default they are computed here.
+            context: likewise.
             second_order: lambda of the penalty; 0 leaves it out.
 
         Returns:
             Each term [b], nats.
         """
-        context = self.context(batch)
+        if context is None:
+            context = self.context(params, batch, draws.latent, step=draws.step, dropout_key=dropout_key)
         t, density_weight = self.times(draws.u)
         if at is None:
             at = self.time_gamma(params, t, context)
@@ -254,6 +332,7 @@ class Model:
             prior=losses.prior(f, alpha_1, self.path.log_sigma(gamma_1)),
             diffusion=diffusion,
             second_order=penalty,
+            latent=context.charge,
         )
 
     def score_matching(
@@ -281,7 +360,7 @@ class Model:
         Returns:
             [b] nats.
         """
-        context = self.context(batch)
+        context = self.context(params, batch, draws.latent, step=draws.step, dropout_key=dropout_key)
         t, density_weight = self.times(draws.u)
         # Stratified times are exactly 0 once in 2^23 / b batches, without noise: an output may be 0 / 0.
         t = jnp.maximum(t, 2.0**-24)
@@ -295,9 +374,18 @@ class Model:
         z = c.alpha * f + c.sigma * draws.eps
         out = self.output(params, z, c.gamma, context, t=t, dropout_key=dropout_key)
         if weighting == "likelihood":
-            density_weight *= jnp.ravel(self.time_gamma(params, jnp.maximum(t, truncation)).dgamma_dt)
+            density_weight *= jnp.ravel(
+                self.time_gamma(params, jnp.maximum(t, truncation), context).dgamma_dt
+            )
         squared_error = self.parameterization(c).squared_error(out, f, draws.eps)
         return ScoreMatching(losses.score_matching(density_weight, squared_error))
+
+
+def _known(context: Context) -> Float[Array, "b ..."]:
+    """What a network is told besides the time: the conditioning, and the latent."""
+    if context.latent is None:
+        return context.conditioning
+    return jnp.concatenate([context.conditioning[:, None], context.latent], axis=-1)
 
 
 def build(config: Config, image_shape: tuple[int, int, int], num_levels: int) -> Model:
@@ -312,7 +400,10 @@ def build(config: Config, image_shape: tuple[int, int, int], num_levels: int) ->
             f"config.model.timesteps is {timesteps}: give 0 (continuous time) or a number of steps"
         )
     path = PATHS.build(config.path)
-    schedule = SCHEDULES.build(config.schedule, noise_path=path)
+    schedule = SCHEDULES.build(config.schedule, noise_path=path, image_shape=image_shape)
+    latent = LATENTS.build(config.latent)
+    latent = None if isinstance(latent, NoLatent) else latent
+    encoder = None if latent is None else ENCODERS.build(config.encoder, num_outputs=latent.num_logits)
     if not schedule.gamma_min < schedule.gamma_max:
         raise UserError(
             f"config.schedule: gamma_min {schedule.gamma_min} is not below gamma_max {schedule.gamma_max}"
@@ -320,6 +411,7 @@ def build(config: Config, image_shape: tuple[int, int, int], num_levels: int) ->
     time_density = TIME_DENSITIES.build(config.time_density)
     data_map = DATA_MAPS.build(config.data_map)
     checks.check(config, schedule, path, time_density, data_map, num_levels)
+    checks.check_latent(config, schedule, latent)
     if config.model.decoder not in losses.DECODERS:
         raise unknown("config.model.decoder", config.model.decoder, losses.DECODERS)
     return Model(
@@ -334,6 +426,8 @@ def build(config: Config, image_shape: tuple[int, int, int], num_levels: int) ->
         decoder=config.model.decoder,
         time_input=_time_input(config, schedule),
         data_map=data_map,
+        latent=latent,
+        encoder=encoder,
     )
 
 
@@ -342,4 +436,8 @@ def _time_input(config: Config, schedule: Any) -> Any:
         raise unknown("config.model.time_input", config.model.time_input, TIME_INPUTS)
     if config.model.time_input == "t":
         return TimeInput()
-    return GammaInput(gamma_min=schedule.gamma_min, gamma_max=schedule.gamma_max)
+    return GammaInput(
+        gamma_min=schedule.gamma_min,
+        gamma_max=schedule.gamma_max,
+        of_pixels=config.model.time_input == "pixel_gamma",
+    )

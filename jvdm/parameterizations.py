@@ -90,6 +90,20 @@ class Velocity:
         return Relation(scale=v.scale, skip=v.skip, on_eps=v.on_eps, on_x=v.on_x)
 
 
+@PARAMETERIZATIONS.register("velocity_from_noise")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class VelocityFromNoise:
+    """The velocity read out of a network of noise, v = -e^(gamma/2) z + sqrt(1 + e^gamma) out (2312.13236).
+
+    On the variance-preserving path eps = alpha v + sigma z is then the output, whatever gamma is: the
+    relation is that of `Noise`, and so are the loss, the ODE and samples.
+    """
+
+    def __call__(self, c: Coefficients) -> Relation:
+        """Relation (1)."""
+        return Noise()(c)
+
+
 @PARAMETERIZATIONS.register("drift")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Drift:

@@ -1,6 +1,6 @@
 """The records that the parts of the library exchange."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jaxtyping import Array, Float, UInt8
 
@@ -36,10 +36,18 @@ class Context(NamedTuple):
     Attributes:
         conditioning: [b] a scalar known of each image.
         latent: [b, m] an auxiliary latent, or None.
+        charge: [b] what the latent costs in the bound, nats, or None.
+        log_q: [b] log q(latent | image), nats, where it is known.
+        log_ratio: [b] log q(latent | image) - log p(latent), whose mean is the charge, where it is known.
+        surrogate: [b] what the released code charges, where that is no bound, or None.
     """
 
     conditioning: Float[Array, " b"]
     latent: Float[Array, "b m"] | None = None
+    charge: Float[Array, " b"] | None = None
+    log_q: Float[Array, " b"] | None = None
+    log_ratio: Float[Array, " b"] | None = None
+    surrogate: Float[Array, " b"] | None = None
 
 
 class Draws(NamedTuple):
@@ -51,6 +59,8 @@ class Draws(NamedTuple):
         eps_0: [b, h, w, c] noise at time 0, for the reconstruction term.
         probe: [b, h, w, c] of -1 and 1, for the second-order loss; None where that is not wanted.
         u_data: [b, h, w, c] numbers in [0, 1) that dequantize the data of score matching; None likewise.
+        latent, other_latent: [b, ...] of two samples of a latent (`jvdm.latents`); None without one.
+        step: of training, for what is annealed; None in evaluation.
     """
 
     u: Float[Array, " b"]
@@ -58,6 +68,9 @@ class Draws(NamedTuple):
     eps_0: Float[Array, "b h w c"]
     probe: Float[Array, "b h w c"] | None = None
     u_data: Float[Array, "b h w c"] | None = None
+    latent: Any = None
+    other_latent: Any = None
+    step: Array | None = None
 
 
 class Prediction(NamedTuple):
@@ -82,21 +95,25 @@ class LossTerms(NamedTuple):
         prior: [b] KL(q(z_1 | x) || p(z_1)).
         diffusion: [b] the denoising term.
         second_order: [b] a penalty of training, which is no part of the bound; None where it is not used.
+        latent: [b] what an auxiliary latent costs; None without one.
     """
 
     reconstruction: Float[Array, " b"]
     prior: Float[Array, " b"]
     diffusion: Float[Array, " b"]
     second_order: Float[Array, " b"] | None = None
+    latent: Float[Array, " b"] | None = None
 
     @property
     def total(self) -> Float[Array, " b"]:
         """[b] the bound on -log P(x), nats."""
-        return self.reconstruction + self.prior + self.diffusion
+        total = self.reconstruction + self.prior + self.diffusion
+        return total if self.latent is None else total + self.latent
 
     def parts(self) -> dict[str, Float[Array, " b"]]:
         """The terms of the bound by name."""
-        return {name: getattr(self, name) for name in ("reconstruction", "prior", "diffusion")}
+        names = ("reconstruction", "prior", "diffusion", "latent")
+        return {name: term for name in names if (term := getattr(self, name)) is not None}
 
     @property
     def objective(self) -> Float[Array, " b"]:

@@ -10,9 +10,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jvdm import samplers, sharding, transforms
+from jvdm.data.local import read_npz_array
 from jvdm.errors import UserError, unknown
 from jvdm.model import Model
-from jvdm.records import Context
 from jvdm.registry import Config
 
 Params = Any
@@ -44,8 +44,8 @@ class Sampling:
         batch_size: images at a time, over all devices; rounded up to a multiple of their number.
 
     Raises:
-        UserError: an unknown sampler or choice of pixels, no images at a time, or a log-likelihood of a
-            sampler that has none.
+        UserError: an unknown sampler or choice of pixels, no images at a time, a log-likelihood of a
+            sampler that has none, or latents that are not the model's.
     """
 
     def __init__(self, model: Model, mesh: Mesh, config: Config, *, batch_size: int):
@@ -65,6 +65,8 @@ class Sampling:
             raise UserError(
                 "config.sample.pixels=sampled needs discrete data and noise at time 0: choose argmax"
             )
+
+        given = _latents(config.latents, model)
 
         def z_by_steps(params, keys, context, num_steps):
             def coefficients(t):
@@ -90,7 +92,7 @@ class Sampling:
                 sampler,
                 keys,
                 shape=model.image_shape,
-                log_sigma_1=model.path.log_sigma(model.gamma(params, jnp.ones((1, 1, 1)))),
+                log_sigma_1=model.path.log_sigma(model.ends(params)[1].reshape(1, 1, 1)),
                 num_steps=num_steps,
                 log_likelihood=config.log_likelihood,
             )
@@ -98,7 +100,9 @@ class Sampling:
         def sample(params, root_key, index, num_steps):
             keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(root_key, index)
             k_path, k_pixels = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
-            context = Context(conditioning=jnp.zeros(index.shape[0]))
+            latent_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, 2)
+            latent = None if given is None else given[index % len(given)]
+            context = model.prior_context(latent_keys, latent)
             flow = (z_by_ode if is_ode else z_by_steps)(params, k_path, context, num_steps)
             c = model.coefficients(model.time_gamma(params, jnp.zeros(index.shape[0]), context))
             z_0 = model.magnification(c.alpha) * flow.z_0
@@ -169,6 +173,20 @@ class Sampling:
         return jax.tree.map(lambda *a: np.concatenate(a)[:num_images], *parts)
 
 
+def _latents(path: str, model: Model) -> jax.Array | None:
+    """The latents to condition on, from a file."""
+    if not path:
+        return None
+    if model.latent is None:
+        raise UserError("config.sample.latents is for a model with a latent, which this one has not")
+    name, array = read_npz_array(path, "config.sample.latents")
+    if array.ndim != 2 or not len(array) or array.shape[1] != model.latent.size:
+        raise UserError(
+            f"config.sample.latents: {name} of {path} is {list(array.shape)}, not [N, {model.latent.size}]"
+        )
+    return jnp.asarray(array, jnp.float32)
+
+
 def trajectories(
     model: Model, params: Params, key: jax.Array, *, lam: float, num_steps: int, every: int, num: int = 1000
 ) -> np.ndarray:
@@ -186,7 +204,7 @@ def trajectories(
     Returns:
         [num_steps / every + 1, num, h, w, c], from noise to data.
     """
-    context = Context(conditioning=jnp.zeros(num))
+    context = model.prior_context(jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(num)))
 
     @jax.jit
     def run(params, key):

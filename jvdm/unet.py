@@ -7,11 +7,15 @@
     5. up:        `num_blocks + 1` residual blocks, each on [h, kept output], last kept first
     6. output:    normalisation, zero-initialised 3 x 3 convolution, + z
 
-The blocks of 3 and of 5 are alike, so each stack is one scan over stacked parameters.
+The blocks of 3 and of 5 are alike, so each stack is one scan over stacked parameters. Where every pixel has a
+gamma of its own, it may have a condition of its own: the sinusoids of its channels' times, side by side, and
+what else is known of the image (the LDM variant of 2312.13236).
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -32,7 +36,11 @@ class ResidualBlock(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b h w c"], condition: Float[Array, "b d"], *, train: bool
+        self,
+        x: Float[Array, "b h w c"],
+        condition: Float[Array, "b 1 1 d"] | Float[Array, "b h w d"],
+        *,
+        train: bool,
     ) -> Float[Array, "b h w features"]:
         def norm_swish(y, name):
             return nn.swish(layers.GroupNorm(self.num_groups, self.epsilon, self.dtype, name=name)(y))
@@ -42,7 +50,7 @@ class ResidualBlock(nn.Module):
         shift = nn.Dense(
             self.features, use_bias=False, kernel_init=zeros, dtype=self.dtype, name="condition"
         )(condition)
-        y = norm_swish(y + shift[:, None, None, :], "norm2")
+        y = norm_swish(y + shift, "norm2")
         y = nn.Dropout(self.dropout, deterministic=not train)(y)
         y = layers.Conv3x3(self.features, zero_init=True, dtype=self.dtype, name="conv2")(y)
         if x.shape[-1] != self.features:
@@ -81,6 +89,119 @@ class UpBlock(nn.Module):
         return h, None
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Blocks:
+    """What the blocks of one network have in common; a maker of modules inside a compact method.
+
+    Attributes:
+        channels, groups, norm_epsilon, num_heads, dropout, attention, remat, dtype: as of `VDMUNet`.
+        train: dropout is on.
+    """
+
+    channels: int
+    groups: int
+    norm_epsilon: float
+    num_heads: int
+    dropout: float
+    attention: bool
+    remat: bool
+    dtype: DTypeLike
+    train: bool
+
+    def condition(
+        self, time: Float[Array, " b"] | Float[Array, "b h w c"], conditioning: Float[Array, "b ..."]
+    ) -> Float[Array, "b 1 1 d"] | Float[Array, "b h w d"]:
+        """Step 1, of the image or of every pixel."""
+        embedding = layers.timestep_embedding(time.reshape(-1), self.channels)
+        shape = (*time.shape[:3], -1) if time.ndim == 4 else (len(time), 1, 1, -1)
+        embedding = embedding.reshape(shape)
+        known = conditioning.reshape(len(conditioning), 1, 1, -1)
+        known = jnp.broadcast_to(known, (*embedding.shape[:3], known.shape[-1]))
+        h = jnp.concatenate([embedding, known], axis=-1)
+        for name in ("condition1", "condition2"):
+            h = nn.swish(nn.Dense(4 * self.channels, name=name)(h))
+        return h.astype(self.dtype)
+
+    def descend(
+        self,
+        h: Float[Array, "b h w c"],
+        condition: Float[Array, "b 1 1 d"] | Float[Array, "b h w d"],
+        num_blocks: int,
+    ) -> tuple[Float[Array, "b h w c"], Float[Array, "n b h w c"]]:
+        """Steps 2 to 4 from the extended input: the middle's output, and what is kept, last first."""
+        h = layers.Conv3x3(self.channels, precision="highest", name="conv_in")(h).astype(self.dtype)
+        kept_in = h
+        h, kept = self.stack(DownBlock, num_blocks, nn.broadcast, name="down")(h, condition)
+        h = self.block(name="middle1")(h, condition, train=self.train)
+        h = self.attend(name="middle_attention")(h)
+        h = self.block(name="middle2")(h, condition, train=self.train)
+        return h, jnp.concatenate([kept_in[None], kept], axis=0)[::-1]
+
+    def finish(
+        self, h: Float[Array, "b h w c"], features: int, *, zero_init: bool = True
+    ) -> Float[Array, "b h w features"]:
+        """Step 6, but for + z."""
+        h = nn.swish(layers.GroupNorm(self.groups, self.norm_epsilon, name="norm_out")(h.astype(jnp.float32)))
+        return layers.Conv3x3(features, zero_init=zero_init, precision="highest", name="conv_out")(h)
+
+    @property
+    def block(self) -> Callable[..., nn.Module]:
+        """Makes a residual block."""
+        return functools.partial(
+            ResidualBlock, self.channels, self.groups, self.dropout, self.dtype, self.norm_epsilon
+        )
+
+    @property
+    def attend(self) -> Callable[..., nn.Module]:
+        """Makes an attention."""
+        return functools.partial(
+            layers.SelfAttention, self.groups, self.norm_epsilon, self.dtype, self.num_heads
+        )
+
+    def stack(self, step: Any, length: int, in_axes: Any, *, name: str) -> nn.Module:
+        """The module that applies `step` `length` times, each with parameters of its own."""
+        if self.remat:
+            step = nn.remat(step, prevent_cse=False)
+        scanned = nn.scan(
+            step,
+            variable_axes={"params": 0},
+            split_rngs={"params": True, "dropout": True},
+            in_axes=in_axes,
+            length=length,
+        )
+        return scanned(self.block, self.attend if self.attention else None, self.train, name=name)
+
+
+def extend(z: Float[Array, "b h w c"], network: Any) -> Float[Array, "b h w d"]:
+    """z with its Fourier features, if the network has them."""
+    if not network.fourier:
+        return z
+    features = layers.fourier_features(z, network.fourier_first, network.fourier_last)
+    return jnp.concatenate([z, features], axis=-1)
+
+
+def check(network: Any) -> None:
+    """Refuse options that no network of these blocks can have.
+
+    Raises:
+        ValueError: naming the option.
+    """
+    if network.channels < 4 or network.channels % 2:
+        raise ValueError(f"channels is {network.channels}: give an even number from 4")
+    if network.num_blocks < 1:
+        raise ValueError(f"num_blocks is {network.num_blocks}: give 1 or more")
+    if network.num_groups < 0 or network.channels % network.groups:
+        raise ValueError(f"num_groups {network.num_groups} does not divide channels {network.channels}")
+    if network.dtype not in ("float32", "bfloat16"):
+        raise ValueError(f"dtype is {network.dtype!r}: give float32 or bfloat16")
+    if not 0.0 <= network.dropout < 1.0:
+        raise ValueError(f"dropout is {network.dropout}: give a probability below 1")
+    if network.fourier and network.fourier_last < network.fourier_first:
+        raise ValueError(
+            f"fourier_last {network.fourier_last} is below fourier_first {network.fourier_first}"
+        )
+
+
 class VDMUNet(nn.Module):
     """The VDM U-Net.
 
@@ -114,36 +235,24 @@ class VDMUNet(nn.Module):
     dtype: str = "float32"
 
     def __post_init__(self):
-        if self.channels < 4 or self.channels % 2:
-            raise ValueError(f"channels is {self.channels}: give an even number from 4")
-        if self.num_blocks < 1:
-            raise ValueError(f"num_blocks is {self.num_blocks}: give 1 or more")
-        if self.num_groups < 0 or self.channels % self.groups:
-            raise ValueError(f"num_groups {self.num_groups} does not divide channels {self.channels}")
+        check(self)
         if self.num_heads < 1 or self.channels % self.num_heads:
             raise ValueError(f"num_heads {self.num_heads} does not divide channels {self.channels}")
         if not self.norm_epsilon > 0.0:
             raise ValueError(f"norm_epsilon is {self.norm_epsilon}: give a positive number")
-        if self.dtype not in ("float32", "bfloat16"):
-            raise ValueError(f"dtype is {self.dtype!r}: give float32 or bfloat16")
-        if not 0.0 <= self.dropout < 1.0:
-            raise ValueError(f"dropout is {self.dropout}: give a probability below 1")
-        if self.fourier and self.fourier_last < self.fourier_first:
-            raise ValueError(f"fourier_last {self.fourier_last} is below fourier_first {self.fourier_first}")
         super().__post_init__()
 
     @property
     def groups(self) -> int:
         """Groups of every normalisation."""
-        most = min(32, self.channels // 4)
-        return self.num_groups or next(n for n in range(most, 0, -1) if self.channels % n == 0)
+        return self.num_groups or layers.most_groups(self.channels)
 
     @nn.compact
     def __call__(
         self,
         z: Float[Array, "b h w c"],
-        time: Float[Array, " b"],
-        conditioning: Float[Array, " b"],
+        time: Float[Array, " b"] | Float[Array, "b h w c"],
+        conditioning: Float[Array, "b ..."],
         *,
         train: bool = False,
     ) -> Float[Array, "b h w c"]:
@@ -151,49 +260,23 @@ class VDMUNet(nn.Module):
 
         Args:
             z: [b, h, w, c] noised data.
-            time: [b] in [0, 1] (`jvdm.networks`).
-            conditioning: [b] a scalar known of the image (whether it was augmented), or zeros.
+            time: [b] in [0, 1] (`jvdm.networks`), or [b, h, w, c], one for each pixel and channel.
+            conditioning: [b] a scalar known of the image (whether it was augmented), or zeros; or [b, m].
             train: dropout is on.
         """
-        dtype, groups = jnp.dtype(self.dtype), self.groups
-
-        condition = layers.timestep_embedding(time, self.channels)
-        condition = jnp.concatenate([condition, conditioning[:, None]], axis=-1)
-        condition = nn.swish(nn.Dense(4 * self.channels, name="condition1")(condition))
-        condition = nn.swish(nn.Dense(4 * self.channels, name="condition2")(condition)).astype(dtype)
-
-        h = z
-        if self.fourier:
-            h = jnp.concatenate(
-                [z, layers.fourier_features(z, self.fourier_first, self.fourier_last)], axis=-1
-            )
-        h = layers.Conv3x3(self.channels, precision="highest", name="conv_in")(h).astype(dtype)
-        kept_in = h
-
-        epsilon = self.norm_epsilon
-        block = functools.partial(ResidualBlock, self.channels, groups, self.dropout, dtype, epsilon)
-        attend = functools.partial(layers.SelfAttention, groups, epsilon, dtype, self.num_heads)
-        stack = functools.partial(self._stack, block, attend, train=train)
-
-        h, kept = stack(DownBlock, self.num_blocks, nn.broadcast, name="down")(h, condition)
-        h = block(name="middle1")(h, condition, train=train)
-        h = attend(name="middle_attention")(h)
-        h = block(name="middle2")(h, condition, train=train)
-        kept = jnp.concatenate([kept_in[None], kept], axis=0)[::-1]
-        h, _ = stack(UpBlock, self.num_blocks + 1, (nn.broadcast, 0), name="up")(h, condition, kept)
-
-        h = nn.swish(layers.GroupNorm(groups, epsilon, name="norm_out")(h.astype(jnp.float32)))
-        return z + layers.Conv3x3(z.shape[-1], zero_init=True, precision="highest", name="conv_out")(h)
-
-    def _stack(self, block, attend, step, length, in_axes, *, train, name):
-        """The module that applies `step` `length` times, each with parameters of its own."""
-        if self.remat:
-            step = nn.remat(step, prevent_cse=False)
-        scanned = nn.scan(
-            step,
-            variable_axes={"params": 0},
-            split_rngs={"params": True, "dropout": True},
-            in_axes=in_axes,
-            length=length,
+        blocks = Blocks(
+            channels=self.channels,
+            groups=self.groups,
+            norm_epsilon=self.norm_epsilon,
+            num_heads=self.num_heads,
+            dropout=self.dropout,
+            attention=self.attention,
+            remat=self.remat,
+            dtype=jnp.dtype(self.dtype),
+            train=train,
         )
-        return scanned(block, attend if self.attention else None, train, name=name)
+        condition = blocks.condition(time, conditioning)
+        h, kept = blocks.descend(extend(z, self), condition, self.num_blocks)
+        up = blocks.stack(UpBlock, self.num_blocks + 1, (nn.broadcast, 0), name="up")
+        h, _ = up(h, condition, kept)
+        return z + blocks.finish(h, z.shape[-1])

@@ -82,6 +82,22 @@ def read_npz_split(path: str, split: str) -> tuple[str, np.ndarray]:
     return name, array
 
 
+def read_npz_array(path: str, field: str) -> tuple[str, np.ndarray]:
+    """(name, array) of the only array of an .npz file.
+
+    Raises:
+        UserError: no such file, not an .npz, or not one array; `field` is where it was asked for.
+    """
+
+    def choose(names: list[str]) -> list[str]:
+        if len(names) != 1:
+            raise UserError(f"{field}: {path} holds {len(names)} arrays; it must hold one")
+        return names
+
+    ((name, array),) = _read_npz(path, choose).items()
+    return name, array
+
+
 def _read_npz(path: str, choose: Callable[[list[str]], list[str]]) -> dict[str, np.ndarray]:
     file = Path(path).expanduser()
     if not file.is_file():

@@ -35,6 +35,11 @@ def _continuous(model: Model, images: jax.Array, keys: jax.Array, alpha: jax.Arr
     return dequantization.uniform(images, u, alpha, model.num_levels, model.data_map)
 
 
+def _refuse_latents(model: Model, name: str) -> None:
+    if model.latent is not None:
+        raise UserError(f"the estimator {name} is not for models with a latent: choose vlb or ode")
+
+
 def _normal(model: Model, keys: jax.Array) -> jax.Array:
     return jax.vmap(lambda key: jax.random.normal(key, model.image_shape))(keys)
 
@@ -65,6 +70,8 @@ class RandomSliceELBO:
     shown: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, model: Model, mesh: Mesh, config: Config, *, batch_size: int, draws: int):
+        _refuse_latents(model, self.name)
+        self.latent = None
         if config.prior not in score_bounds.PRIORS:
             raise unknown("config.eval.elbo.prior", config.prior, score_bounds.PRIORS)
         trace = TRACES.build(config.trace)
@@ -72,7 +79,7 @@ class RandomSliceELBO:
 
         def one_draw(params, images, u, keys):
             k_data, k_eps, k_eps_1, k_probe = _split(keys, 4)
-            context = model.context(Batch(images, jnp.zeros(images.shape[0])))
+            context = model.context(params, Batch(images, jnp.zeros(images.shape[0])))
 
             def coefficients(t):
                 return model.coefficients(model.time_gamma(params, t, context))
@@ -129,6 +136,8 @@ class ScoreFlowBound:
     shown: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, model: Model, mesh: Mesh, config: Config, *, batch_size: int, draws: int):
+        _refuse_latents(model, self.name)
+        self.latent = None
         epsilon, importance, scale = config.epsilon, config.importance, model.units_per_nat
         if not epsilon and model.schedule.gamma_min == -np.inf:
             raise UserError(
@@ -140,7 +149,7 @@ class ScoreFlowBound:
 
         def one_draw(params, images, u, keys):
             k_data, k_eps, k_eps_1, k_eps_e = _split(keys, 4)
-            context = model.context(Batch(images, jnp.zeros(images.shape[0])))
+            context = model.context(params, Batch(images, jnp.zeros(images.shape[0])))
 
             def coefficients(t):
                 return model.coefficients(model.time_gamma(params, t, context))

@@ -40,6 +40,8 @@ class Sample(NamedTuple):
         prior: [b] log N(z_1).
         trace: [b, m] the integral of the divergence, by probe.
         log_q, log_decoder: [b] of the dequantization.
+        latent: [b] what a latent costs: its charge, or, with K > 1, log q - log p of the sample.
+        surrogate: [b] what the released code charges, where that is no bound; otherwise the same.
         evaluations: [b] of the network.
         ok: [b] the solver came to its end.
     """
@@ -48,6 +50,8 @@ class Sample(NamedTuple):
     trace: jax.Array
     log_q: jax.Array
     log_decoder: jax.Array
+    latent: jax.Array
+    surrogate: jax.Array
     evaluations: jax.Array
     ok: jax.Array
 
@@ -88,7 +92,7 @@ class ODE:
     """
 
     name: ClassVar[str] = "ode"
-    terms: ClassVar[tuple[str, ...]] = ("reconstruction", "prior", "trace", "dequantization", "importance")
+    terms: tuple[str, ...] = ("reconstruction", "prior", "trace", "dequantization", "importance")
     shown: ClassVar[tuple[str, ...]] = ("nfe",)
 
     def __init__(self, model: Model, mesh: Mesh, config: Config):
@@ -105,6 +109,18 @@ class ODE:
                 f"config.eval.ode.dequantization.name={name} is not for "
                 + ("discrete data" if model.num_levels else "continuous data: choose none")
             )
+        if model.per_pixel and self.dequantization.start_gamma > model.schedule.gamma_min:
+            raise UserError(
+                f"config.eval.ode.dequantization.start_gamma={self.dequantization.start_gamma} is at another "
+                f"time for every pixel: give at most {model.schedule.gamma_min}"
+            )
+        self.latent = model.latent
+        if model.latent is not None:
+            self.terms = (*ODE.terms, "latent")
+            if self._samples > 1 and not np.isfinite(model.latent.mode_charge):
+                raise UserError(
+                    "config.eval.ode.importance_samples above 1 is for latents of finitely many values"
+                )
         start_gamma = max(self.dequantization.start_gamma, model.schedule.gamma_min)
         if start_gamma == -np.inf:
             raise UserError(
@@ -129,10 +145,12 @@ class ODE:
     def _compile(self, solver: Any) -> Any:
         """(params, root key, images, their indices, draw, sample) -> Sample."""
         model, dequantization, trace = self._model, self.dequantization, self.trace
-        share_probes = self._share_probes
+        share_probes, num_samples = self._share_probes, self._samples
 
         def start_of(params):
             """The time at which the ODE starts."""
+            if model.per_pixel:
+                return jnp.zeros(())
             gamma_0 = model.gamma(params, jnp.zeros(()))
             gamma = jnp.maximum(gamma_0, dequantization.start_gamma)
             t = invert_increasing(lambda t: model.gamma(params, t), gamma, jnp.zeros(()), jnp.ones(()))
@@ -140,13 +158,15 @@ class ODE:
 
         def sample(params, root_key, images, index, draw, k):
             batch = Batch(images, jnp.zeros(images.shape[0]))
-            context = model.context(batch)
             keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(root_key, index)
             k_noise, k_probe = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
 
             def folded(key):
                 return jax.random.fold_in(jax.random.fold_in(key, draw), k)
 
+            latent_keys = jax.vmap(lambda key: jax.random.fold_in(folded(key), 7))(k_noise)
+            noise = None if model.latent is None else jax.vmap(model.latent.draw)(latent_keys)
+            context = model.context(params, batch, noise)
             start = start_of(params)
             c = model.coefficients(model.time_gamma(params, start[None], context))
             at = Start(c.alpha, c.sigma, c.gamma)
@@ -156,7 +176,7 @@ class ODE:
                 lambda key, x: dequantization.draw(folded(key), x, at_one, levels, model.data_map)
             )(k_noise, images)
             dequantized = dequantization(images, noise, at, levels, model.data_map)
-            log_sigma_1 = model.path.log_sigma(model.gamma(params, jnp.ones((1, 1, 1)), context))
+            log_sigma_1 = model.path.log_sigma(model.ends(params)[1].reshape(1, 1, 1))
 
             field = likelihood.batched_field(model.ode_drift, trace)
 
@@ -173,11 +193,16 @@ class ODE:
                 )
 
             result = jax.vmap(solve)(dequantized.z, context, k_probe)
+            latent = jnp.zeros_like(result.prior)
+            if context.charge is not None:
+                latent = context.charge if num_samples == 1 else context.log_ratio
             return Sample(
                 result.prior,
                 result.trace,
                 dequantized.log_q,
                 dequantized.log_decoder,
+                latent,
+                latent if context.surrogate is None else context.surrogate,
                 result.evaluations,
                 result.ok,
             )
@@ -222,11 +247,12 @@ class ODE:
 
     def _combine(self, samples: Sample) -> Rows:
         """The rows of a chunk."""
-        prior, log_q, log_decoder = (
-            np.asarray(a, np.float64) for a in (samples.prior, samples.log_q, samples.log_decoder)
+        prior, log_q, log_decoder, latent = (
+            np.asarray(a, np.float64)
+            for a in (samples.prior, samples.log_q, samples.log_decoder, samples.latent)
         )
         trace = np.asarray(samples.trace, np.float64)
-        weighted = likelihood.importance_bound(trace + (prior + log_decoder - log_q)[..., None])
+        weighted = likelihood.importance_bound(trace + (prior + log_decoder - log_q - latent)[..., None])
         mean = (weighted.weights[..., None] * trace).mean(axis=-1)
         terms = {
             "reconstruction": -(weighted.weights * log_decoder).sum(axis=-1),
@@ -234,8 +260,12 @@ class ODE:
             "trace": -mean.sum(axis=-1),
             "dequantization": (weighted.weights * log_q).sum(axis=-1),
         }
+        if self._model.latent is not None:
+            terms["latent"] = (weighted.weights * latent).sum(axis=-1)
         terms["importance"] = -weighted.bound - sum(terms.values())
         rows = {name: self._scale * term for name, term in terms.items()}
+        if self._model.latent is not None and not self._model.latent.is_bound:
+            rows["surrogate"] = self._scale * np.asarray(samples.surrogate, np.float64).mean(axis=-1)
         return {**rows, "nfe": np.mean(samples.evaluations, axis=-1)}
 
     def _check(self, samples: Sample, first: int) -> None:

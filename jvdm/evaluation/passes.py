@@ -37,10 +37,12 @@ class Estimator(Protocol):
         name: "vlb", "ode".
         terms: names of the rows that sum to the bound.
         shown: names of further rows whose mean the progress shows.
+        latent: the model's, or None.
     """
 
     name: ClassVar[str]
-    terms: ClassVar[tuple[str, ...]]
+    terms: tuple[str, ...]
+    latent: Any
     shown: ClassVar[tuple[str, ...]]
 
     def rows(self, params: Params, images: np.ndarray, key: jax.Array, *, first: int = 0) -> Iterator[Rows]:

@@ -55,6 +55,21 @@ class ODESettings:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Surrogate:
+    """The number as the released code of MuLAN computes it, which is no bound.
+
+    Attributes:
+        value: in the result's units.
+        charge: the mean of what it charges for the latent.
+        difference: why `value` is another number.
+    """
+
+    value: float
+    charge: float
+    difference: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Provenance:
     """What was evaluated, with what, and on what.
 
@@ -105,6 +120,7 @@ class Result:
         num_images, num_draws: images, and draws for each.
         ode: how an ODE likelihood was computed; None for a bound of another kind.
         slices: the options of "elbo" and "scoreflow"; None for others.
+        surrogate: what the released code would report of a latent whose charge is no bound; None otherwise.
         provenance: where the number comes from.
     """
 
@@ -122,6 +138,7 @@ class Result:
     num_draws: int
     ode: ODESettings | None
     slices: dict[str, Any] | None
+    surrogate: Surrogate | None
     provenance: Provenance
 
     @property
@@ -180,6 +197,7 @@ class Result:
             "NFE": "-" if self.ode is None else f"{self.ode.mean_nfe:.0f}",
             "images": str(self.num_images),
             "draws": str(self.num_draws),
+            **({} if self.surrogate is None else {"as released": f"{self.surrogate.value:.4f} (no bound)"}),
             "weights": f"{self.provenance.weights}, step {self.provenance.step}",
         }
 
@@ -276,7 +294,10 @@ def _result(
     per_image = {name: np.asarray(rows[name], np.float64).mean(axis=1) for name in estimator.terms}
     return Result(
         estimator=estimator.name,
-        latent_charge="none",
+        latent_charge=_charge(
+            estimator.latent, K=fields["ode"].importance_samples if fields.get("ode") else 1
+        ),
+        surrogate=_surrogate(total, rows),
         value=float(total.mean()),
         units="bits/dim" if provenance.num_levels else "nats",
         standard_error=standard_error(total.mean(axis=1)),
@@ -290,6 +311,26 @@ def _result(
         is_bound=is_bound,
         provenance=provenance,
         **{"timesteps": 0, "time_density": None, "ode": None, "slices": None, **fields},
+    )
+
+
+def _charge(latent: Any, *, K: int) -> str:
+    """How a latent is charged, in words."""
+    if latent is None:
+        return "none"
+    if not latent.is_bound:
+        return f"{latent.mode_charge:.4f} nats, of the likeliest latent, a function of the image, under the prior"
+    return "exact KL(q || p)" if K == 1 else "log q - log p of each sample"
+
+
+def _surrogate(total: np.ndarray, rows: Rows) -> Surrogate | None:
+    if "surrogate" not in rows:
+        return None
+    charge, valid = (float(np.mean(rows[name], dtype=np.float64)) for name in ("surrogate", "latent"))
+    return Surrogate(
+        value=float(total.mean()) + charge - valid,
+        charge=charge,
+        difference="charges the KL of one class of m, at most ln m, for k of m, which cost ln C(m, k)",
     )
 
 

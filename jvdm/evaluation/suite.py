@@ -177,7 +177,16 @@ def _depends_on(config: Config, origin: Provenance, one: _Built, kind: str) -> d
     """What a pass's numbers depend on: not on batch size or number of devices."""
     fields = dataclasses.asdict(origin)
     del fields["num_devices"]
-    sections = ("model", "path", "parameterization", "time_density", "data_map")
+    sections = (
+        "model",
+        "path",
+        "parameterization",
+        "time_density",
+        "data_map",
+        "schedule",
+        "latent",
+        "encoder",
+    )
     depends_on = {
         "provenance": fields,
         "model": {name: config[name].to_dict() for name in sections},

@@ -25,6 +25,8 @@ def for_evaluation(model: Model, timesteps: int | None = None) -> Model:
     return dataclasses.replace(
         model,
         network=model.network.clone(dtype="float32"),
+        encoder=None if model.encoder is None else model.encoder.clone(dtype="float32"),
+        evaluating=True,
         timesteps=timesteps,
         time_density=UniformDensity() if timesteps else model.time_density,
     )
@@ -33,7 +35,8 @@ def for_evaluation(model: Model, timesteps: int | None = None) -> Model:
 class VLB:
     """The compiled variational bound.
 
-    Its rows are the terms and `gamma`, the schedule at the drawn times (its mean over pixels), all [N, n].
+    Its rows are the terms, `latent` among them with a latent, what that is charged elsewhere, `surrogate`, and
+    `gamma`, the schedule at the drawn times (its mean over pixels), all [N, n].
 
     Args:
         model: as `for_evaluation` returns it.
@@ -46,7 +49,7 @@ class VLB:
     """
 
     name: ClassVar[str] = "vlb"
-    terms: ClassVar[tuple[str, ...]] = ("reconstruction", "prior", "diffusion")
+    terms: tuple[str, ...] = ("reconstruction", "prior", "diffusion")
     shown: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, model: Model, mesh: Mesh, *, batch_size: int, draws: int):
@@ -60,9 +63,16 @@ class VLB:
         def one_draw(params, images, u, keys):
             batch = Batch(images, jnp.zeros(images.shape[0]))
             drawn = model.draw(keys, u)
-            at = model.time_gamma(params, model.times(drawn.u).t, model.context(batch))
-            terms = model.terms(params, drawn, batch, at=at).parts()
+            context = model.context(params, batch, drawn.latent)
+            at = model.time_gamma(params, model.times(drawn.u).t, context)
+            terms = model.terms(params, drawn, batch, at=at, context=context).parts()
+            if context.surrogate is not None:
+                terms["surrogate"] = context.surrogate
             return {name: scale * term for name, term in terms.items()}, at.gamma.mean(axis=(1, 2, 3))
+
+        self.latent = model.latent
+        if model.latent is not None:
+            self.terms = (*VLB.terms, "latent")
 
         self._pass = SlicePass(one_draw, mesh, batch_size=batch_size, draws=draws)
 

@@ -1,6 +1,8 @@
 """The gradient of the training objective, in bits/dim (nats where the data is continuous).
 
-1. bound: the mean over the batch of the variational bound, and of the second-order penalty if there is one.
+1. bound: the mean over the batch of the variational bound, and of the second-order penalty if there is one. A
+   latent without a gradient of its own is drawn twice, and has that of leave-one-out REINFORCE
+   (`jvdm.subsets`), everything else being the same in both.
 2. variance (2107.00630, appendix I.2): as 1, except that the interior of the schedule minimises
    E[l^2], l the per-example continuous-time diffusion loss, which leaves its mean alone and
    lowers its variance. l_i depends on the schedule only through g_i = gamma(t_i) and
@@ -17,6 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jvdm import subsets
 from jvdm.model import Model
 from jvdm.records import Batch, Draws, LossTerms, ScoreMatching, TimeGamma
 from jvdm.registry import Config
@@ -30,15 +33,37 @@ def bound_gradient(model: Model, second_order: float = 0.0) -> Gradient:
     """Objective (1); `second_order` is the strength of the penalty."""
     scale = model.units_per_nat
 
+    def terms_of(params, draws, batch, dropout_key):
+        context = model.context(params, batch, draws.latent, step=draws.step, dropout_key=dropout_key)
+        terms = model.terms(
+            params, draws, batch, dropout_key=dropout_key, context=context, second_order=second_order
+        )
+        return terms, context.log_q
+
     def gradient(params, draws, batch, dropout_key):
         def objective(params):
-            terms = model.terms(params, draws, batch, dropout_key=dropout_key, second_order=second_order)
+            terms, _ = terms_of(params, draws, batch, dropout_key)
             return scale * jnp.mean(terms.objective), terms
 
         grads, terms = jax.grad(objective, has_aux=True)(params)
         return terms, grads
 
-    return gradient
+    def reinforced(params, draws, batch, dropout_key):
+        others = draws._replace(latent=draws.other_latent)
+
+        def objective(params):
+            (one, log_q), (two, other_log_q) = (
+                terms_of(params, d, batch, dropout_key) for d in (draws, others)
+            )
+            losses = jnp.stack([one.objective, two.objective])
+            score = subsets.leave_one_out(losses, jnp.stack([log_q, other_log_q]))
+            mean = jax.tree.map(lambda a, b: 0.5 * (a + b), one, two)
+            return scale * jnp.mean(mean.objective + score), mean
+
+        grads, terms = jax.grad(objective, has_aux=True)(params)
+        return terms, grads
+
+    return reinforced if model.latent is not None and model.latent.score_function else gradient
 
 
 def variance_gradient(model: Model) -> Gradient:
@@ -46,7 +71,7 @@ def variance_gradient(model: Model) -> Gradient:
     scale = model.units_per_nat
 
     def gradient(params, draws, batch, dropout_key):
-        context = model.context(batch)
+        context = model.context(params, batch)
         t = model.times(draws.u).t
 
         def objective(params, at):

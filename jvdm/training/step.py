@@ -108,7 +108,7 @@ def make_train_step(model: Model, config: Config, mesh: Mesh) -> Any:
 
         def accumulate(grads, micro):
             u, keys, batch, i = micro
-            draws = model.draw(keys, u)
+            draws = model.draw(keys, u)._replace(step=state.step)
             dropout_key = jax.random.fold_in(k_dropout, i) if has_dropout else None
             terms, more = gradient(state.params, draws, batch, dropout_key)
             means = {name: scale * jnp.mean(term) for name, term in terms.metrics().items()}
@@ -126,8 +126,8 @@ def make_train_step(model: Model, config: Config, mesh: Mesh) -> Any:
         params = optax.apply_updates(state.params, updates)
         keep = ema_rate(config.optimizer, state.step)
         ema_params = jax.tree.map(lambda old, new: keep * old + (1.0 - keep) * new, state.ema_params, params)
-        learns = bool(state.params["schedule"])
-        gamma_0, gamma_1 = model.gamma(params, jnp.array([0.0, 1.0])) if learns else (None, None)
+        learns = bool(state.params["schedule"]) and not model.per_pixel
+        gamma_0, gamma_1 = model.ends(params) if learns else (None, None)
         metrics = StepMetrics(
             losses=terms,
             grad_norm=optax.tree.norm(grads),
