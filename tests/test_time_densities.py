@@ -48,7 +48,9 @@ def times(request):
 def test_every_density_is_among_the_cases():
     assert {case[0] for case in CASES} | {"debiased_released"} == set(TIME_DENSITIES.names())
     for name in TIME_DENSITIES.names():
-        assert TIME_DENSITIES.component(name).needs in ("", "fixed_linear", "inverse")
+        component = TIME_DENSITIES.component(name)
+        assert component.needs in ("", "fixed_linear", "inverse")
+        assert component.unbiased == (name != "debiased_released")
 
 
 @pytest.mark.parametrize("shape", [(), (1,), (64,), (4, 3)])
