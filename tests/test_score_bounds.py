@@ -59,7 +59,7 @@ def test_bounds_of_a_perfect_model_are_tight(case):
         assert abs(gap.mean) <= 3 * gap.error + 1e-4, name
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", ["variance preserving SDE", "finite gamma"])
 def test_an_error_of_the_score_costs_what_it_should(case):
     """A constant d in drift costs D d^2 / 2 nats, in eps gamma_1 - gamma_0 times as much: never less."""
     _, path, schedule, _ = CASES[case]
