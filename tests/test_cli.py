@@ -201,6 +201,10 @@ MISTAKES = {
     "stray argument": (["--mode=train", "configs/digits.py"], "unexpected argument"),
     "unknown override": ([*TRAIN, "--config.training.batchsize=3"], "batch_size"),
     "ill-typed override": ([*TRAIN, "--config.training.batch_size=many"], "many"),
+    "option of another component": (
+        [*TRAIN, "--config.data_map.name=logit", "--config.data_map.a=0.1"],
+        "config.data_map.a: the component of the config file has no such option",
+    ),
     "unknown component": ([*TRAIN, "--config.schedule.name=learned_scaler"], "did you mean 'learned_scalar'"),
     "option of another component": ([*TRAIN, "--config.network.name=vdm_net"], "did you mean 'vdm_unet'"),
     "unknown mask": ([*TRAIN, "--config.optimizer.decay_mask=x"], "decay_mask"),
