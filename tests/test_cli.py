@@ -201,7 +201,7 @@ MISTAKES = {
     "stray argument": (["--mode=train", "configs/digits.py"], "unexpected argument"),
     "unknown override": ([*TRAIN, "--config.training.batchsize=3"], "batch_size"),
     "ill-typed override": ([*TRAIN, "--config.training.batch_size=many"], "many"),
-    "option of another component": (
+    "option that only another has": (
         [*TRAIN, "--config.data_map.name=logit", "--config.data_map.a=0.1"],
         "config.data_map.a: the component of the config file has no such option",
     ),
