@@ -74,8 +74,17 @@ def parse(argv: list[str]) -> list[str]:
         fail(before + trace.strip().splitlines()[-1] if traceback else error)
     except (AttributeError, KeyError) as error:
         # ml_collections gives the message with its quotes escaped.
-        text = str(error).replace("\\n", ". ").replace("\\'", "'")
-        fail("unknown config field " + text.strip("'"))
+        text = str(error).replace("\\n", ". ").replace("\\'", "'").strip("'\"").replace("'. Did", ". Did")
+        for argument in argv:
+            # Of an option, ml_collections says its last name only.
+            field = argument.lstrip("-").partition("=")[0]
+            if text.isidentifier() and field.endswith(f".{text}"):
+                text = (
+                    f"{field}: the component of the config file has no such option; "
+                    "choose another component in a config file to set its options"
+                )
+                break
+        fail(f"unknown config field {text}")
     # A config file is the user's code, so anything may come out of it.
     except Exception as error:
         fail(f"--config: {type(error).__name__}: {error}")

@@ -63,6 +63,11 @@ def _fixed_parts(config: Config, schedule: Any, path: Any, time_density: Any) ->
         )
     if time_density.needs == "inverse" and (timesteps or learned):
         raise UserError(f"config.time_density.name={name} needs continuous time and a fixed schedule, {here}")
+    if not time_density.unbiased and config.training.objective == "bound":
+        raise UserError(
+            f"config.time_density.name={name} is for config.training.objective=score_matching: with it the "
+            "loss is no bound"
+        )
     if config.training.second_order and (timesteps or learned):
         raise UserError(f"config.training.second_order needs continuous time and a fixed schedule, {here}")
 

@@ -101,7 +101,7 @@ def _plot_loss(evaluation: suite.Evaluation, workdir: Workdir) -> None:
     result, rows = evaluation.result, evaluation.rows
     picture = workdir.plots / f"loss_against_gamma_{result.name}.png"
     plots.loss_against_gamma(
-        rows["gamma"].ravel(), rows["diffusion"].ravel(), picture, bits_per_dim_total=result.value
+        rows["gamma"].ravel(), rows["diffusion"].ravel(), picture, total=result.value, units=result.units
     )
     print(f"plot    {picture}")
 

@@ -22,10 +22,11 @@ The second term is the charge, in nats, of m numbers c with logits theta from th
 
 The g of (4) are Gumbel(0), or made of w_i ~ Gamma(1/k, 1), i = 1..10, as sum-of-gamma noise (2106.01798):
 
-    6. sum_of_gamma: g = 10/k (sum_i (k/i) w_i - ln 10). k of them add up to 10 (sum_i E_i / i - ln 10), E_i
-                  exponential, which is 10 times the largest of ten exponentials less ln 10: Gumbel(0, 10)
-                  but for P(g < 10 y) = (1 - e^-y / 10)^10 in place of its limit exp(-e^-y).
-    7. sum_of_gamma_released: i/k in place of k/i (rate and scale swapped): less than a tenth of the noise
+    6. sum_of_gamma: g = 10/k (sum_i (k/i) w_i - ln 10). k of them add up to 10 (sum_i E_i / i - ln 10) with
+                  exponential E_i. The sum is distributed as the largest of ten exponentials, so that
+                  P(< 10 y) = (1 - e^-y / 10)^10, which is Gumbel(0, 10) but for its limit exp(-e^-y).
+    7. sum_of_gamma_released: i/k in place of k/i (rate and scale swapped), so that for k = 15 the deviation
+                  of g is 0.225 in place of 3.21
 """
 
 import dataclasses
@@ -192,20 +193,15 @@ class Gumbel:
         soft = jax.nn.softmax(noisy / self.temperature(step))
         c = subsets.top_k(noisy, 1)
         log_q = jnp.sum(c * jax.nn.log_softmax(logits), axis=-1)
-        return LatentSample(subsets.with_gradient_of(c, soft), categorical_kl(logits), log_q)
+        return LatentSample(subsets.straight_through(c, soft), categorical_kl(logits), log_q)
 
     def mode(self, logits: Logits) -> Value:
         """The c that is likeliest, [b, m]; it costs `mode_charge`."""
         return subsets.top_k(logits, 1)
 
 
-def _no_gradient(c: Value, logits: Logits, k: int) -> Value:
-    """The sample as it is."""
-    return c
-
-
-# How a sample has a gradient: (c, logits, k) -> c.
-GRADIENTS = {"straight_through": subsets.straight_through, "reinforce": _no_gradient}
+# How a sample has a gradient: (c, mu) -> c.
+GRADIENTS = {"straight_through": subsets.straight_through, "reinforce": lambda c, mu: c}
 
 
 @LATENTS.register("k_subset")
@@ -256,9 +252,10 @@ class KSubset:
     def sample(self, logits: Logits, noise: Noise, step: jax.Array | None = None) -> LatentSample:
         """c and its charge; arguments as of `Gaussian`."""
         c = subsets.sample(noise, logits, self.k)
-        value = GRADIENTS[self.gradient](c, logits, self.k)
-        charge = subsets.kl_to_uniform(logits, self.k)
-        return LatentSample(value, charge, subsets.log_prob(c, logits, self.k))
+        moments = subsets.moments(logits, self.k)
+        value = GRADIENTS[self.gradient](c, moments.marginals)
+        charge = subsets.kl_to_uniform(logits, self.k, moments)
+        return LatentSample(value, charge, subsets.log_prob(c, logits, self.k, moments))
 
     def mode(self, logits: Logits) -> Value:
         """The c that is likeliest, [b, m]; it costs `mode_charge`."""
@@ -348,7 +345,7 @@ class KHotSurrogate:
     def sample(self, logits: Logits, noise: Noise, step: jax.Array | None = None) -> LatentSample:
         """c and what is charged; arguments as of `Gaussian`."""
         noisy = logits + PERTURBATIONS[self.noise].total(noise, self.k)
-        value = subsets.with_gradient_of(subsets.top_k(noisy, self.k), direction(noisy))
+        value = subsets.straight_through(subsets.top_k(noisy, self.k), direction(noisy))
         return LatentSample(value, categorical_kl(logits))
 
     def mode(self, logits: Logits) -> Value:

@@ -246,6 +246,9 @@ class Model:
 
     def ode_drift(self, params: Params, z: Data, t: Float[Array, " b"], context: Context) -> Data:
         """dz/dt of the probability-flow ODE at times [b] (`jvdm.paths`, equation 3)."""
+        if self.schedule.gamma_min == -math.inf:
+            # Without noise gamma' is infinite: the limit, from a little above.
+            t = jnp.maximum(t, 2.0**-24)
         eps, c = self.predict(params, z, t, context)
         return c.dgamma_dt * (self.path.dlogalpha_dgamma(c.gamma) * z + 0.5 * c.sigma * eps)
 

@@ -21,6 +21,7 @@ All functions broadcast over leading axes.
 """
 
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +30,7 @@ from jaxtyping import Array, Float
 Logits = Float[Array, "... m"]
 Subset = Float[Array, "... m"]
 
-# ln 0: finite, so that differences and gradients are.
+# ln 0: finite, so that differences and gradients are, and so large that adding a logit leaves it as it is.
 LOG_ZERO = -1e30
 
 
@@ -52,17 +53,13 @@ def _one_less(row: Float[Array, "... k+1"]) -> Float[Array, "... k+1"]:
 
 def _table(theta: Logits, k: int) -> tuple[Float[Array, "... k+1"], Float[Array, "m ... k+1"]]:
     """The recursion (2): L[m], and L[i - 1] for every i of 1..m."""
-    m = theta.shape[-1]
-    counts = jnp.arange(k + 1)
-    first = jnp.broadcast_to(jnp.where(counts == 0, 0.0, LOG_ZERO), (*theta.shape[:-1], k + 1))
+    first = jnp.where(jnp.arange(k + 1) == 0, 0.0, LOG_ZERO).astype(theta.dtype)
 
-    def add(row, element):
-        i, theta_i = element
-        new = _log_add(row, theta_i[..., None] + _one_less(row))
-        # More elements than there are: the sum of two zeros is again the same zero, without a gradient.
-        return jnp.where(counts <= i, new, LOG_ZERO), row
+    def add(row, theta_i):
+        return _log_add(row, theta_i[..., None] + _one_less(row)), row
 
-    return jax.lax.scan(add, first.astype(theta.dtype), (jnp.arange(1, m + 1), jnp.moveaxis(theta, -1, 0)))
+    start = jnp.broadcast_to(first, (*theta.shape[:-1], k + 1))
+    return jax.lax.scan(add, start, jnp.moveaxis(theta, -1, 0))
 
 
 def log_normalizer(theta: Logits, k: int) -> Float[Array, "..."]:
@@ -78,22 +75,52 @@ def log_normalizer(theta: Logits, k: int) -> Float[Array, "..."]:
     return _table(theta, k)[0][..., k]
 
 
-def log_prob(c: Subset, theta: Logits, k: int) -> Float[Array, "..."]:
-    """log q(c) (1), [...] nats, of c with k ones; its gradient in theta is c - mu."""
-    return jnp.sum(theta * c, axis=-1) - log_normalizer(theta, k)
+class Moments(NamedTuple):
+    """What one pass through the table and back gives.
+
+    Attributes:
+        log_normalizer: [...] ln e_k (2), nats.
+        marginals: [..., m] mu (3), the probability of each element to be in the subset; their sum is k.
+    """
+
+    log_normalizer: Float[Array, "..."]
+    marginals: Float[Array, "... m"]
+
+
+def moments(theta: Logits, k: int) -> Moments:
+    """Normaliser and marginals, both with their gradients in theta."""
+    value, pullback = jax.vjp(lambda theta: log_normalizer(theta, k), theta)
+    return Moments(value, *pullback(jnp.ones_like(value)))
 
 
 def marginals(theta: Logits, k: int) -> Float[Array, "... m"]:
-    """mu (3), the probability of each element to be in the subset; [..., m], of sum k."""
-    return jax.grad(lambda theta: jnp.sum(log_normalizer(theta, k)))(theta)
+    """mu (3), [..., m]."""
+    return moments(theta, k).marginals
 
 
-def kl_to_uniform(theta: Logits, k: int) -> Float[Array, "..."]:
-    """KL(q || uniform over k-subsets) (4), [...] nats, between 0 and ln C(m, k)."""
-    # Adding a constant to theta changes nothing but the size of the numbers that cancel.
-    theta = theta - jnp.mean(theta, axis=-1, keepdims=True)
-    cross = jnp.sum(theta * marginals(theta, k), axis=-1)
-    return cross - log_normalizer(theta, k) + log_count(theta.shape[-1], k)
+def log_prob(c: Subset, theta: Logits, k: int, given: Moments | None = None) -> Float[Array, "..."]:
+    """log q(c) (1), [...] nats; its gradient in theta is c - mu.
+
+    Args:
+        c: [..., m], with k ones.
+        theta: [..., m] log weights.
+        k: the size of the subsets.
+        given: the moments of theta, where they are known.
+    """
+    value = log_normalizer(theta, k) if given is None else given.log_normalizer
+    return jnp.sum(theta * c, axis=-1) - value
+
+
+def kl_to_uniform(theta: Logits, k: int, given: Moments | None = None) -> Float[Array, "..."]:
+    """KL(q || uniform over k-subsets) (4), [...] nats, between 0 and ln C(m, k).
+
+    Args:
+        theta: [..., m] log weights.
+        k: the size of the subsets.
+        given: the moments of theta, where they are known.
+    """
+    value, mu = moments(theta, k) if given is None else given
+    return jnp.sum(theta * mu, axis=-1) - value + log_count(theta.shape[-1], k)
 
 
 def sample(uniforms: Float[Array, "... m"], theta: Logits, k: int) -> Subset:
@@ -131,14 +158,9 @@ def top_k(theta: Logits, k: int) -> Subset:
     return jnp.sum(jax.nn.one_hot(indices, theta.shape[-1], dtype=theta.dtype), axis=-2)
 
 
-def with_gradient_of(value: Array, surrogate: Array) -> Array:
-    """`value` to the last bit, with the gradient of `surrogate`."""
-    return jax.lax.stop_gradient(value) + (surrogate - jax.lax.stop_gradient(surrogate))
-
-
-def straight_through(c: Subset, theta: Logits, k: int) -> Subset:
-    """c, [..., m], with the gradient of mu (6)."""
-    return with_gradient_of(c, marginals(theta, k))
+def straight_through(c: Array, mu: Array) -> Array:
+    """c, to the last bit, with the gradient of mu (6); any two arrays of one shape."""
+    return jax.lax.stop_gradient(c) + (mu - jax.lax.stop_gradient(mu))
 
 
 def leave_one_out(losses: Float[Array, "n ..."], log_q: Float[Array, "n ..."]) -> Float[Array, "..."]:

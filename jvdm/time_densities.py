@@ -39,13 +39,15 @@ class WeightedTimes(NamedTuple):
     weight: Times
 
 
-# What a density asks of the schedule: "" nothing, "fixed_linear" that one, "inverse" a fixed one.
+# `needs` is what a density asks of the schedule: "" nothing, "fixed_linear" that one, "inverse" a fixed one.
+# `unbiased` says that the weight is one over the density, so that the loss estimates its integral over time.
 @TIME_DENSITIES.register("uniform")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class UniformDensity:
     """Density 1."""
 
     needs: ClassVar[str] = ""
+    unbiased: ClassVar[bool] = True
 
     def __call__(self, u: Times, *, schedule: Any, path: Any) -> WeightedTimes:
         """Times (1)."""
@@ -58,6 +60,7 @@ class Importance:
     """Density proportional to alpha^2 in gamma."""
 
     needs: ClassVar[str] = "fixed_linear"
+    unbiased: ClassVar[bool] = True
 
     def __call__(self, u: Times, *, schedule: Any, path: Any) -> WeightedTimes:
         """Times (2).
@@ -99,6 +102,7 @@ class Debiased:
 
     epsilon: float = 1e-3
     needs: ClassVar[str] = "inverse"
+    unbiased: ClassVar[bool] = True
 
     def __post_init__(self):
         if not 0.0 < self.epsilon < 1.0:
@@ -115,6 +119,7 @@ class DebiasedReleased:
     """Density (3) of one schedule, of weight 1: the loss of another weighting than it is meant to have."""
 
     needs: ClassVar[str] = ""
+    unbiased: ClassVar[bool] = False
 
     def __call__(self, u: Times, *, schedule: Any, path: Any) -> WeightedTimes:
         """Times (4)."""

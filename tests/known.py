@@ -14,7 +14,7 @@ import numpy as np
 import oracles
 from flax import linen as nn
 
-from jvdm import likelihood, schedules, score_bounds
+from jvdm import likelihood
 from jvdm.dequantization import Start
 from jvdm.divergence import ExactTrace, Hutchinson
 from jvdm.model import Model
@@ -24,7 +24,6 @@ from jvdm.records import Context
 from jvdm.schedules import SCHEDULES
 from jvdm.solvers import Adaptive
 from jvdm.time_densities import TIME_DENSITIES
-from jvdm.time_samplers import jittered
 from jvdm.transforms import DATA_MAPS
 
 ORACLES = {
@@ -233,114 +232,3 @@ def gap(oracle, name):
         return np.trapezoid(nats * np.exp(-0.5 * e**2), e) / math.sqrt(2 * math.pi) / math.log(2)
     # E_u log p of a slope s within a cell of width w is off by (s w)^2 / 24, and E s^2 = 1 / variance.
     return np.mean((2 / 256) ** 2 / ORACLES[oracle].variance) / 24 / math.log(2)
-
-
-# The bounds of score-based models, of continuous data. One Rademacher probe is what is published, several of
-# normal numbers have noise also where the Jacobian is diagonal.
-TRACES = {
-    "exact": ExactTrace(),
-    "1 probe": Hutchinson(),
-    "4 gaussian probes": Hutchinson(probes=4, distribution="gaussian"),
-}
-TRUNCATED = ("uniform times", "importance")
-
-
-@functools.cache
-def score_bounds_program(oracle, path, schedule, parameterization, offset, epsilon):
-    """([n] x, keys of draws [m]) -> -log p by every bound, [n] nats each, means of m draws; compiled."""
-    model = build(oracle, path, parameterization, schedule=schedule, offset=offset)
-
-    def coefficients(t):
-        return model.coefficients(model.time_gamma(EMPTY, t))
-
-    def draw(x, key, u):
-        """Of every bound, from the same times where they are uniform, and the same noise."""
-        n, (k_eps, k_1, k_e, k_probe) = len(x), jax.random.split(key, 4)
-        eps, eps_1, eps_e = (jax.random.normal(k, x.shape) for k in (k_eps, k_1, k_e))
-        context, one = Context(jnp.zeros(n)), jnp.ones(n)
-
-        def eps_hat_fn(t):
-            return lambda z: model.predict(EMPTY, z, t, context).eps
-
-        t, at_1 = jnp.maximum(u, 2.0**-24), coefficients(one)
-        log_sigma_1 = model.path.log_sigma(at_1.gamma)
-        at_s, at_t = coefficients(0.0 * one), coefficients(t)
-        bounds = {
-            f"random slice, {name}": score_bounds.random_slice(
-                eps_hat_fn(t),
-                at_s.alpha * x,
-                eps=eps,
-                eps_1=eps_1,
-                probes=trace.draw(k_probe, x.shape),
-                trace=trace,
-                span=one,
-                dlogalpha_dgamma=model.path.dlogalpha_dgamma(at_t.gamma),
-                at_s=at_s,
-                at_t=at_t,
-                at_1=at_1,
-                log_sigma_1=log_sigma_1,
-            )
-            for name, trace in TRACES.items()
-        }
-        t_e = epsilon * one
-        at_e, gamma_e = coefficients(t_e), model.schedule(t_e)
-        gamma_1 = model.schedule(one)
-        t_gamma = jnp.clip(model.schedule.inverse(gamma_e + (gamma_1 - gamma_e) * u), epsilon, 1.0)
-        times = {
-            "uniform times": (epsilon + (1 - epsilon) * u, (1 - epsilon) * one),
-            "importance": (t_gamma, (gamma_1 - gamma_e) / schedules.at(model.schedule, t_gamma).dgamma_dt),
-        }
-        for name, (t, span) in times.items():
-            at_t = coefficients(t)
-            bounds[f"truncated, {name}"] = score_bounds.truncated(
-                eps_hat_fn(t),
-                eps_hat_fn(t_e),
-                x,
-                eps=eps,
-                eps_1=eps_1,
-                eps_e=eps_e,
-                span=span,
-                dlogalpha_dgamma=model.path.dlogalpha_dgamma(at_t.gamma),
-                at_t=at_t,
-                at_e=at_e,
-                at_1=at_1,
-                log_sigma_1=log_sigma_1,
-            )
-        return {name: sum(terms) for name, terms in bounds.items()}
-
-    def program(x, key, num_draws):
-        k_time, k_noise = jax.random.split(key)
-        u = jax.vmap(lambda k: jittered(k, num_draws))(jax.random.split(k_time, len(x)))
-        nats = jax.lax.map(lambda a: draw(x, *a), (jax.random.split(k_noise, num_draws), u.T))
-        return {name: jnp.mean(a, axis=0) for name, a in nats.items()}
-
-    return jax.jit(program, static_argnums=2), model
-
-
-def score_bound_gaps(
-    oracle,
-    path,
-    schedule,
-    *,
-    parameterization="noise",
-    offset=0.0,
-    epsilon=1e-5,
-    num_examples=8192,
-    num_draws=16,
-    seed=0,
-):
-    """[n] bits/dim of every bound on -log p above the truth, at examples of the oracle's data."""
-    program, model = score_bounds_program(oracle, path, schedule, parameterization, offset, epsilon)
-    x = ORACLES[oracle].sample(np.random.default_rng(seed), num_examples)
-    images = jnp.asarray(x, jnp.float32).reshape(-1, *SHAPE)
-    nats = program(images, jax.random.key(seed), num_draws)
-    x = np.asarray(images, np.float64).reshape(-1, NUM_DIMS)
-    # The random slice is of log p(z_s), the truncated bound of log p(x).
-    gamma_0 = np.array([model.schedule.gamma_min])
-    alpha, sigma = oracles.ALPHA_SIGMA[path](gamma_0) if np.isfinite(gamma_0) else (np.ones(1), np.zeros(1))
-    at_s = ORACLES[oracle].log_density(alpha * x, alpha, sigma)
-    at_0 = ORACLES[oracle].log_density(x, np.ones(1), np.zeros(1))
-    return {
-        name: excess(-np.asarray(a, np.float64), at_s if name.startswith("random") else at_0)
-        for name, a in nats.items()
-    }

@@ -86,12 +86,13 @@ REFUSED = {
         change(schedule="fixed_linear", path="sub_variance_preserving", time_density="importance"),
         "variance_preserving or straight",
     ),
-    "map of continuous data": (change(data_map="identity"), "identity is not for discrete data"),
-    "order of beta": (
-        lambda c: change()(c) if c.schedule.update({"beta_min": 30.0}) else c,
-        "beta_min 30.0 and beta_max 20.0",
+    "times whose weight is released": (
+        change(time_density="debiased_released", training__objective="bound", schedule__t_min=1e-5),
+        "debiased_released is for config.training.objective=score_matching",
     ),
-    "logit's a": (lambda c: c if c.data_map.update({"a": 0.5}) else c, "a is 0.5"),
+    "map of continuous data": (change(data_map="identity"), "identity is not for discrete data"),
+    "order of beta": (change(schedule__beta_min=30.0), "beta_min 30.0 and beta_max 20.0"),
+    "logit's a": (change(data_map__a=0.5), "a is 0.5"),
 }
 
 

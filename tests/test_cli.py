@@ -80,13 +80,13 @@ def test_eval(trained):
     origin = record["provenance"]
     assert (record["num_images"], record["num_draws"], origin["weights"]) == (10, 2, "ema")
     assert origin["split"] == "test[:10]"
-    assert f"{record['bits_per_dim']:.4f} ± " in done.stdout
+    assert f"{record['value']:.4f} ± " in done.stdout
     (ode,) = (workdir / "eval").glob("ode_*.json")
     record = json.loads(ode.read_text())
     assert ode.stem == "ode_truncated_normal_K1_dopri5_1e-05_step2_10x1_seed0"
     assert (record["estimator"], record["num_images"], record["is_bound"]) == ("ode", 10, True)
     assert record["ode"]["solver_error"]["num_images"] == 2
-    assert f"{record['bits_per_dim']:.4f} ± " in done.stdout
+    assert f"{record['value']:.4f} ± " in done.stdout
     assert not list((workdir / "eval").glob("*.partial")), "finished passes leave nothing"
     assert (workdir / "plots" / "loss_against_gamma_vlb_continuous_step2_10x2_seed0.png").stat().st_size > 0
     again = run("--mode=eval", DIGITS, f"--workdir={workdir}", "--config.eval.timesteps=5", VLB, *TINY)
@@ -136,7 +136,7 @@ def test_summary(trained):
     assert done.returncode == 0, done.stderr
     for path in [*(trained[0] / "eval").glob("*.json"), *(trained[0] / "samples").glob("samples_*")]:
         assert str(path) in done.stdout
-        assert path.suffix != ".json" or f"{json.loads(path.read_text())['bits_per_dim']:.4f}" in done.stdout
+        assert path.suffix != ".json" or f"{json.loads(path.read_text())['value']:.4f}" in done.stdout
     assert f"checkpoint {trained[0] / 'checkpoints' / '2'}" in done.stdout
 
 
@@ -201,6 +201,10 @@ MISTAKES = {
     "stray argument": (["--mode=train", "configs/digits.py"], "unexpected argument"),
     "unknown override": ([*TRAIN, "--config.training.batchsize=3"], "batch_size"),
     "ill-typed override": ([*TRAIN, "--config.training.batch_size=many"], "many"),
+    "option that only another has": (
+        [*TRAIN, "--config.data_map.name=logit", "--config.data_map.a=0.1"],
+        "config.data_map.a: the component of the config file has no such option",
+    ),
     "unknown component": ([*TRAIN, "--config.schedule.name=learned_scaler"], "did you mean 'learned_scalar'"),
     "option of another component": ([*TRAIN, "--config.network.name=vdm_net"], "did you mean 'vdm_unet'"),
     "unknown mask": ([*TRAIN, "--config.optimizer.decay_mask=x"], "decay_mask"),

@@ -68,10 +68,9 @@ def recursion(path_name, lam, num_steps):
     """Mean and variance [2] after `num_steps` from a standard normal."""
     path, _ = parts(path_name)
     mean, variance, h = np.zeros(2), np.ones(2), 1.0 / num_steps
-    for i in range(num_steps):
-        t = jnp.asarray((num_steps - i) / num_steps)
-        alpha, sigma, gamma, slope = (np.float64(a) for a in coefficients(path_name, t))
-        k_a = np.float64(path.dlogalpha_dgamma(jnp.asarray(gamma)))
+    c = coefficients(path_name, jnp.arange(num_steps, 0, -1) / num_steps)
+    at_steps = [np.asarray(a, np.float64) for a in (c.alpha, c.sigma, c.dgamma_dt)]
+    for alpha, sigma, slope, k_a in zip(*at_steps, np.asarray(path.dlogalpha_dgamma(c.gamma)), strict=True):
         v = alpha**2 * DATA.variance + sigma**2
         pull = (1.0 - 0.5 * lam) * sigma**2 / v
         mean = (1.0 - h * slope * (pull + k_a)) * mean + h * slope * pull * alpha * DATA.mean
@@ -123,6 +122,26 @@ def test_the_flow_has_no_noise():
         one, two = (ReverseSDE(lam=lam).step(z, z, e, where) for e in (noise, other))
         g = c.sigma * jnp.sqrt(c.dgamma_dt)
         np.testing.assert_allclose(one - two, jnp.sqrt(0.01 * (1 - lam)) * g * (noise - other), atol=1e-6)
+
+
+@pytest.mark.parametrize("path_name", PATH_NAMES)
+def test_a_constant_error_costs_more_the_further_from_the_middle(path_name, x64):
+    """The divergence of two chains, eps_hat off by d in one: 1 + lam^2 / (4 (1 - lam)) times that of lam = 0.
+
+    Of a step, |difference of means|^2 / (2 variance); that of lam = 0 is h / 2 gamma' d^2 (2106.02808).
+    """
+    d, h = 0.3, 0.01
+    c = coefficients(path_name, jnp.linspace(0.05, 1.0, 20)[:, None, None, None])
+    where = samplers.Step(c, c, h, parts(path_name)[0].dlogalpha_dgamma(c.gamma), (-1.0, 1.0))
+    z, eps, zero = (jnp.full((20, 1, 1, 1), a) for a in (0.4, -0.8, 0.0))
+    for lam in (0.0, 0.3, 0.5, 0.9):
+        sampler = ReverseSDE(lam=lam)
+        mean, other = (sampler.step(e, z, zero, where) for e in (eps, eps + d))
+        variance = (sampler.step(eps, z, zero + 1.0, where) - mean) ** 2
+        factor = 1.0 + lam**2 / (4.0 * (1.0 - lam))
+        np.testing.assert_allclose(
+            (mean - other) ** 2 / (2.0 * variance), factor * 0.5 * h * c.dgamma_dt * d**2, rtol=1e-10
+        )
 
 
 def test_trajectories_end_in_the_samples():

@@ -5,6 +5,7 @@ import itertools
 
 import jax
 import jax.numpy as jnp
+import known
 import numpy as np
 import oracles
 import pytest
@@ -12,7 +13,7 @@ import pytest
 from jvdm import losses, samplers, transforms
 from jvdm.errors import UserError
 from jvdm.paths import VariancePreserving
-from jvdm.records import Coefficients, Prediction
+from jvdm.records import Coefficients, Context, Prediction
 from jvdm.samplers import SAMPLERS
 
 GAMMA_0, GAMMA_1 = -8.0, 8.0
@@ -253,6 +254,39 @@ def test_equal_steps_of_the_ode_sampler(flown):
     assert fixed.log_likelihood is None
     # 50 steps of order 4 of 0.3 in gamma: 1e-4.
     np.testing.assert_allclose(fixed.z_0, flown.z_0[:20], atol=1e-3)
+
+
+@pytest.mark.parametrize("parameterization", ["noise", "drift"])
+def test_the_ode_reaches_the_time_without_noise(parameterization):
+    """Where gamma' is infinite. Of Gaussian data each dimension keeps its quantile."""
+    oracle, path = known.ORACLES["continuous_gaussian"], "sub_variance_preserving"
+    model = known.build("continuous_gaussian", path, parameterization, schedule="linear_beta")
+    log_sigma_1 = model.path.log_sigma(jnp.full((1, 1, 1), model.schedule.gamma_max))
+    keys = jax.random.split(jax.random.key(0), 5)
+    result = jax.jit(
+        lambda keys: samplers.flow(
+            model.ode_drift,
+            known.EMPTY,
+            Context(jnp.zeros(5)),
+            SAMPLERS.build(SAMPLERS.spec("ode")),
+            keys,
+            shape=SHAPE,
+            log_sigma_1=log_sigma_1,
+            num_steps=50,
+            log_likelihood=True,
+        )
+    )(keys)
+    assert result.ok.all()
+    z_1 = jnp.stack([jax.random.normal(jax.random.split(key)[0], SHAPE) for key in keys])
+    z_1 = np.asarray(jnp.exp(log_sigma_1) * z_1, np.float64).reshape(5, -1)
+    alpha, sigma = oracles.sub_variance_preserving(oracles.linear_beta_gamma(path, np.ones(1))[0])
+    quantile = (z_1 - alpha * oracle.mean) / np.sqrt(alpha**2 * oracle.variance + sigma**2)
+    z_0 = oracle.mean + np.sqrt(oracle.variance) * quantile
+    # The tolerance of 1e-5 in some thirty steps.
+    np.testing.assert_allclose(result.z_0.reshape(5, -1), z_0, atol=1e-3)
+    # The prior's mean is 0 instead of alpha_1 m, 0.007 * 0.7, times z_1 of up to 3.
+    log_p = oracle.log_density(z_0, np.ones(1), np.zeros(1))
+    np.testing.assert_allclose(result.log_likelihood, log_p, atol=0.02)
 
 
 def test_options_of_the_ode_sampler():

@@ -128,7 +128,9 @@ def evaluate(
         elif one.slices is not None:
             result = record.slice_result(estimator, rows, origin, settings=one.slices)
         else:
-            density = None if one.timesteps else config.time_density.name
+            # As `for_evaluation` has it.
+            density = config.time_density.name if trained.model.time_density.unbiased else "uniform"
+            density = None if one.timesteps else density
             result = record.vlb_result(estimator, rows, origin, timesteps=one.timesteps, time_density=density)
         yield Evaluation(result, estimator, rows, store)
 

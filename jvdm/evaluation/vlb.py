@@ -20,7 +20,10 @@ Params = Any
 
 
 def for_evaluation(model: Model, timesteps: int | None = None) -> Model:
-    """The model computing in float32, with T of the bound to evaluate (None keeps the model's)."""
+    """The model computing in float32, with T of the bound to evaluate (None keeps the model's).
+
+    Its times are uniform where those of training would not estimate the bound.
+    """
     timesteps = model.timesteps if timesteps is None else timesteps
     return dataclasses.replace(
         model,
@@ -28,7 +31,7 @@ def for_evaluation(model: Model, timesteps: int | None = None) -> Model:
         encoder=None if model.encoder is None else model.encoder.clone(dtype="float32"),
         evaluating=True,
         timesteps=timesteps,
-        time_density=UniformDensity() if timesteps else model.time_density,
+        time_density=UniformDensity() if timesteps or not model.time_density.unbiased else model.time_density,
     )
 
 

@@ -91,16 +91,18 @@ def loss_against_gamma(
     loss: np.ndarray,
     path: str | os.PathLike[str],
     *,
-    bits_per_dim_total: float | None = None,
+    total: float | None = None,
+    units: str = "bits/dim",
 ) -> None:
     """Draws where on the schedule the diffusion loss arises.
 
     Args:
       gamma: [M], −log SNR at the time of each draw.
-      loss: [M], diffusion loss of one image at that time, in bits/dim; its mean over draws is the
+      loss: [M], diffusion loss of one image at that time, in `units`; its mean over draws is the
         diffusion term.
       path: the PNG.
-      bits_per_dim_total: the model's bits/dim, for the title.
+      total: the model's whole loss, for the title.
+      units: of all of them.
 
     Raises:
       UserError: if the file cannot be written.
@@ -111,12 +113,12 @@ def loss_against_gamma(
     finite = np.isfinite(gamma) & np.isfinite(loss)
     gamma, loss = gamma[finite], loss[finite]
     title = "diffusion loss against γ"
-    if bits_per_dim_total is not None:
-        title += f"   (model: {bits_per_dim_total:.4f} bits/dim)"
+    if total is not None:
+        title += f"   (model: {total:.4f} {units})"
     figure = figure_of(9.0, 4.8)
     axes = figure.add_subplot()
     xlabel = "γ = −log SNR   (little noise ← → much noise)"
-    _style(axes, xlabel, "diffusion loss per draw [bits/dim]", title, num_ticks=9)
+    _style(axes, xlabel, f"diffusion loss per draw [{units}]", title, num_ticks=9)
     if gamma.size:
         shown = np.random.default_rng(0).permutation(gamma.size)[:5000]
         alpha = float(np.clip(800 / len(shown), 0.16, 0.6))

@@ -20,13 +20,13 @@ def summary(workdir: pathlib.Path) -> str:
     for path in sorted(workdir.glob("eval/*.json")):
         try:
             record = json.loads(path.read_text())
-            error, number, origin = record["standard_error"], record["bits_per_dim"], record["provenance"]
+            error, number, origin = record["standard_error"], record["value"], record["provenance"]
             solver = (record["ode"] or {}).get("solver_error")
             rows.append(
                 {
                     "evaluation": path.stem,
                     "data": f"{origin['dataset']} {origin['split']}",
-                    "bits/dim": f"{number:.4f}" if error is None else with_error(number, error),
+                    record["units"]: f"{number:.4f}" if error is None else with_error(number, error),
                     "solver": difference_text(solver["bias"], solver["standard_error"]) if solver else "-",
                     "images": str(record["num_images"]),
                     "draws": str(record["num_draws"]),

@@ -258,7 +258,7 @@ def test_unknown_sources(source):
 def test_every_source_is_described():
     text = describe_sources()
     names = [line.split()[0] for line in text.splitlines()]
-    assert names == ["digits", "npz:PATH", "folder:PATH", *PUBLISHED]
+    assert names == ["digits", "swissroll", "npz:PATH", "folder:PATH", *PUBLISHED]
 
 
 def expect(message, source, *, names="", **options):

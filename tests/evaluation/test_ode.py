@@ -4,7 +4,9 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+import known
 import numpy as np
+import oracles
 import pytest
 import tiny
 from flax import linen as nn
@@ -16,7 +18,9 @@ from jvdm.evaluation import passes
 from jvdm.evaluation.ode import ODE
 from jvdm.evaluation.record import independent_errors, ode_result
 from jvdm.evaluation.vlb import for_evaluation
+from jvdm.schedules import LinearBeta
 from jvdm.solvers import SOLVERS
+from jvdm.transforms import Identity
 
 N = 5
 
@@ -118,7 +122,10 @@ def test_shared_probes(setting):
     assert np.abs(raw[True].trace[:, 0, 1] - raw[False].trace[:, 0, 1]).min() > 1e-3
 
 
-@pytest.mark.parametrize("name", DEQUANTIZATIONS.names())
+DISCRETE = [name for name in DEQUANTIZATIONS.names() if DEQUANTIZATIONS.component(name).discrete]
+
+
+@pytest.mark.parametrize("name", DISCRETE)
 def test_every_dequantization(setting, name):
     rows, estimator = evaluate(setting, batch_size=N, dequantization=DEQUANTIZATIONS.spec(name))
     bound = passes.bits_per_dim(rows, estimator.terms)
@@ -173,11 +180,48 @@ def test_a_solver_that_does_not_finish_names_the_images(setting):
         ),
         ({"solver": SOLVERS.spec("fixed", method="rk5")}, "did you mean 'rk4'"),
         ({"batch_size": 0}, "config.eval.ode.batch_size is 0"),
+        (
+            {"dequantization": DEQUANTIZATIONS.spec("none")},
+            "dequantization.name=none is not for discrete data",
+        ),
     ],
 )
 def test_what_does_not_go_together(setting, options, message):
     with pytest.raises(UserError, match=message):
         ODE(setting[0], tiny.mesh(), section(**options))
+
+
+def test_dequantizations_of_other_models(setting):
+    """Continuous data are not spread at all, and a cell of no noise has no truncated normal."""
+    model, _ = setting
+    continuous = dataclasses.replace(model, num_levels=0, data_map=Identity())
+    ODE(continuous, tiny.mesh(), section(dequantization=DEQUANTIZATIONS.spec("none")))
+    with pytest.raises(UserError, match="uniform is not for continuous data: choose none"):
+        ODE(continuous, tiny.mesh(), section(dequantization=DEQUANTIZATIONS.spec("uniform")))
+    noise_free = dataclasses.replace(model, schedule=LinearBeta(noise_path=model.path))
+    ODE(noise_free, tiny.mesh(), section(dequantization=DEQUANTIZATIONS.spec("uniform")))
+    with pytest.raises(UserError, match="truncated_normal needs noise at time 0") as error:
+        ODE(noise_free, tiny.mesh(), section())
+    assert "\n" not in str(error.value)
+
+
+def test_continuous_data(setting, key):
+    """A perfect model's number is the known one, in nats, from data that are no integers."""
+    oracle = known.ORACLES["continuous_gaussian"]
+    model = known.build("continuous_gaussian", schedule="linear_beta")
+    x = oracle.sample(np.random.default_rng(0), N).astype(np.float32).reshape(N, *known.SHAPE)
+    spec = DEQUANTIZATIONS.spec("none", start_gamma=-9.0)
+    solver = SOLVERS.spec("adaptive")
+    estimator = ODE(
+        model, tiny.mesh(), section(dequantization=spec, trace=TRACES.spec("exact"), solver=solver)
+    )
+    rows = passes.run(estimator, known.EMPTY, x, key)
+    nats = passes.bits_per_dim(rows, ODE.terms)[:, 0]
+    alpha, sigma = oracles.variance_preserving(np.array([-9.0]))
+    flat = alpha * x.reshape(N, -1).astype(float)
+    exact = -oracle.log_density(flat, alpha, sigma) - known.NUM_DIMS * np.log(alpha)
+    # The prior has the mean 0 instead of alpha_1 m, 0.007 * 0.7, times z_1 of up to 3.
+    np.testing.assert_allclose(nats, exact, atol=0.02)
 
 
 class Killed(Exception):

@@ -11,6 +11,8 @@ from jvdm.errors import UserError
 from jvdm.evaluation import passes
 from jvdm.evaluation.record import of_mean, standard_error, stratified_errors, vlb_result
 from jvdm.evaluation.vlb import VLB, for_evaluation
+from jvdm.schedules import SCHEDULES
+from jvdm.time_densities import TIME_DENSITIES, UniformDensity
 from jvdm.time_samplers import jittered
 
 N = 21
@@ -138,11 +140,36 @@ def test_record(tmp_path):
     path = tmp_path / "eval" / "a.json"
     result.write(path)
     saved = json.loads(path.read_text())
-    assert saved["bits_per_dim"] == pytest.approx(6.0)
+    assert saved["value"] == pytest.approx(6.0)
+    assert saved["units"] == "bits/dim"
     assert saved["ode"] is None
     assert saved["provenance"]["matmul_precision"] == "float32, highest"
     assert {"jax", "flax", "jvdm", "diffrax"} <= saved["provenance"]["versions"].keys()
     assert "6.0000 ± 2.0000" in result.row()["bits/dim"]
+
+
+def test_times_of_an_evaluation_estimate_the_bound():
+    """Those of training, except where their weight is another on purpose."""
+    c = tiny.config().unlock()
+    c.schedule = SCHEDULES.spec("linear_beta", t_min=1e-5)
+    c.training.objective = "score_matching"
+    for name, expected in (("debiased", "debiased"), ("debiased_released", "uniform")):
+        c.time_density = TIME_DENSITIES.spec(name)
+        model = tiny.model(c)
+        assert isinstance(for_evaluation(model).time_density, TIME_DENSITIES.component(expected))
+        assert isinstance(for_evaluation(model, 10).time_density, UniformDensity)
+
+
+def test_a_model_without_this_bound_is_an_error():
+    for spec in (SCHEDULES.spec("linear_beta"), SCHEDULES.spec("linear_beta", t_min=1e-5)):
+        c = tiny.config().unlock()
+        c.schedule, c.model.time_input, c.training.objective = spec, "t", "score_matching"
+        if spec.t_min:
+            VLB(for_evaluation(tiny.model(c)), tiny.mesh(), batch_size=8, draws=1)
+            continue
+        with pytest.raises(UserError, match="vlb needs discrete data and noise at time 0") as error:
+            VLB(for_evaluation(tiny.model(c)), tiny.mesh(), batch_size=8, draws=1)
+        assert "\n" not in str(error.value)
 
 
 def test_evaluation_is_float32():

@@ -201,7 +201,11 @@ def test_dequantization(replay, check):
         tolerance = 1e-5 + nats[: len(eps)].max() / np.abs(io["lik_recon_logprob"]).max()
         check("log p(x | z_0)", sampled.log_decoder, io["lik_recon_logprob"], tolerance)
     if "lik_tau" in io:
-        tau = dequantization.TruncatedNormal().bound(replay.at_start, replay.model.num_levels).ravel()[0]
+        images, levels = replay.batch.images, replay.model.num_levels
+        _, high = dequantization.TruncatedNormal().bounds(
+            images, replay.at_start, levels, replay.model.data_map
+        )
+        tau = high.ravel()[0]
         check("tau", tau, io["lik_tau"].reshape(()), 1e-6)
         check(
             "Z of the truncated normal", math.erf(float(tau) / math.sqrt(2.0)), io["lik_Z"].reshape(()), 1e-6

@@ -33,7 +33,7 @@ DRAW = {
     "two lines": lambda path: plots.training_curves(run(2, 1), path),
     "many lines": lambda path: plots.training_curves(run(20_000, 40), path),
     "loss": lambda path: plots.loss_against_gamma(
-        np.linspace(-13, 5, 300), np.arange(300) % 7 / 7, path, bits_per_dim_total=2.65
+        np.linspace(-13, 5, 300), np.arange(300) % 7 / 7, path, total=2.65
     ),
     "schedule": lambda path: plots.schedule(np.linspace(0, 1, 50), np.linspace(-13, 5, 50) ** 3, path),
 }
