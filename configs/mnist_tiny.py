@@ -1,4 +1,4 @@
-"""MNIST on two CPU cores: a small sdeflow (2106.02808) that learns in twenty minutes.
+"""MNIST on two CPU cores: a small sdeflow (2106.02808).
 
     python main.py --mode=train --config=configs/mnist_tiny.py:FILE.npz
     python main.py --mode=train --config=configs/mnist_tiny.py:debiased,FILE.npz    # density g^2 / sigma^2

@@ -56,6 +56,7 @@ _MAX_DIMS = 64
 _MAX_SHARING = 16
 _MAX_LEAVES = 100_000
 _LEGACY = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
+# What zipfile raises of damaged archives: for unknown methods, encryption, bad offsets, names and numbers.
 _ZIP_ERRORS = (
     *(zipfile.BadZipFile, zlib.error, struct.error, EOFError),
     *(RuntimeError, NotImplementedError, ValueError, KeyError, OverflowError),

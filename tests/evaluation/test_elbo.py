@@ -165,7 +165,9 @@ def test_a_learned_schedule_has_uniform_times():
 
 
 def test_a_finite_gamma_needs_no_truncation():
-    estimator("scoreflow", model_of(schedule=None), epsilon=0.0)
+    one = estimator("scoreflow", model_of(schedule=None), epsilon=0.0)
+    rows = rows_of(one, images("gaussian", N))
+    assert all(np.isfinite(rows[term]).all() for term in one.terms)
 
 
 def test_what_training_watches():
