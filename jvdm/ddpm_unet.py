@@ -149,7 +149,7 @@ class DDPMUNet(nn.Module):
         self,
         z: Float[Array, "b h w c"],
         time: Float[Array, " b"],
-        conditioning: Float[Array, " b"],
+        conditioning: Float[Array, "b ..."],
         *,
         train: bool = False,
     ) -> Float[Array, "b h w c"]:
@@ -158,7 +158,7 @@ class DDPMUNet(nn.Module):
         Args:
             z: [b, h, w, c] noised data.
             time: [b] in [0, 1] (`jvdm.networks`).
-            conditioning: [b] a scalar known of the image (whether it was augmented), or zeros.
+            conditioning: [b] a scalar known of the image (whether it was augmented), or zeros; or [b, m].
             train: dropout is on.
 
         Raises:
@@ -168,7 +168,7 @@ class DDPMUNet(nn.Module):
         dtype, last = jnp.dtype(self.dtype), len(self.multipliers) - 1
 
         condition = layers.timestep_embedding(time, self.channels, scale=self.time_scale)
-        condition = jnp.concatenate([condition, conditioning[:, None]], axis=-1)
+        condition = jnp.concatenate([condition, conditioning.reshape(len(conditioning), -1)], axis=-1)
         condition = nn.swish(nn.Dense(4 * self.channels, name="condition1")(condition))
         condition = nn.swish(nn.Dense(4 * self.channels, name="condition2")(condition)).astype(dtype)
 

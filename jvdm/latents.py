@@ -55,12 +55,12 @@ class LatentSample(NamedTuple):
     Attributes:
         value: [b, m] c, with the gradient of its estimator.
         charge: [b] nats, with its exact gradient; KL(q || p) where `is_bound`.
-        log_q: [b] log q of the value, nats, where q is a known distribution over finitely many values.
+        log_ratio: [b] log q - log p of the value, nats, whose mean is the charge; None where q is not known.
     """
 
     value: Value
     charge: Float[Array, " b"]
-    log_q: Float[Array, " b"] | None = None
+    log_ratio: Float[Array, " b"] | None = None
 
 
 def _check_size(size: int, least: int) -> None:
@@ -134,7 +134,8 @@ class Gaussian:
         log_softplus = jnp.log(jax.nn.softplus(jnp.maximum(raw, -30.0)))
         log_variance = jnp.where(raw < -30.0, raw, log_softplus)
         charge = 0.5 * jnp.sum(mean**2 + jnp.exp(log_variance) - log_variance - 1.0, axis=-1)
-        return LatentSample(mean + jnp.exp(0.5 * log_variance) * noise, charge)
+        value = mean + jnp.exp(0.5 * log_variance) * noise
+        return LatentSample(value, charge, 0.5 * jnp.sum(value**2 - noise**2 - log_variance, axis=-1))
 
     def mode(self, logits: Logits) -> Value:
         """The c that is likeliest, [b, m]; it costs `mode_charge`."""
@@ -192,8 +193,8 @@ class Gumbel:
         noisy = logits + noise
         soft = jax.nn.softmax(noisy / self.temperature(step))
         c = subsets.top_k(noisy, 1)
-        log_q = jnp.sum(c * jax.nn.log_softmax(logits), axis=-1)
-        return LatentSample(subsets.straight_through(c, soft), categorical_kl(logits), log_q)
+        log_ratio = jnp.sum(c * jax.nn.log_softmax(logits), axis=-1) + self.mode_charge
+        return LatentSample(subsets.straight_through(c, soft), categorical_kl(logits), log_ratio)
 
     def mode(self, logits: Logits) -> Value:
         """The c that is likeliest, [b, m]; it costs `mode_charge`."""
@@ -213,7 +214,7 @@ class KSubset:
         size: m.
         k: elements of a subset.
         gradient: "straight_through", or "reinforce": the value has no gradient, and whoever trains adds
-            `subsets.leave_one_out` of `log_q` and of the losses of two samples or more.
+            `subsets.leave_one_out` of `log_ratio` and of the losses of two samples or more.
     """
 
     size: int = 50
@@ -255,7 +256,8 @@ class KSubset:
         moments = subsets.moments(logits, self.k)
         value = GRADIENTS[self.gradient](c, moments.marginals)
         charge = subsets.kl_to_uniform(logits, self.k, moments)
-        return LatentSample(value, charge, subsets.log_prob(c, logits, self.k, moments))
+        log_ratio = subsets.log_prob(c, logits, self.k, moments) + self.mode_charge
+        return LatentSample(value, charge, log_ratio)
 
     def mode(self, logits: Logits) -> Value:
         """The c that is likeliest, [b, m]; it costs `mode_charge`."""

@@ -48,7 +48,7 @@ class MLP(nn.Module):
         self,
         z: Float[Array, "b h w c"],
         time: Float[Array, " b"],
-        conditioning: Float[Array, " b"],
+        conditioning: Float[Array, "b ..."],
         *,
         train: bool = False,
     ) -> Float[Array, "b h w c"]:
@@ -57,13 +57,15 @@ class MLP(nn.Module):
         Args:
             z: [b, h, w, c] noised data.
             time: [b] in [0, 1] (`jvdm.networks`).
-            conditioning: [b] a scalar known of the example, or zeros.
+            conditioning: [b] a scalar known of the example, or zeros; or [b, m].
             train: without effect: there is no dropout.
         """
         del train
         embedding = layers.timestep_embedding(time, self.time_features, scale=self.time_scale)
         num_dims = math.prod(z.shape[1:])
-        h = jnp.concatenate([z.reshape(-1, num_dims), embedding, conditioning[:, None]], axis=-1)
+        h = jnp.concatenate(
+            [z.reshape(-1, num_dims), embedding, conditioning.reshape(len(conditioning), -1)], axis=-1
+        )
         for i in range(self.num_layers):
             # The first layer is float32: in bfloat16 z would be known to 2^-9.
             dtype = jnp.dtype(self.dtype) if i else jnp.float32

@@ -175,10 +175,7 @@ class Model:
             return context._replace(
                 latent=self.latent.mode(logits), charge=charge, log_ratio=charge, surrogate=sample.charge
             )
-        ratio = None if sample.log_q is None else sample.log_q + self.latent.mode_charge
-        return context._replace(
-            latent=sample.value, charge=sample.charge, log_q=sample.log_q, log_ratio=ratio
-        )
+        return context._replace(latent=sample.value, charge=sample.charge, log_ratio=sample.log_ratio)
 
     def prior_context(self, keys: jax.Array, latent: Float[Array, "b m"] | None = None) -> Context:
         """What schedule and network know where there is no image: a latent of the prior, or a given one."""

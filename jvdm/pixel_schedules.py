@@ -27,10 +27,12 @@ Gamma = Float[Array, "... b h w c"]
 
 
 def _coefficients(
-    latent: Float[Array, "b m"], hidden: int, shape: Sequence[int], names: Sequence[str]
+    context: Context, hidden: int, shape: Sequence[int], names: Sequence[str]
 ) -> list[Float[Array, "b h w c"]]:
     """One number of each name for every pixel; called inside a compact method."""
-    h = latent
+    if context.latent is None:
+        raise ValueError("a schedule of every pixel needs a latent")
+    h = latent = context.latent
     for name in ("hidden1", "hidden2"):
         h = nn.swish(nn.Dense(hidden, name=name)(h))
     size = 1
@@ -60,7 +62,7 @@ class Polynomial(nn.Module):
     @nn.compact
     def __call__(self, t: Float[Array, "... b 1 1 1"], context: Context) -> Gamma:
         """gamma at t, of the images whose latents are in the context."""
-        a, b, d = _coefficients(context.latent, self.hidden, self.image_shape, ("a", "b", "d"))
+        a, b, d = _coefficients(context, self.hidden, self.image_shape, ("a", "b", "d"))
         d = 1e-3 + jax.nn.softplus(d)
 
         def integral(t):
@@ -99,7 +101,7 @@ class PixelMonotone(nn.Module):
     def __call__(self, t: Float[Array, "... b 1 1 1"], context: Context) -> Gamma:
         """gamma at t, of the images whose latents are in the context."""
         names = [f"{name}{j}" for j in range(self.num_steps) for name in ("height", "slope", "place")]
-        numbers = _coefficients(context.latent, self.hidden, self.image_shape, names)
+        numbers = _coefficients(context, self.hidden, self.image_shape, names)
         steps = [
             (jax.nn.softplus(height), 1.0 + 10.0 * jax.nn.softplus(slope), place)
             for height, slope, place in zip(numbers[::3], numbers[1::3], numbers[2::3], strict=True)

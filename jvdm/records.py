@@ -37,7 +37,6 @@ class Context(NamedTuple):
         conditioning: [b] a scalar known of each image.
         latent: [b, m] an auxiliary latent, or None.
         charge: [b] what the latent costs in the bound, nats, or None.
-        log_q: [b] log q(latent | image), nats, where it is known.
         log_ratio: [b] log q(latent | image) - log p(latent), whose mean is the charge, where it is known.
         surrogate: [b] what the released code charges, where that is no bound, or None.
     """
@@ -45,7 +44,6 @@ class Context(NamedTuple):
     conditioning: Float[Array, " b"]
     latent: Float[Array, "b m"] | None = None
     charge: Float[Array, " b"] | None = None
-    log_q: Float[Array, " b"] | None = None
     log_ratio: Float[Array, " b"] | None = None
     surrogate: Float[Array, " b"] | None = None
 

@@ -52,10 +52,26 @@ def test_closed_form(name, path_name, x64):
         "data": x,
         "velocity": oracles.velocity(path_name, x, eps, alpha, sigma),
         "drift": g * score,
+        "velocity_from_noise": eps,
     }[name]
     # sigma of -13.3 is 1.3e-3 or its square, of numbers near 1: 1e-16 * 1e6.
     np.testing.assert_allclose(relation(c).target(x, eps), expected, rtol=1e-9)
     np.testing.assert_allclose(c.alpha * x + c.sigma * eps, z, rtol=1e-14)
+
+
+def test_velocity_from_noise_is_the_formula_of_mulan(x64):
+    """v = -e^(gamma/2) z + sqrt(1 + e^gamma) out, and its loss, alpha^2 |v - v^|^2, per pixel."""
+    path = PATHS.build(PATHS.spec("variance_preserving"))
+    relation = PARAMETERIZATIONS.build(PARAMETERIZATIONS.spec("velocity_from_noise"), path=path)
+    x, eps, disturbance, c, z = draw(path, jnp.float64, True)
+    out = eps + disturbance
+    v_hat = -jnp.exp(0.5 * c.gamma) * z + jnp.sqrt(1.0 + jnp.exp(c.gamma)) * out
+    v = c.alpha * eps - c.sigma * x
+    # e^(gamma / 2) reaches 12 and 1 / sigma^2 6e5, of float64's 1e-16.
+    np.testing.assert_allclose(relation(c).to_eps(out, z), c.alpha * v_hat + c.sigma * z, rtol=1e-9)
+    np.testing.assert_allclose(
+        relation(c).squared_error(out, x, eps), c.alpha**2 * (v - v_hat) ** 2, rtol=1e-9
+    )
 
 
 @pytest.mark.parametrize("path_name", ["variance_preserving", "sub_variance_preserving"])

@@ -103,7 +103,11 @@ def unrolled(params, z, time, conditioning, *, attention=False, num_heads=1, nor
     def dense(p, h):
         return h @ p["kernel"] + p["bias"]
 
-    condition = jnp.concatenate([layers.timestep_embedding(time, channels), conditioning[:, None]], axis=-1)
+    # Of the image, or of every pixel its channels' side by side; and all that is known of the image.
+    b, h, w, _ = time.shape if time.ndim == 4 else (len(time), 1, 1, 1)
+    embedding = layers.timestep_embedding(time.reshape(-1), channels).reshape(b, h, w, -1)
+    known = jnp.tile(conditioning.reshape(b, 1, 1, -1), (1, h, w, 1))
+    condition = jnp.concatenate([embedding, known], axis=-1)
     condition = nn.swish(dense(params["condition1"], condition))
     condition = nn.swish(dense(params["condition2"], condition))
     h = jnp.concatenate([z, layers.fourier_features(z, 6, 7)], axis=-1)
@@ -138,6 +142,23 @@ def test_scanned_stack_is_the_blocks_one_after_another(options):
     assert np.abs(expected - z).max() > 0.1, "the network must do something"
     for name, count in (("down", 2), ("up", 3)):
         assert {a.shape[0] for a in jax.tree.leaves(params[name])} == {count}
+
+
+@pytest.mark.parametrize("per_pixel", [False, True])
+def test_a_latent_and_a_time_for_every_pixel(per_pixel):
+    """Channels of other times, and a latent beside the scalar, against the same formula."""
+    z, rng = image((3, 5, 4, 2)), np.random.default_rng(3)
+    time = jnp.asarray(rng.uniform(size=z.shape if per_pixel else 3), jnp.float32)
+    known = jnp.asarray(rng.normal(size=(3, 6)), jnp.float32)
+    shapes = jax.eval_shape(build().init, jax.random.key(0), z, time, known)["params"]
+    assert shapes["condition1"]["kernel"].shape == (8 * (2 if per_pixel else 1) + 6, 32)
+    params = jax.tree.map(lambda a: jnp.asarray(0.3 * rng.normal(size=a.shape), jnp.float32), shapes)
+    out = apply_fn()(params, z, time, known)
+    expected = jax.jit(unrolled)(params, z, time, known)
+    # As above; sums grow with parameters of deviation 0.3.
+    np.testing.assert_allclose(out, expected, rtol=1e-4, atol=1e-4 * float(jnp.abs(expected).max()))
+    moved = apply_fn()(params, z, time, known.at[:, 0].add(1.0))
+    assert np.abs(moved - out).max() > 1e-3
 
 
 @pytest.mark.parametrize(

@@ -68,10 +68,10 @@ class RandomSliceELBO:
     name: ClassVar[str] = "elbo"
     terms: ClassVar[tuple[str, ...]] = ("prior", "score", "divergence", "dequantization")
     shown: ClassVar[tuple[str, ...]] = ()
+    latent: Any = None
 
     def __init__(self, model: Model, mesh: Mesh, config: Config, *, batch_size: int, draws: int):
         _refuse_latents(model, self.name)
-        self.latent = None
         if config.prior not in score_bounds.PRIORS:
             raise unknown("config.eval.elbo.prior", config.prior, score_bounds.PRIORS)
         trace = TRACES.build(config.trace)
@@ -134,10 +134,10 @@ class ScoreFlowBound:
     name: ClassVar[str] = "scoreflow"
     terms: ClassVar[tuple[str, ...]] = ("prior", "diffusion", "reconstruction", "dequantization")
     shown: ClassVar[tuple[str, ...]] = ()
+    latent: Any = None
 
     def __init__(self, model: Model, mesh: Mesh, config: Config, *, batch_size: int, draws: int):
         _refuse_latents(model, self.name)
-        self.latent = None
         epsilon, importance, scale = config.epsilon, config.importance, model.units_per_nat
         if not epsilon and model.schedule.gamma_min == -np.inf:
             raise UserError(

@@ -94,6 +94,7 @@ class ODE:
     name: ClassVar[str] = "ode"
     terms: tuple[str, ...] = ("reconstruction", "prior", "trace", "dequantization", "importance")
     shown: ClassVar[tuple[str, ...]] = ("nfe",)
+    latent: Any = None
 
     def __init__(self, model: Model, mesh: Mesh, config: Config):
         self._batch_size = config.batch_size
@@ -117,10 +118,6 @@ class ODE:
         self.latent = model.latent
         if model.latent is not None:
             self.terms = (*ODE.terms, "latent")
-            if self._samples > 1 and not np.isfinite(model.latent.mode_charge):
-                raise UserError(
-                    "config.eval.ode.importance_samples above 1 is for latents of finitely many values"
-                )
         start_gamma = max(self.dequantization.start_gamma, model.schedule.gamma_min)
         if start_gamma == -np.inf:
             raise UserError(
@@ -193,9 +190,9 @@ class ODE:
                 )
 
             result = jax.vmap(solve)(dequantized.z, context, k_probe)
-            latent = jnp.zeros_like(result.prior)
-            if context.charge is not None:
-                latent = context.charge if num_samples == 1 else context.log_ratio
+            latent = jnp.zeros_like(result.prior) if context.charge is None else context.charge
+            if num_samples > 1 and context.log_ratio is not None:
+                latent = context.log_ratio
             return Sample(
                 result.prior,
                 result.trace,

@@ -319,7 +319,7 @@ def _charge(latent: Any, *, K: int) -> str:
     if latent is None:
         return "none"
     if not latent.is_bound:
-        return f"{latent.mode_charge:.4f} nats, of the likeliest latent, a function of the image, under the prior"
+        return f"{latent.mode_charge:.4f} nats by the prior, of the likeliest latent, which the image fixes"
     return "exact KL(q || p)" if K == 1 else "log q - log p of each sample"
 
 

@@ -38,8 +38,9 @@ def for_evaluation(model: Model, timesteps: int | None = None) -> Model:
 class VLB:
     """The compiled variational bound.
 
-    Its rows are the terms, `latent` among them with a latent, what that is charged elsewhere, `surrogate`, and
-    `gamma`, the schedule at the drawn times (its mean over pixels), all [N, n].
+    Its rows are the terms, with a latent `latent` among them; `surrogate`, what the latent is charged
+    elsewhere, if that is no bound; and `gamma`, the schedule at the drawn times (its mean over pixels); all
+    [N, n].
 
     Args:
         model: as `for_evaluation` returns it.
@@ -54,6 +55,7 @@ class VLB:
     name: ClassVar[str] = "vlb"
     terms: tuple[str, ...] = ("reconstruction", "prior", "diffusion")
     shown: ClassVar[tuple[str, ...]] = ()
+    latent: Any = None
 
     def __init__(self, model: Model, mesh: Mesh, *, batch_size: int, draws: int):
         if not model.has_bound:

@@ -33,12 +33,12 @@ def bound_gradient(model: Model, second_order: float = 0.0) -> Gradient:
     """Objective (1); `second_order` is the strength of the penalty."""
     scale = model.units_per_nat
 
-    def terms_of(params, draws, batch, dropout_key):
+    def terms_of(params, draws, batch, dropout_key) -> tuple[LossTerms, Any]:
         context = model.context(params, batch, draws.latent, step=draws.step, dropout_key=dropout_key)
         terms = model.terms(
             params, draws, batch, dropout_key=dropout_key, context=context, second_order=second_order
         )
-        return terms, context.log_q
+        return terms, context.log_ratio
 
     def gradient(params, draws, batch, dropout_key):
         def objective(params):
@@ -52,11 +52,11 @@ def bound_gradient(model: Model, second_order: float = 0.0) -> Gradient:
         others = draws._replace(latent=draws.other_latent)
 
         def objective(params):
-            (one, log_q), (two, other_log_q) = (
+            (one, ratio), (two, other_ratio) = (
                 terms_of(params, d, batch, dropout_key) for d in (draws, others)
             )
             losses = jnp.stack([one.objective, two.objective])
-            score = subsets.leave_one_out(losses, jnp.stack([log_q, other_log_q]))
+            score = subsets.leave_one_out(losses, jnp.stack([ratio, other_ratio]))
             mean = jax.tree.map(lambda a, b: 0.5 * (a + b), one, two)
             return scale * jnp.mean(mean.objective + score), mean
 
