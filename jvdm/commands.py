@@ -10,7 +10,7 @@ import optax
 from jax.sharding import Mesh
 
 from jvdm import config as config_lib
-from jvdm import data, importers, sharding
+from jvdm import data, importers, inspection, sharding
 from jvdm import model as model_lib
 from jvdm.errors import UserError, unknown
 from jvdm.evaluation import passes, record, suite
@@ -26,7 +26,6 @@ from jvdm.reporting.progress import Progress
 from jvdm.reporting.tables import table, with_error
 from jvdm.sampling import Sampling, trajectories
 from jvdm.training import checkpoints
-from jvdm.training.loop import plot_schedule
 from jvdm.training.loop import train as train_loop
 from jvdm.training.step import init_state
 from jvdm.workdir import Workdir
@@ -67,7 +66,8 @@ def evaluate(config: Config, workdir: Workdir, checkpoint: str | None, source: s
     if trained.model.num_dims == 2 and not trained.model.num_levels:
         _plot_density(config, trained, dataset, mesh, workdir)
     if jax.process_index() == 0:
-        plot_schedule(trained.model, trained.params, workdir)
+        for picture in inspection.plot_schedule(trained.model, trained.params, subject.images, workdir):
+            print(f"plot    {picture}")
         print(table(rows))
         for result in results:
             draws = f"{result.num_draws} draw{'s' * (result.num_draws > 1)}"
