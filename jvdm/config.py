@@ -186,7 +186,7 @@ def default() -> Config:
     config.sample.steps = 1000
     config.sample.sampler = SAMPLERS.spec("ancestral")
     config.sample.pixels = "argmax"  # argmax | sampled
-    config.sample.latents = ""  # npz: one array [N, m] of latents to condition on; empty is the prior's
+    config.sample.latents = "prior"  # prior | posterior, of the test images | FILE.npz, one array [L, m]
     config.sample.log_likelihood = False  # of z_0, nats; with the sampler ode
     return config.lock()
 

@@ -30,6 +30,8 @@ COMPONENTS = (
     "time_density",
     "network",
     "data_map",
+    "latent",
+    "encoder",
     "eval.elbo.trace",
     "eval.ode.dequantization",
     "eval.ode.trace",
@@ -69,6 +71,8 @@ ARGUMENTS = {
     "vdm_imagenet32": ["new"],
     "cifar10_tiny": ["some.npz"],
     "cifar10": ["straight", "finetune", "straight_finetune"],
+    "mulan_cifar10": ["velocity"],
+    "mulan_tiny": ["vdm_learned", "idode_velocity", "mulan_surrogate", "mulan_gaussian,some.npz"],
     "idode_imagenet32_old": ["finetune"],
     "idode_imagenet32_new": ["finetune"],
 }
@@ -97,6 +101,9 @@ def test_every_config_trains(case):
         "mlp": {"hidden": 8, "num_layers": 1},
     }
     c.network.update(small[c.network.name])
+    c.encoder.update(small["vdm_unet"])
+    if "hidden" in c.schedule:
+        c.schedule.hidden = 8
     c.training.batch_size, c.training.steps_per_dispatch = 4, 2
     if num_levels:
         shape = (8, 8, shape[-1])
