@@ -3,6 +3,7 @@
     python benchmarks/systems.py --folder=runs/systems                 # digits
     python benchmarks/systems.py --folder=runs/systems --npz=FILE      # 32x32 images, of an .npz
     python benchmarks/systems.py --folder=runs/systems --only=report   # what is there already
+    python benchmarks/systems.py --folder=runs/systems --config.training.num_steps=1000  # flags of main.py
 
 Every system is trained and evaluated by main.py, in a workdir of its own; what was done already is not done
 again. Printed and written as `systems.txt`: bits/dim by variational bound and ODE. `curves.png` has the
@@ -41,21 +42,23 @@ def main() -> None:
     parser.add_argument("--npz", default="")
     parser.add_argument("--systems", default=",".join(SYSTEMS))
     parser.add_argument("--only", choices=("all", "report"), default="all")
-    args = parser.parse_args()
+    args, flags = parser.parse_known_args()
     folder = args.folder.absolute() / (pathlib.Path(args.npz).stem if args.npz else "digits")
     ode = ["--config.eval.estimators=ode", "--config.eval.ode.solver.tolerance=1e-4"]
     if args.npz:
         ode += ["--config.eval.num_images=16", "--config.eval.ode.check_images=2"]
+    else:
+        ode += ["--config.eval.num_images=99"]
     rows, metrics = [], {}
     for system in args.systems.split(","):
         workdir = folder / system
         argument = f"{system},{os.path.abspath(args.npz)}" if args.npz else system
         if args.only == "all":
-            run("train", argument, workdir)
+            run("train", argument, workdir, *flags)
             if not list(workdir.glob("eval/vlb*.json")):
-                run("eval", argument, workdir, "--config.eval.estimators=vlb")
+                run("eval", argument, workdir, "--config.eval.estimators=vlb", *flags)
             if not list(workdir.glob("eval/ode*.json")):
-                run("eval", argument, workdir, *ode)
+                run("eval", argument, workdir, *ode, *flags)
             print(f"done    {workdir}", flush=True)
         for name, record in comparison.records(workdir).items():
             rows.append({"system": system, "estimator": name.split("_")[0], **comparison.row(record)})
