@@ -13,8 +13,6 @@ from tiny_latents import NAMES, B, K, M, batch, config, draws_of, setting
 
 from jvdm.encoders import ENCODERS
 from jvdm.errors import UserError
-from jvdm.evaluation.elbo import RandomSliceELBO
-from jvdm.evaluation.ode import ODE
 from jvdm.evaluation.vlb import for_evaluation
 from jvdm.latents import LATENTS, categorical_kl
 from jvdm.networks import NETWORKS
@@ -478,19 +476,6 @@ def test_what_does_not_go_together(case):
     with pytest.raises(UserError) as error:
         tiny.model(c)
     assert message in str(error.value)
-    assert "\n" not in str(error.value)
-
-
-def test_estimators_that_do_not_know_latents():
-    model, _ = setting("k_subset")
-    c = tiny.config().eval
-    with pytest.raises(UserError, match="elbo is not for models with a latent: choose vlb or ode"):
-        RandomSliceELBO(for_evaluation(model), tiny.mesh(), c.elbo, batch_size=8, draws=1)
-    section = tiny.config().eval.ode
-    section.unlock()
-    section.dequantization = {"name": "uniform", "start_gamma": -3.0}
-    with pytest.raises(UserError, match="another time for every pixel: give at most -7.0") as error:
-        ODE(for_evaluation(model), tiny.mesh(), section)
     assert "\n" not in str(error.value)
 
 
