@@ -68,10 +68,13 @@ class Replay:
 
     Args:
         case: the recorded one.
-        source: a key of `importers.IMPORTERS`, whose checkpoints have the tree of the VDM code.
+        source: a key of `importers.IMPORTERS`.
         model: what the case's settings stand for.
         second_order: lambda of the penalty in the training loss.
     """
+
+    # The source's leaves on ours (`jvdm.importers.vdm`).
+    correspondence = staticmethod(vdm.correspondence)
 
     def __init__(self, case: peers.Case, source: str, model: Model, *, second_order: float = 0.0):
         self.io = case.io
@@ -121,8 +124,10 @@ class Replay:
         )
 
     def coefficients(self, t: Any) -> Any:
-        """Coefficients of the EMA weights' schedule at times [n]."""
-        return self.model.coefficients(self.model.time_gamma(self.ema_params, jnp.asarray(t, jnp.float32)))
+        """Coefficients of the EMA weights' schedule at times [n]; if it depends on images, the first n's."""
+        context = jax.tree.map(lambda a: a[: len(t)], self.context)
+        times = jnp.asarray(t, jnp.float32)
+        return self.model.coefficients(self.model.time_gamma(self.ema_params, times, context))
 
     def need(self, key: str) -> None:
         """Skips a test of what the case does not have."""
@@ -217,15 +222,19 @@ class Replay:
 
     def by_source(self, tree: Any) -> dict[str, np.ndarray]:
         """Leaves of a tree like the model's parameters, un-stacked, by the peer's names, in float64."""
-        ours = flax_checkpoint.flatten(tree)
+        ours = self.like_source(flax_checkpoint.flatten(tree))
         return {
             leaf.source: np.asarray(
                 ours[leaf.target] if leaf.entry is None else ours[leaf.target][leaf.entry]
             )
             .astype(np.float64)
             .ravel()
-            for leaf in vdm.correspondence(flax_checkpoint.flatten(self.source.params))
+            for leaf in self.correspondence(flax_checkpoint.flatten(self.source.params))
         }
+
+    def like_source(self, ours: dict[str, Any]) -> dict[str, Any]:
+        """Leaves of a tree like the model's parameters, as the source has them before they are joined."""
+        return ours
 
 
 def check_weights(replay: Replay) -> None:
