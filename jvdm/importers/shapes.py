@@ -106,7 +106,11 @@ def _schedule_hint(path: str, found: dict[str, Shape], expected: dict[str, Shape
         return f" (config.latent.size? the checkpoint's is {a[0]})"
     if path in ("schedule/a/bias", "schedule/b/bias", "schedule/d/bias"):
         return f" (the checkpoint is for images of {a[-1]} numbers, not {b[-1]})"
-    known = f" the checkpoint's is {found['schedule/hidden1/bias'][0]}" if "schedule/hidden1/bias" in found else ""
+    known = (
+        f" the checkpoint's is {found['schedule/hidden1/bias'][0]}"
+        if "schedule/hidden1/bias" in found
+        else ""
+    )
     return f" (config.schedule.hidden?{known})"
 
 

@@ -274,8 +274,9 @@ def check_components(
             raise UserError(f"{needs} config.{option}.name={' or '.join(names)}")
     if not isinstance(model.time_input, GammaInput):
         raise UserError(f"{needs} a network that sees gamma, not config.model.time_input=t")
-    if network.num_heads != 1 or network.norm_epsilon != 1e-6:
-        raise UserError(f"{needs} config.network.num_heads=1 and config.network.norm_epsilon=1e-6")
+    for option, value in (("num_heads", 1), ("norm_epsilon", 1e-6)):
+        if getattr(network, option) != value:
+            raise UserError(f"{needs} config.network.{option}={value}, not {getattr(network, option)}")
     check_blocks(network, "config.network", needs)
 
 

@@ -115,9 +115,7 @@ def _scalar_schedule(case: Case) -> Any:
 
 def vdm_model(case: Case) -> Model:
     """The model that the settings of a case of the official VDM code stand for."""
-    return _model(
-        case, schedule=_scalar_schedule(case), path=VariancePreserving(), parameterization=Noise()
-    )
+    return _model(case, schedule=_scalar_schedule(case), path=VariancePreserving(), parameterization=Noise())
 
 
 def idode_model(case: Case) -> Model:

@@ -19,7 +19,7 @@ import optax
 import peers
 import pytest
 
-from jvdm import importers, losses
+from jvdm import divergence, importers, losses
 from jvdm.importers import flax_checkpoint, vdm
 from jvdm.model import Model
 from jvdm.records import Batch, Context, Draws, LossTerms
@@ -34,6 +34,28 @@ OPTIMIZED = {"xla_backend_optimization_level": 3}
 def jit(fn, *, optimize: bool = False):
     """Compiled; optimised if it is to run hundreds of evaluations of the network."""
     return jax.jit(fn, compiler_options=OPTIMIZED if optimize else QUICK)
+
+
+def drift_and_divergence(drift: Callable) -> Callable:
+    """Compiled: dz/dt, v . dJ v [b], and the norm of J v [b], which is what the second sums up, of an ODE's field J.
+
+    Args:
+        drift: as `Model.ode_drift`.
+
+    Returns:
+        (params, z [b, ...], context, probe v [b, ...], t) -> these.
+    """
+    trace = divergence.Hutchinson()
+
+    def evaluate(params, z, context, probe, t):
+        def at_t(z):
+            return drift(params, z, jnp.full(len(z), t), context)
+
+        value, estimates = trace(at_t, z, probe[None], batch_axes=1)
+        _, tangent = jax.jvp(at_t, (z,), (probe,))
+        return value, estimates[0], jnp.sqrt(losses.sum_example(tangent**2))
+
+    return jit(evaluate)
 
 
 def note(quantity: str, figure: float) -> None:

@@ -12,6 +12,7 @@ from replays import ROUNDING
 from jvdm import latents
 from jvdm.latents import PERTURBATIONS, Gaussian, KHotSurrogate
 
+
 @pytest.fixture(params=cases("mulan"))
 def case(request):
     return request.param
