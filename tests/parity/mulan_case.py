@@ -20,8 +20,8 @@ from jvdm.records import Coefficients, Context, Draws, TimeGamma
 class SequentialMean(GammaInput):
     """The mean of the pixels' gamma as theirs has it, one added after another, in float32.
 
-    Where all are the same, at t = 0, the roundings are too: -13.3004 in place of -13.3 at 32 x 32 x 3, so that
-    the phase of the time embedding is off by 0.02.
+    Where all are the same, at t = 0, the roundings are too: -13.3004 in place of -13.3 at 32 x 32 x 3, so
+    that the phase of the time embedding is off by 0.02.
     """
 
     def __call__(self, t, gamma):
@@ -65,7 +65,7 @@ class Replay(replays.Replay):
         return super().draws(prefix)._replace(latent=noise, step=jnp.asarray(self.io["step"]))
 
     def kick_draws(self, draws, kick):
-        """Noise and times; and by the noise the rounding of z_t, which for a small sigma is large beside it."""
+        """Noise and times; and with the noise the rounding of z_t, of which sigma may be a small part."""
         draws = replays.kick_times(draws, kick)
         gamma, _ = self.schedule(
             self.ema_params["schedule"], per_image(self.model.times(draws.u).t), self.context

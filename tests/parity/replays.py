@@ -37,7 +37,7 @@ def jit(fn, *, optimize: bool = False):
 
 
 def drift_and_divergence(drift: Callable) -> Callable:
-    """Compiled: dz/dt, v . dJ v [b], and the norm of J v [b], which is what the second sums up, of an ODE's field J.
+    """Compiled: an ODE's dz/dt, v . J v [b] of its Jacobian J, and |J v| [b], the size of what that sums up.
 
     Args:
         drift: as `Model.ode_drift`.
@@ -252,7 +252,9 @@ class Replay:
         def kick(a):
             return a * (1.0 + 2.0 * ROUNDING * rng.choice([-1.0, 1.0], a.shape)).astype(np.float32)
 
-        draws = self.kick_draws(self.draws(prefix), kick)
+        # In numpy: jax would compile a product for every shape.
+        params, draws = jax.device_get((params, self.draws(prefix)))
+        draws = self.kick_draws(draws, kick)
         return self._value_and_grad(jax.tree.map(kick, params), draws, self.batch)
 
     def kick_draws(self, draws: Draws, kick: Callable) -> Draws:
@@ -341,7 +343,7 @@ def check_gradient(replay: Replay, relative: float) -> None:
 
 
 def check_optimizer_step(replay: Replay, relative: float, *, product: float = 0.0) -> None:
-    """AdamW with the released mask: weight decay on every leaf that is not called bias; then the EMA, if recorded.
+    """AdamW with the released mask: weight decay on every leaf that is not called bias; then the EMA.
 
     Adam's first update is g / (|g| + 1e-8), the sign of g unless g is tiny. It grows with g, so a
     gradient known to +-d gives an update between those of g - d and g + d; the tolerance of each number

@@ -114,7 +114,7 @@ def test_inside_the_loss(replay, check):
 
 
 def tolerance_of(noise: np.ndarray, of: np.ndarray, relative: float) -> float:
-    """Relative, and three kicks' worth: where inputs are not damped, a Fourier phase is 800 roundings of z_t."""
+    """Relative, and three kicks' worth: where inputs are not damped, 800 roundings of z_t are a phase."""
     return relative + 3.0 * float(np.max(noise) / np.max(of))
 
 

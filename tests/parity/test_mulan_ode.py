@@ -3,8 +3,8 @@
 Its likelihood as released is not what the mathematics has:
 
     1. the start is z_0 / alpha_0 with noise of width e^(gamma_0 / 2), and is taken for z_0
-    2. the truncated normal ends at 3 in place of tau = 1 / (256 e^(gamma_0 / 2)), 3.0187 for gamma_0 = -13.3, of
-       which it has normaliser and entropy
+    2. the truncated normal ends at 3 in place of tau = 1 / (256 e^(gamma_0 / 2)), 3.0187 for gamma_0 = -13.3,
+       of which it has normaliser and entropy
     3. the prior is N(0, 1), although sigma_1^2 is 0.9933 for gamma_1 = 5
     4. the latent is the noise-free one, and is charged with the KL of a categorical distribution
 
@@ -158,8 +158,8 @@ def test_latent_and_its_charges(replay, check, kind):
 def test_likelihood(replay, check, kind):
     """With the library's integrator, each image in its own steps, to within the errors that either lets pass.
 
-    For each step these are 1e-5 (1 + |y|) in root mean square, for z and for the integral, which is in nats per
-    dimension. Their sum, the former times the gradient of log N(z_1), is what log p may be off.
+    For each step these are 1e-5 (1 + |y|) in root mean square, for z and for the integral, which is in nats
+    per dimension. Their sum, the former times the gradient of log N(z_1), is what log p may be off.
     """
     replay.need(f"lik_{kind}_x_start")
     io = replay.io
@@ -198,7 +198,7 @@ def test_likelihood(replay, check, kind):
     bits = (log_q - ours + np.asarray(context.surrogate, np.float64)) / (num_dims * math.log(2.0))
     note("bpd", np.abs(bits - bpd).max())
     assert np.all(np.abs(bits - bpd) <= 1e-6 + allowed / math.log(2.0))
-    # Each of what is released amounts to more than the tolerance: the other prior, the valid charge.
+    # What the released prior and charge amount to, each.
     sigma_1 = replay.model.path.log_sigma(replay.model.ends(replay.ema_params)[1])
     exact = jax.vmap(lambda z: likelihood.normal_log_density(z, sigma_1))(z_1)
     print("bits/dim that the prior of the path changes:", (prior - exact) / (num_dims * math.log(2.0)))
