@@ -10,7 +10,7 @@ import optax
 from jax.sharding import Mesh
 
 from jvdm import config as config_lib
-from jvdm import data, importers, sharding
+from jvdm import data, importers, inspection, sharding
 from jvdm import model as model_lib
 from jvdm.errors import UserError, unknown
 from jvdm.evaluation import passes, record, suite
@@ -21,12 +21,11 @@ from jvdm.keys import root_key
 from jvdm.registry import Config
 from jvdm.reporting import images as image_lib
 from jvdm.reporting import plane, plots
-from jvdm.reporting.files import write_atomically
+from jvdm.reporting.files import write_arrays, write_atomically
 from jvdm.reporting.progress import Progress
 from jvdm.reporting.tables import table, with_error
-from jvdm.sampling import Sampling, trajectories
+from jvdm.sampling import Sampling, given_latents, trajectories
 from jvdm.training import checkpoints
-from jvdm.training.loop import plot_schedule
 from jvdm.training.loop import train as train_loop
 from jvdm.training.step import init_state
 from jvdm.workdir import Workdir
@@ -67,7 +66,8 @@ def evaluate(config: Config, workdir: Workdir, checkpoint: str | None, source: s
     if trained.model.num_dims == 2 and not trained.model.num_levels:
         _plot_density(config, trained, dataset, mesh, workdir)
     if jax.process_index() == 0:
-        plot_schedule(trained.model, trained.params, workdir)
+        for picture in inspection.plot_schedule(trained.model, trained.params, subject.images, workdir):
+            print(f"plot    {picture}")
         print(table(rows))
         for result in results:
             draws = f"{result.num_draws} draw{'s' * (result.num_draws > 1)}"
@@ -135,14 +135,22 @@ def sample(config: Config, workdir: Workdir, checkpoint: str | None, source: str
     """--mode=sample: `samples_<N>x<H>x<W>x<C>.npz` and a grid as PNG."""
     mesh = sharding.make_mesh()
     trained = load_trained(config, workdir, checkpoint, mesh)
+    model = for_evaluation(trained.model)
+
+    def test_images():
+        source = config.data.source
+        return data.load(source, num_levels=config.data.num_levels, data_dir=config.data.data_dir).test
+
+    key = root_key(config.seed, "latents")
     sampling = Sampling(
-        for_evaluation(trained.model),
+        model,
         mesh,
         config.sample,
         batch_size=min(config.sample.batch_size, config.sample.num_images),
+        latents=given_latents(config.sample.latents, model, trained.params, test_images, key),
     )
     with Progress(config.sample.num_images, label="sample", unit="image") as progress:
-        images, log_likelihood = sampling(
+        images, log_likelihood, latents = sampling(
             trained.params,
             config.sample.num_images,
             root_key(config.seed, "sample"),
@@ -154,6 +162,10 @@ def sample(config: Config, workdir: Workdir, checkpoint: str | None, source: str
         more = {} if log_likelihood is None else {"log_likelihood": log_likelihood}
         image_lib.write_npz(path, images, **more)
         print(f"samples {path}")
+        if latents is not None:
+            path_latents = workdir.samples / f"latents_{'x'.join(map(str, latents.shape))}.npz"
+            write_arrays(path_latents, latents)
+            print(f"latents {path_latents}")
         levels = trained.model.num_levels
         shown = image_lib.picture(images[:256] if levels else images, levels)
         if shown is not None:

@@ -13,6 +13,7 @@ from jvdm import samplers, sharding, transforms
 from jvdm.data.local import read_npz_array
 from jvdm.errors import UserError, unknown
 from jvdm.model import Model
+from jvdm.records import Batch
 from jvdm.registry import Config
 
 Params = Any
@@ -26,10 +27,12 @@ class Samples(NamedTuple):
     Attributes:
         images: [N, h, w, c] uint8, 0..K-1, or float32 of continuous data.
         log_likelihood: [N] log p(z_0) of the continuous z_0 that the image was decoded from, nats; or None.
+        latents: [N, m] that they are conditioned on; None of a model without a latent.
     """
 
     images: np.ndarray
     log_likelihood: np.ndarray | None
+    latents: np.ndarray | None
 
 
 class Sampling:
@@ -42,13 +45,22 @@ class Sampling:
         mesh: has a `data` axis.
         config: the section `sample`.
         batch_size: images at a time, over all devices; rounded up to a multiple of their number.
+        latents: [L, m] to condition on, sample i on number i mod L; by default each is drawn from the prior.
 
     Raises:
-        UserError: an unknown sampler or choice of pixels, no images at a time, a log-likelihood of a
-            sampler that has none, or latents that are not the model's.
+        UserError: an unknown sampler or choice of pixels, no images at a time, or a log-likelihood of a
+            sampler that has none.
     """
 
-    def __init__(self, model: Model, mesh: Mesh, config: Config, *, batch_size: int):
+    def __init__(
+        self,
+        model: Model,
+        mesh: Mesh,
+        config: Config,
+        *,
+        batch_size: int,
+        latents: np.ndarray | None = None,
+    ):
         self._batch_size = sharding.evaluation_batch("config.sample.batch_size", batch_size, mesh)
         if config.pixels not in PIXELS:
             raise unknown("config.sample.pixels", config.pixels, PIXELS)
@@ -65,8 +77,6 @@ class Sampling:
             raise UserError(
                 "config.sample.pixels=sampled needs discrete data and noise at time 0: choose argmax"
             )
-
-        given = _latents(config.latents, model)
 
         def z_by_steps(params, keys, context, num_steps):
             def coefficients(t):
@@ -101,7 +111,7 @@ class Sampling:
             keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(root_key, index)
             k_path, k_pixels = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
             latent_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, 2)
-            latent = None if given is None else given[index % len(given)]
+            latent = None if latents is None else jnp.asarray(latents)[index % len(latents)]
             context = model.prior_context(latent_keys, latent)
             flow = (z_by_ode if is_ode else z_by_steps)(params, k_path, context, num_steps)
             c = model.coefficients(model.time_gamma(params, jnp.zeros(index.shape[0]), context))
@@ -117,7 +127,7 @@ class Sampling:
                 images = transforms.nearest_level(x, model.num_levels, model.data_map)
             else:
                 images = transforms.level_of(x, model.num_levels, model.data_map)
-            return images, flow.log_likelihood, flow.ok
+            return (images, flow.log_likelihood, context.latent), flow.ok
 
         everywhere, by_example = sharding.replicated(mesh), sharding.split(mesh)
         shardings = {"in_shardings": (everywhere, everywhere, by_example), "out_shardings": everywhere}
@@ -159,32 +169,74 @@ class Sampling:
             index = np.arange(start, start + self._batch_size, dtype=np.int32)
             local = np.split(index, jax.process_count())[jax.process_index()]
             with jax.default_matmul_precision("highest"):
-                levels, log_likelihood, ok = jax.device_get(
-                    self._sample(params, key, place(local), num_steps)
-                )
+                samples, ok = jax.device_get(self._sample(params, key, place(local), num_steps))
             if not ok.all():
                 raise UserError(
                     f"the ODE solver did not come to its end for {int((~ok).sum())} samples; raise "
                     "config.sample.sampler.max_steps or config.sample.sampler.tolerance"
                 )
-            parts.append(Samples(levels, log_likelihood))
+            parts.append(Samples(*samples))
             if on_batch is not None:
                 on_batch(min(start + self._batch_size, num_images))
         return jax.tree.map(lambda *a: np.concatenate(a)[:num_images], *parts)
 
 
-def _latents(path: str, model: Model) -> jax.Array | None:
-    """The latents to condition on, from a file."""
-    if not path:
+def given_latents(
+    choice: str, model: Model, params: Params, images: Callable[[], np.ndarray], key: jax.Array
+) -> np.ndarray | None:
+    """The latents that `config.sample.latents` asks for.
+
+    Args:
+        choice: "prior"; "posterior", a sample of q(c | x) for each of the images; or an .npz with one array
+            [L, m].
+        model: of the samples.
+        params: its parameters.
+        images: called for the images of the posterior.
+        key: the root, from which image i's key is folded.
+
+    Returns:
+        [L, m], or None for the prior.
+
+    Raises:
+        UserError: a model without a latent, or a file that holds no latents of this model.
+    """
+    if choice == "prior":
         return None
     if model.latent is None:
-        raise UserError("config.sample.latents is for a model with a latent, which this one has not")
-    name, array = read_npz_array(path, "config.sample.latents")
-    if array.ndim != 2 or not len(array) or array.shape[1] != model.latent.size:
         raise UserError(
-            f"config.sample.latents: {name} of {path} is {list(array.shape)}, not [N, {model.latent.size}]"
+            f"config.sample.latents={choice} is for a model with a latent: this one has none; choose prior"
         )
-    return jnp.asarray(array, jnp.float32)
+    if choice == "posterior":
+        return _posterior(model, params, images(), key)
+    name, array = read_npz_array(choice, "config.sample.latents")
+    numeric = np.issubdtype(array.dtype, np.number)
+    if array.ndim != 2 or not len(array) or array.shape[1] != model.latent.size or not numeric:
+        raise UserError(
+            f"config.sample.latents: {name} of {choice} is {array.dtype} {list(array.shape)}, not numbers "
+            f"[L, {model.latent.size}]"
+        )
+    if not np.isfinite(array).all():
+        raise UserError(f"config.sample.latents: {name} of {choice} holds numbers that are not finite")
+    return array.astype(np.float32)
+
+
+def _posterior(model: Model, params: Params, images: np.ndarray, key: jax.Array) -> np.ndarray:
+    """A sample of q(c | x) for each image, [N, m]."""
+
+    @jax.jit
+    def encode(params, images, index):
+        keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, index)
+        noise = jax.vmap(model.latent.draw)(keys)
+        return model.context(params, Batch(images, jnp.zeros(len(images))), noise).latent
+
+    size, parts = min(256, len(images)), []
+    for start in range(0, len(images), size):
+        # The last batch goes back, so that there is one compilation.
+        first = min(start, len(images) - size)
+        index = np.arange(first, first + size)
+        with jax.default_matmul_precision("highest"):
+            parts.append(jax.device_get(encode(params, images[index], index))[start - first :])
+    return np.concatenate(parts)
 
 
 def trajectories(

@@ -5,10 +5,14 @@ import numpy as np
 import pytest
 import tiny
 
+from jvdm.encoders import ENCODERS
 from jvdm.errors import UserError
 from jvdm.evaluation.vlb import for_evaluation
+from jvdm.keys import root_key
+from jvdm.latents import LATENTS
+from jvdm.pixel_schedules import SCHEDULES
 from jvdm.samplers import SAMPLERS
-from jvdm.sampling import Sampling
+from jvdm.sampling import Sampling, given_latents
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +35,7 @@ def samples_of(
     pixels="argmax",
     num_steps=3,
     log_likelihood=False,
+    latents=None,
     **options,
 ):
     model, params = setting
@@ -39,7 +44,7 @@ def samples_of(
     c.sampler = SAMPLERS.spec(sampler, **options)
     c.log_likelihood = log_likelihood
     c.pixels = pixels
-    sampling = Sampling(model, tiny.mesh(num_devices), c, batch_size=batch_size)
+    sampling = Sampling(model, tiny.mesh(num_devices), c, batch_size=batch_size, latents=latents)
     return sampling(params, n, jax.random.key(3), num_steps=num_steps)
 
 
@@ -91,3 +96,68 @@ def test_errors(setting):
         draw(setting, 4, batch_size=4, num_steps=0)
     with pytest.raises(UserError, match="config.sample.batch_size is 0"):
         draw(setting, 4, batch_size=0)
+
+
+@pytest.fixture(scope="module")
+def with_latent():
+    """Per-pixel schedules of a subset of 2 of 6."""
+    c = tiny.config().unlock()
+    c.schedule = SCHEDULES.spec("polynomial", gamma_min=-7.0, gamma_max=5.0, hidden=8)
+    c.latent = LATENTS.spec("k_subset", size=6, k=2)
+    c.encoder = ENCODERS.spec("cnn", channels=4, num_layers=2)
+    model = for_evaluation(tiny.model(c))
+    return model, tiny.perturbed(jax.jit(model.init)(jax.random.key(0)), scale=0.3)
+
+
+@pytest.mark.parametrize("sampler", ["ancestral", "ode"])
+def test_latents_of_the_prior_and_given_ones(with_latent, sampler):
+    """Samples on the latents that were reported are the same samples; other latents give others."""
+    options = {"batch_size": 4, "sampler": sampler}
+    if sampler == "ode":
+        options |= {"tolerance": 0.0, "method": "heun"}
+    free = samples_of(with_latent, 6, **options)
+    assert free.latents.shape == (6, 6)
+    np.testing.assert_array_equal(free.latents.sum(axis=1), 2.0)
+    assert len(np.unique(free.latents, axis=0)) > 1
+    again = samples_of(with_latent, 6, latents=free.latents, **options)
+    np.testing.assert_array_equal(again.latents, free.latents)
+    np.testing.assert_array_equal(again.images, free.images)
+    one = samples_of(with_latent, 6, latents=free.latents[:1], **options)
+    np.testing.assert_array_equal(one.latents, np.tile(free.latents[:1], (6, 1)))
+    assert (one.images[1:] != free.images[1:]).any()
+
+
+def test_latents_that_are_asked_for(with_latent, setting, tmp_path):
+    model, params = with_latent
+    images, key = tiny.images(5), root_key(0, "latents")
+
+    def given(choice, model=model):
+        return given_latents(choice, model, params, lambda: images, key)
+
+    assert given("prior") is None
+    posterior = given("posterior")
+    assert posterior.shape == (5, 6)
+    np.testing.assert_array_equal(posterior.sum(axis=1), 2.0)
+    np.testing.assert_array_equal(
+        given_latents("posterior", model, params, lambda: images[:3], key), posterior[:3]
+    )
+    for name, array, message in (
+        ("good", posterior, None),
+        ("narrow", posterior[:, :5], r"float32 \[5, 5\], not numbers \[L, 6\]"),
+        ("text", np.array([["a"] * 6]), "not numbers"),
+        ("bad", np.full((1, 6), np.nan), "not finite"),
+    ):
+        np.savez(tmp_path / name, array)
+        path = str(tmp_path / f"{name}.npz")
+        if message is None:
+            np.testing.assert_array_equal(given(path), posterior)
+        else:
+            with pytest.raises(UserError, match=message):
+                given(path)
+    with pytest.raises(UserError, match="nope.npz"):
+        given(str(tmp_path / "nope.npz"))
+    np.savez(tmp_path / "two", a=posterior, b=posterior)
+    with pytest.raises(UserError, match="holds 2 arrays; it must hold one"):
+        given(str(tmp_path / "two.npz"))
+    with pytest.raises(UserError, match="this one has none; choose prior"):
+        given("posterior", setting[0])

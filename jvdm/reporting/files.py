@@ -6,6 +6,8 @@ import pathlib
 from collections.abc import Callable, Iterator
 from typing import BinaryIO
 
+import numpy as np
+
 from jvdm.errors import UserError
 
 
@@ -53,3 +55,16 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[BinaryIO], o
             with contextlib.suppress(OSError):
                 temporary.unlink()
             raise
+
+
+def write_arrays(path: str | os.PathLike[str], array: np.ndarray, **more: np.ndarray) -> None:
+    """Writes an .npz: an unnamed array, `arr_0`, and others by name.
+
+    Raises:
+      UserError: if the file cannot be written.
+    """
+
+    def write(file: BinaryIO) -> None:
+        np.savez(file, array, allow_pickle=False, **more)
+
+    write_atomically(path, write)

@@ -2,11 +2,10 @@
 
 import math
 import os
-from typing import BinaryIO
 
 import numpy as np
 
-from jvdm.reporting.files import write_atomically
+from jvdm.reporting.files import write_arrays, write_atomically
 
 _BACKGROUND = 255  # white: most data sets have dark borders, which black padding would join
 
@@ -105,7 +104,4 @@ def write_npz(path: str | os.PathLike[str], images: np.ndarray, **more: np.ndarr
     if images.dtype not in (np.uint8, np.float32) or images.ndim != 4:
         raise ValueError(f"expected uint8 or float32 [N, H, W, C], got {images.dtype} {list(images.shape)}")
 
-    def write(file: BinaryIO) -> None:
-        np.savez(file, images, allow_pickle=False, **more)
-
-    write_atomically(path, write)
+    write_arrays(path, images, **more)

@@ -68,7 +68,7 @@ def training_curves(metrics: Sequence[Mapping[str, Any]], path: str | os.PathLik
     layout = figure.add_gridspec(1 + rows, 6, height_ratios=[4.2] + [2.3] * rows)
     total = _by_split(series, [name])
     axes = figure.add_subplot(layout[0, :])
-    _style(axes, "training step", units, title + _summary(total), num_ticks=9)
+    style(axes, "training step", units, title + _summary(total), num_ticks=9)
     if total:
         _draw_noisy(axes, total)
         axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=4, frameon=False, labelcolor=INK)
@@ -79,7 +79,7 @@ def training_curves(metrics: Sequence[Mapping[str, Any]], path: str | os.PathLik
         row, column = divmod(i, 3)
         width = 6 // min(3, len(panels) - 3 * row)
         axes = figure.add_subplot(layout[1 + row, column * width : (column + 1) * width])
-        _style(axes, "training step", unit, title)
+        style(axes, "training step", unit, title)
         draw(axes, splits)
     for axes in figure.axes:
         axes.xaxis.set_major_formatter(_step_label)
@@ -118,7 +118,7 @@ def loss_against_gamma(
     figure = figure_of(9.0, 4.8)
     axes = figure.add_subplot()
     xlabel = "γ = −log SNR   (little noise ← → much noise)"
-    _style(axes, xlabel, f"diffusion loss per draw [{units}]", title, num_ticks=9)
+    style(axes, xlabel, f"diffusion loss per draw [{units}]", title, num_ticks=9)
     if gamma.size:
         shown = np.random.default_rng(0).permutation(gamma.size)[:5000]
         alpha = float(np.clip(800 / len(shown), 0.16, 0.6))
@@ -161,8 +161,8 @@ def schedule(
         raise ValueError(f"expected dgamma_dt {list(t.shape)}, got {list(slope.shape)}")
     figure = figure_of(9.0, 3.6)
     left, right = figure.subplots(1, 2)
-    _style(left, "time t", "γ(t) = −log SNR", "noise schedule")
-    _style(right, "time t", "dγ/dt", "its derivative")
+    style(left, "time t", "γ(t) = −log SNR", "noise schedule")
+    style(right, "time t", "dγ/dt", "its derivative")
     left.plot(t, gamma, color=COLORS["train"], lw=1.8)
     right.plot(t, slope, color=COLORS["test"], lw=1.8)
     for axes in (left, right):
@@ -298,7 +298,7 @@ def figure_of(width: float, height: float) -> "Figure":
     return Figure(figsize=(width, height), dpi=DPI, layout="constrained", facecolor="white")
 
 
-def _style(axes: "Axes", xlabel: str, ylabel: str, title: str, *, num_ticks: int = 5) -> None:
+def style(axes: "Axes", xlabel: str, ylabel: str, title: str, *, num_ticks: int = 5) -> None:
     axes.set_title(title, loc="left", fontsize=10.5, color=INK)
     axes.set_xlabel(xlabel, fontsize=9, color=INK)
     axes.set_ylabel(ylabel, fontsize=9, color=INK)

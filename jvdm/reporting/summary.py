@@ -1,11 +1,11 @@
 """`python -m jvdm.reporting.summary WORKDIR`: what a run left behind, and its numbers."""
 
-import json
 import pathlib
 import sys
 
 from jvdm.errors import UserError
-from jvdm.reporting.tables import difference_text, table, with_error
+from jvdm.reporting import comparison
+from jvdm.reporting.tables import table
 
 
 def summary(workdir: pathlib.Path) -> str:
@@ -16,24 +16,7 @@ def summary(workdir: pathlib.Path) -> str:
     """
     if not workdir.is_dir():
         raise UserError(f"{workdir}: no such workdir")
-    rows = []
-    for path in sorted(workdir.glob("eval/*.json")):
-        try:
-            record = json.loads(path.read_text())
-            error, number, origin = record["standard_error"], record["value"], record["provenance"]
-            solver = (record["ode"] or {}).get("solver_error")
-            rows.append(
-                {
-                    "evaluation": path.stem,
-                    "data": f"{origin['dataset']} {origin['split']}",
-                    record["units"]: f"{number:.4f}" if error is None else with_error(number, error),
-                    "solver": difference_text(solver["bias"], solver["standard_error"]) if solver else "-",
-                    "images": str(record["num_images"]),
-                    "draws": str(record["num_draws"]),
-                }
-            )
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path}: not a record of an evaluation ({error})") from error
+    rows = [{"evaluation": name, **comparison.row(it)} for name, it in comparison.records(workdir).items()]
     groups = {
         "checkpoint": sorted(workdir.glob("checkpoints/[0-9]*"), key=lambda p: int(p.name))[-1:],
         "record": sorted(workdir.glob("eval/*.json")),

@@ -10,13 +10,12 @@ import pathlib
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from clu import parameter_overview
 from jax.sharding import Mesh
 
 from jvdm import config as config_lib
-from jvdm import data, sharding
+from jvdm import data, inspection, sharding
 from jvdm import model as model_lib
 from jvdm.errors import UserError
 from jvdm.evaluation import passes, suite
@@ -296,7 +295,7 @@ class Trainer:
 
     def _plot(self) -> None:
         plots.training_curves(read_metrics(self.workdir.metrics), self.workdir.plots / "training.png")
-        plot_schedule(self.model, self.state.ema_params, self.workdir)
+        inspection.plot_schedule(self.model, self.state.ema_params, self.test_images, self.workdir)
 
 
 def init_from(path: str, state: TrainState, everywhere: jax.sharding.NamedSharding) -> TrainState:
@@ -320,16 +319,6 @@ def init_from(path: str, state: TrainState, everywhere: jax.sharding.NamedShardi
     for name, why in left.items():
         log.warning("WARNING: %s is initialised anew: %s", name, why)
     return dataclasses.replace(state, **fitted.tree)
-
-
-def plot_schedule(model: model_lib.Model, params: Any, workdir: Workdir) -> None:
-    """gamma(t) and its derivative as `plots/schedule.png`."""
-    t = jnp.linspace(0.0, 1.0, 201)
-    if model.schedule.gamma_min == -math.inf:
-        t = t[1:]  # there is no noise at time 0
-    at = jax.device_get(model.time_gamma(jax.device_get(params), t))
-    gamma, dgamma_dt = (np.ravel(a) for a in at)
-    plots.schedule(np.asarray(t), gamma, workdir.plots / "schedule.png", dgamma_dt=dgamma_dt)
 
 
 def _host_memory() -> int:

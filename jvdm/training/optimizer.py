@@ -18,9 +18,9 @@ def _leaf_name(path) -> str:
 
 
 def _kernels(params: Params) -> Params:
-    """The network's kernels: no bias, no normalisation scale, nothing of the schedule."""
+    """The networks' kernels: no bias, no normalisation scale, nothing of the schedule."""
     return jax.tree_util.tree_map_with_path(
-        lambda path, _: path[0].key == "network" and _leaf_name(path) == "kernel", params
+        lambda path, _: path[0].key != "schedule" and _leaf_name(path) == "kernel", params
     )
 
 

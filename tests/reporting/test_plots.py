@@ -3,7 +3,7 @@ import pytest
 from PIL import Image
 
 from jvdm.errors import UserError
-from jvdm.reporting import plots
+from jvdm.reporting import comparison, pixel_plots, plots
 
 
 def run(num_lines, num_tests):
@@ -34,6 +34,15 @@ DRAW = {
     "many lines": lambda path: plots.training_curves(run(20_000, 40), path),
     "loss": lambda path: plots.loss_against_gamma(
         np.linspace(-13, 5, 300), np.arange(300) % 7 / 7, path, total=2.65
+    ),
+    "comparison": lambda path: comparison.curves(
+        {"first": run(20, 4), "second": run(40, 8), "no evaluation yet": run(3, 0)}, path, title="two"
+    ),
+    "pixel schedules": lambda path: pixel_plots.pixel_schedules(
+        np.linspace(0, 1, 5),
+        np.random.default_rng(0).normal(size=(2, 5, 4, 4, 3)).cumsum(axis=1),
+        [np.zeros((8, 8, 3), np.uint8), np.full((8, 8, 3), 200, np.uint8)],
+        path,
     ),
     "schedule": lambda path: plots.schedule(np.linspace(0, 1, 50), np.linspace(-13, 5, 50) ** 3, path),
 }

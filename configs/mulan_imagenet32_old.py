@@ -1,0 +1,34 @@
+"""ImageNet 32x32, old version, MuLAN (2312.13236, table 2).
+
+    python main.py --mode=train --config=configs/mulan_imagenet32_old.py
+    python main.py --mode=train --config=configs/mulan_imagenet32_old.py:velocity
+
+Published: 3.67 bits/dim by the ODE, with a latent whose charge is no bound
+(--config.latent.name=k_hot_surrogate). The latent here is the exact k-subset. The old and the new version of
+the data must not be compared.
+"""
+
+from jvdm import config as config_lib
+from jvdm.encoders import ENCODERS
+from jvdm.errors import unknown
+from jvdm.latents import LATENTS
+from jvdm.networks import NETWORKS
+from jvdm.parameterizations import PARAMETERIZATIONS
+from jvdm.pixel_schedules import SCHEDULES
+
+
+def get_config(parameterization="noise"):
+    choices = ("noise", "velocity", "velocity_from_noise")
+    if parameterization not in choices:
+        raise unknown("argument of mulan_imagenet32_old.py", parameterization, choices)
+    config = config_lib.default()
+    config.data.source = "imagenet32_old"
+    config.schedule = SCHEDULES.spec("polynomial", gamma_min=-13.3, gamma_max=5.0)
+    config.parameterization = PARAMETERIZATIONS.spec(parameterization)
+    config.latent = LATENTS.spec("k_subset", size=50, k=15)
+    config.encoder = ENCODERS.spec("unet", channels=256, num_blocks=4, dropout=0.1, num_groups=32)
+    config.network = NETWORKS.spec("vdm_unet", channels=256, num_blocks=32, dropout=0.1, num_groups=32)
+    config.optimizer.decay_mask = "released_vdm"
+    config.training.batch_size = 512
+    config.training.num_steps = 2_000_000
+    return config
