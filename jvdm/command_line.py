@@ -163,11 +163,17 @@ def in_config_file(given: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def errors_in_one_line(mode: str) -> Iterator[None]:
-    """Ends the process with one line where the block fails for a reason that the user can mend."""
+    """Ends the process with one line if the block is stopped, or fails in a way that the user can mend."""
+    from jvdm import preemption
+
+    preemption.install()
     try:
         yield
     except UserError as error:
         fail(error)
+    except preemption.Preempted:
+        print("jvdm: stopped by SIGTERM; the same command goes on where it was", file=sys.stderr)
+        sys.exit(preemption.EXIT_STATUS)
     except KeyboardInterrupt:
         fail("interrupted" + "; the same command resumes at the last checkpoint" * (mode == "train"))
     except MemoryError:
