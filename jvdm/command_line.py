@@ -55,7 +55,11 @@ def parse(argv: list[str], *, usage: str, modes: Sequence[str]) -> list[str]:
             raise UserError(f"unexpected argument {rest[1]!r}: flags are given as --name=value")
         if FLAGS.mode is None:
             raise UserError(f"--mode is missing: one of {', '.join(modes)}")
-        if FLAGS.config is None:
+        if FLAGS.mode != "report" and FLAGS.compare:
+            raise UserError("--compare is for --mode=report")
+        if FLAGS.mode == "report" and not (FLAGS.workdir or FLAGS.config):
+            raise UserError("--workdir is missing: the folder of the run to report on")
+        if FLAGS.config is None and FLAGS.mode != "report":
             given = any(argument.lstrip("-").startswith("config=") for argument in argv)
             raise UserError(
                 "--config: get_config() returned None"

@@ -24,6 +24,25 @@ from jvdm.time_densities import TIME_DENSITIES
 from jvdm.time_samplers import TIME_SAMPLERS
 from jvdm.transforms import DATA_MAPS
 
+# Sections that select a component.
+COMPONENTS = {
+    "augmentation": AUGMENTATIONS,
+    "schedule": SCHEDULES,
+    "path": PATHS,
+    "parameterization": PARAMETERIZATIONS,
+    "time_sampler": TIME_SAMPLERS,
+    "time_density": TIME_DENSITIES,
+    "network": NETWORKS,
+    "data_map": DATA_MAPS,
+    "latent": LATENTS,
+    "encoder": ENCODERS,
+    "eval.elbo.trace": TRACES,
+    "eval.ode.dequantization": DEQUANTIZATIONS,
+    "eval.ode.trace": TRACES,
+    "eval.ode.solver": SOLVERS,
+    "sample.sampler": SAMPLERS,
+}
+
 # What a resumed run may change: nothing that touches the sequence of parameters.
 FREE_ON_RESUME = (
     "data.data_dir",
