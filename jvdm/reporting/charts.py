@@ -18,9 +18,15 @@ from jvdm.reporting.markup import Html, element
 MAX_POINTS = 400
 FEW_POINTS = 40  # are drawn each, without a running mean
 _SIZE = 1000.0  # of the drawing, in its own units
-_TOTALS = ("bpd", "nats")
+TOTALS = ("bpd", "nats")
 _LOGARITHMIC = ("grad_norm",)
-_TITLES = {"bpd": "bits per dimension", "nats": "negative log-likelihood", "grad_norm": "gradient norm"}
+_TITLES = {
+    "bpd": "bits per dimension",
+    "nats": "negative log-likelihood",
+    "grad_norm": "gradient norm",
+    "gamma_0": "γ(0), little noise",
+    "gamma_1": "γ(1), much noise",
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,14 +48,14 @@ class Line:
 
 
 def lines(metrics: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Line]]:
-    """Every scalar of a run, by its name ("bpd", "diffusion"), the total first, and its split, train first."""
+    """Every scalar of a run, by name ("bpd", "diffusion"), the total first, and by split, train first."""
     points: dict[str, list[tuple[int, float]]] = {}
     for record in metrics:
         for name, value in record.items():
             if name not in ("step", "time"):
                 points.setdefault(name, []).append((record["step"], value))
     found: dict[str, dict[str, Line]] = {}
-    order = (*_TOTALS, *plots._TERMS)
+    order = (*TOTALS, *plots._TERMS)
     for name in sorted(points, key=lambda name: (name.partition("/")[0] != "train", name)):
         split, _, term = name.rpartition("/")
         array = np.array(sorted(points[name], key=lambda point: point[0]), np.float64)
@@ -76,6 +82,13 @@ def title(term: str) -> str:
     return _TITLES.get(term, term.replace("_", " "))
 
 
+def units(term: str, terms: Iterable[str]) -> str:
+    """Of a term of a run that has these terms; empty where it has none."""
+    if term in ("grad_norm", "learning_rate", "gamma_0", "gamma_1"):
+        return ""
+    return "nats" if "nats" in terms and "bpd" not in terms else "bits/dim"
+
+
 def chart(term: str, series: Sequence[Line], *, units: str, wide: bool = False) -> Html:
     """One quantity against the training step.
 
@@ -96,9 +109,11 @@ def chart(term: str, series: Sequence[Line], *, units: str, wide: bool = False) 
         return element(
             "figure", heading, element("p", "nothing to draw", class_="empty"), footer, class_="chart"
         )
-    x = _Axis(min(s.steps[0] for s in series), max(s.steps[-1] for s in series))
-    y = _value_axis(series, logarithmic=term in _LOGARITHMIC)
-    grid = [f"M0 {_SIZE - y.place(at):.1f}h1000" for at in y.ticks(4)]
+    first, last = min(line.steps[0] for line in series), max(line.steps[-1] for line in series)
+    x = _Axis(first - 0.015 * (last - first), last + 0.015 * (last - first))
+    y = _value_axis(series, term)
+    ticks = y.ticks(7 if wide else 5)
+    grid = [f"M0 {_SIZE - y.place(at):.1f}h1000" for at in ticks]
     drawn = [element("path", d="".join(grid), class_="grid")]
     for line in series:
         drawn += _draw(line, x, y)
@@ -106,7 +121,7 @@ def chart(term: str, series: Sequence[Line], *, units: str, wide: bool = False) 
         "svg", *drawn, viewBox="0 0 1000 1000", preserveAspectRatio="none", role="img",
         aria_label=f"{title(term)} against the training step: " + "; ".join(map(_describe, series)),
     )  # fmt: skip
-    labels = [_label("y", f"top:{100 - y.place(at) / 10:.2f}%", y.label(at)) for at in y.ticks(4)]
+    labels = [_label("y", f"top:{100 - y.place(at) / 10:.2f}%", y.label(at, ticks)) for at in ticks]
     labels += [_label("x", f"left:{x.place(at) / 10:.2f}%", plots._step_label(at)) for at in x.ticks(4)]
     bounds = {"data_x": f"{x.low:g} {x.high:g}", "data_y": f"{y.low:.6g} {y.high:.6g}"}
     plot = element("div", svg, *labels, class_="plot", data_log=y.logarithmic, **bounds)
@@ -191,33 +206,35 @@ class _Axis:
             return [self.low]
         if self.logarithmic:
             exponents = range(math.floor(math.log10(self.low)), math.ceil(math.log10(self.high)) + 1)
-            digits = (1, 3) if self.high / self.low < 300 else (1,)
+            ratio = self.high / self.low
+            digits = (1, 2, 5) if ratio < 30 else (1, 3) if ratio < 300 else (1,)
             values = [digit * 10.0**exponent for exponent in exponents for digit in digits]
             inside = [value for value in values if self.low <= value <= self.high]
             return inside[:: math.ceil(len(inside) / 6)] or [self.low]
-        step = self._tick_step(count)
+        span = self.high - self.low
+        unit = 10.0 ** math.floor(math.log10(span / count))
+        step = next(unit * m for m in (1, 2, 2.5, 5, 10, 20) if span / (unit * m) <= count)
         first = math.ceil(self.low / step - 1e-9)
         return [i * step for i in range(first, math.floor(self.high / step + 1e-9) + 1)]
 
-    def label(self, value: float) -> str:
+    def label(self, value: float, ticks: Sequence[float]) -> str:
         """As many decimals as tell ticks apart."""
-        if self.logarithmic or self.high == self.low:
+        if self.logarithmic or len(ticks) < 2:
             return f"{value:g}"
-        step = self._tick_step(4)
-        if step < 1e-4 or step >= 1e6:
+        step = ticks[1] - ticks[0]
+        if step < 0.99e-4 or step >= 1e6:
             return plots._power_label(value)
-        return f"{value:,.{max(0, -math.floor(math.log10(step) + 1e-9))}f}"
+        # 2.5 and 0.25 have a digit more than their power of ten.
+        decimals = max(0, -math.floor(math.log10(step) + 1e-9))
+        return f"{value:,.{decimals + (abs(round(step, decimals) - step) > 1e-9 * step)}f}"
 
     def _scale(self, value: float) -> float:
         return math.log10(max(value, 1e-300)) if self.logarithmic else value
 
-    def _tick_step(self, count: int) -> float:
-        span = self.high - self.low
-        unit = 10.0 ** math.floor(math.log10(span / count))
-        return next(unit * m for m in (1, 2, 2.5, 5, 10, 20) if span / (unit * m) <= count + 1)
 
-
-def _value_axis(series: Sequence[Line], *, logarithmic: bool) -> _Axis:
+def _value_axis(series: Sequence[Line], term: str) -> _Axis:
+    if term == "learning_rate":  # set rather than measured: from zero
+        return _Axis(0.0, 1.06 * max(float(line.values.max()) for line in series) or 1.0)
     settled = []
     for line in series:
         late = line.steps >= line.steps[0] + 0.1 * (line.steps[-1] - line.steps[0])
@@ -225,7 +242,7 @@ def _value_axis(series: Sequence[Line], *, logarithmic: bool) -> _Axis:
     most = max(settled, key=len)
     low = min(float(part.min()) for part in settled)
     high = max(float(part.max()) if part is not most else float(np.quantile(part, 0.995)) for part in settled)
-    if logarithmic and low > 0 and high / low > 3:
+    if term in _LOGARITHMIC and low > 0 and high / low > 3:
         return _Axis(low / 1.2, high * 1.2, logarithmic=True)
     margin = 0.06 * (high - low) or 0.05 * abs(high) or 1.0
     return _Axis(low - margin, high + margin)

@@ -81,18 +81,17 @@ class Picture:
     height: int
 
 
-def figure(picture: Picture, caption: object, *, alt: str, pixels: bool = False) -> Html:
+def figure(picture: Picture, caption: object, *, alt: str) -> Html:
     """A picture in the page itself.
 
     Args:
         picture: what is shown.
         caption: below it.
         alt: what it shows, in words.
-        pixels: enlarge it with sharp pixels.
     """
     source = "data:image/png;base64," + base64.b64encode(picture.data).decode()
     size = {"width": picture.width, "height": picture.height}
-    image = element("img", src=source, alt=alt, class_="pixels" if pixels else None, **size)
+    image = element("img", src=source, alt=alt, **size)
     return element("figure", image, element("figcaption", caption), class_="picture")
 
 

@@ -3,7 +3,7 @@
 import collections
 import dataclasses
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 from jvdm import config as config_lib
@@ -16,7 +16,7 @@ from jvdm.reporting.tables import difference_text, with_error
 _GROUPS = {
     "number": (
         "estimator", "is_bound", "value", "units", "standard_error", "monte_carlo_error", "num_", "timesteps",
-        "time_density", "terms.",
+        "time_density",
     ),
     "latent": ("latent_charge", "surrogate"),
     "ODE": ("ode",),
@@ -115,10 +115,13 @@ def results(entries: Sequence[Entry]) -> Html:
                 "evaluation": entry.label,
                 units: shown.pop(units),
                 "Monte-Carlo": None if monte_carlo is None else f"{monte_carlo:.4f}",
-                "upper bound": "yes" if record.get("is_bound") else "no",
-                **{name: cell if cell != "-" else None for name, cell in shown.items()},
+                "bound": "upper" if record.get("is_bound") else "no",
+                **{
+                    name.replace("solver", "solver error"): None if cell == "-" else cell
+                    for name, cell in shown.items()
+                },
                 "seed": str(record["provenance"].get("seed", "")),
-                "weights at step": f"{record['provenance']['step']:,}",
+                "step": f"{record['provenance']['step']:,}",
             }
         )
     units = {entry.record["units"] for entry in entries}
@@ -126,14 +129,14 @@ def results(entries: Sequence[Entry]) -> Html:
         "Monte-Carlo",
         "as released",
         "latent",
-        "solver",
+        "solver error",
         "NFE",
         "images",
         "draws",
         "seed",
-        "weights at step",
+        "step",
     }
-    names = list(dict.fromkeys(name for row in rows for name in row))
+    names = list(dict.fromkeys(["evaluation", *sorted(units), *(name for row in rows for name in row)]))
     # One solved by no ODE and one without a latent have nothing in these.
     names = [name for name in names if any(row.get(name) for row in rows)]
     columns = [Column(title=name, number=name in numbers) for name in names]
@@ -157,8 +160,11 @@ def terms(entries: Sequence[Entry]) -> Html:
 
 
 def everything(entries: Sequence[Entry]) -> Html:
-    """Every field of every record, a column for each record."""
-    flat = [dict(_leaves(entry.record)) for entry in entries]
+    """Every field of every record but its terms, a column for each record."""
+    flat = [
+        dict(config_lib.leaves({name: value for name, value in entry.record.items() if name != "terms"}))
+        for entry in entries
+    ]
     fields = list(dict.fromkeys(field for each in flat for field in each))
     rows: list[list[object]] = []
     taken = set()
@@ -209,10 +215,6 @@ def check(record: Any) -> None:
 def _term(term: Mapping[str, Any]) -> str:
     error = term["standard_error"]
     return f"{term['mean']:.4f}" if error is None else with_error(term["mean"], error)
-
-
-def _leaves(record: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
-    yield from config_lib.leaves(dict(record))
 
 
 def _name(field: str) -> str:

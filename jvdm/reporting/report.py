@@ -11,7 +11,7 @@ import hashlib
 import importlib.resources
 import pathlib
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 import jvdm
 from jvdm.errors import UserError
@@ -77,7 +77,7 @@ def page(runs: dict[str, Run]) -> str:
     )
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     policy = f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'"
-    name = " and ".join(runs)
+    name = ", ".join(runs)
     head = element(
         "head",
         element("meta", charset="utf-8"),
@@ -171,55 +171,39 @@ def _evaluations(runs: dict[str, Run]) -> Html:
         [
             record_tables.results(entries),
             record_tables.terms(entries),
-            element("details", fold, record_tables.everything(entries), open=len(entries) <= 4),
+            element("details", fold, record_tables.everything(entries)),
         ]
     )
 
 
 def _curves(runs: dict[str, Run]) -> Html:
+    """A panel for each quantity; those of runs in other units are apart."""
     by_run = {name: charts.lines(run.metrics) for name, run in runs.items()}
-    terms = list(dict.fromkeys(term for each in by_run.values() for term in each))
-    if not terms:
+    panels: dict[tuple[str, str], list[charts.Line]] = {}
+    for i, (name, found) in enumerate(by_run.items()):
+        for term, splits in found.items():
+            panel = panels.setdefault((term, charts.units(term, found)), [])
+            for split, line in splits.items():
+                panel.append(charts.of_run(line, name, i % NUM_COLOURS, split) if len(runs) > 1 else line)
+    if not panels:
         return _empty("Nothing recorded yet.")
     if len(runs) == 1:
-        found = {
-            line.class_: line.label
-            for each in by_run.values()
-            for term in each.values()
-            for line in term.values()
-        }
-        key = charts.legend(found.items())
+        splits = {line.class_: line.label for lines in panels.values() for line in lines}
+        key = charts.legend(sorted(splits.items(), key=lambda item: item[1] != "train"))
     else:
         colours = [(f"run-{i % NUM_COLOURS}", name) for i, name in enumerate(runs)]
-        key = join(
-            [charts.legend(colours), element("p", "Solid lines are of test data, dashed ones of training.")]
-        )
-    drawn = []
-    for term in terms:
-        series = []
-        for i, (name, found) in enumerate(by_run.items()):
-            for split, line in found.get(term, {}).items():
-                series.append(charts.of_run(line, name, i % NUM_COLOURS, split) if len(runs) > 1 else line)
-        wide = term in ("bpd", "nats")
-        drawn.append(charts.chart(term, series, units=_units(term, terms), wide=wide))
+        dashes = element("p", "Solid lines are of test data, dashed ones of training.", class_="small")
+        key = join([charts.legend(colours), dashes])
+    drawn = [
+        charts.chart(term, lines, units=units, wide=term in charts.TOTALS)
+        for (term, units), lines in panels.items()
+    ]
     text = (
-        "Against the training step. The vertical axes are those of the last nine tenths of a run; dense series "
-        "are drawn lightly, with their running mean on top. Values “test” are of the averaged weights."
+        "Against the training step. The vertical axes are those of the last nine tenths of a run; dense "
+        "series are drawn lightly, with their running mean on top. Values “test” are of the averaged weights."
     )
-    return join(
-        [
-            key,
-            element("div", *drawn, class_="charts"),
-            element("p", text, class_="small"),
-            _last_values(by_run),
-        ]
-    )
-
-
-def _units(term: str, terms: Iterable[str]) -> str:
-    if term in ("grad_norm", "learning_rate") or term.startswith("gamma"):
-        return ""
-    return "nats" if "nats" in terms and "bpd" not in terms else "bits/dim"
+    explained = element("p", text, class_="small")
+    return join([key, element("div", *drawn, class_="charts"), explained, _last_values(by_run)])
 
 
 def _last_values(by_run: dict[str, dict[str, dict[str, charts.Line]]]) -> Html:
@@ -249,12 +233,10 @@ def _samples(runs: dict[str, Run]) -> Html:
         start = f"{name}: " if len(runs) > 1 else ""
         for step, picture in run.grids.items():
             alt = f"{start}grid of samples at step {step}"
-            shown.append(markup.figure(picture, f"{start}step {step:,}", alt=alt, pixels=True))
+            shown.append(markup.figure(picture, f"{start}step {step:,}", alt=alt))
         for picture in run.samples:
             caption = start + _caption(picture, run)
-            shown.append(
-                markup.figure(picture, caption, alt=caption, pixels="trajectories" not in picture.name)
-            )
+            shown.append(markup.figure(picture, caption, alt=caption))
     return element("div", *shown, class_="pictures") if shown else _empty("No samples.")
 
 
