@@ -72,7 +72,7 @@ def page(runs: dict[str, Run]) -> str:
         "Files": _files,
     }
     style, script = (
-        importlib.resources.files(jvdm.reporting).joinpath(f"report.{kind}").read_text()
+        importlib.resources.files("jvdm.reporting").joinpath(f"report.{kind}").read_text()
         for kind in ("css", "js")
     )
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
