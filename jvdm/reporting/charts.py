@@ -17,6 +17,7 @@ from jvdm.reporting.markup import Html, element
 
 MAX_POINTS = 400
 FEW_POINTS = 40  # are drawn each, without a running mean
+_HUGE = 1e100  # no float32 is as large
 _SIZE = 1000.0  # of the drawing, in its own units
 TOTALS = ("bpd", "nats")
 _LOGARITHMIC = ("grad_norm",)
@@ -59,7 +60,7 @@ def lines(metrics: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Line]]:
     for name in sorted(points, key=lambda name: (name.partition("/")[0] != "train", name)):
         split, _, term = name.rpartition("/")
         array = np.array(sorted(points[name], key=lambda point: point[0]), np.float64)
-        finite = array[np.isfinite(array[:, 1])]
+        finite = array[np.abs(array[:, 1]) < _HUGE]  # neither nan nor inf
         found.setdefault(term, {})[split or "train"] = Line(
             label=split or "train",
             class_={"train": "train", "test": "test"}.get(split or "train", "other"),

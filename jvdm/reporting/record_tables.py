@@ -200,6 +200,19 @@ def card(record: Mapping[str, Any]) -> Html:
     return element("li", *lines)
 
 
+def environment(record: Mapping[str, Any]) -> dict[str, str]:
+    """What it was computed on and with."""
+    origin = record["provenance"]
+    found = {
+        "device": origin.get("device"),
+        "devices": origin.get("num_devices"),
+        "precision": origin.get("matmul_precision"),
+        "dtype in training": origin.get("trained_dtype"),
+        **{f"version of {name}": version for name, version in (origin.get("versions") or {}).items()},
+    }
+    return {name: str(value) for name, value in found.items() if value is not None}
+
+
 def check(record: Any) -> None:
     """A record is one that can be shown.
 
@@ -210,6 +223,7 @@ def check(record: Any) -> None:
     for show in (results, terms, everything):
         show(entry)
     card(record)
+    environment(record)
 
 
 def _term(term: Mapping[str, Any]) -> str:

@@ -45,8 +45,8 @@ def write_report(path: pathlib.Path, others: Sequence[pathlib.Path] = ()) -> tup
         UserError: one of the workdirs is none, or the page cannot be written.
     """
     paths = [path, *others]
-    for other in others:
-        if paths.count(other) > 1:
+    for i, other in enumerate(paths):
+        if other.resolve() in [each.resolve() for each in paths[:i]]:
             raise UserError(f"--compare={other}: this workdir is given twice")
     runs = _named([read_run(each, few=bool(others)) for each in paths])
     target = path / REPORT
@@ -129,9 +129,8 @@ def _status(runs: dict[str, Run]) -> Html:
             if run.step is not None
             else []
         )
-        times = [line["time"] for line in run.metrics if "time" in line]
-        if len(times) > 1 and times[-1] >= times[0]:
-            parts.append(f"{duration(times[-1] - times[0])} from the first to the last line of metrics")
+        if times := _times(run):
+            parts.append(f"{duration(times[1] - times[0])} from the first to the last line of metrics")
         if not any(file.startswith("eval/") for file in run.records):
             parts.append("no evaluation yet")
         status = " · ".join(parts)
@@ -285,14 +284,8 @@ def _environment(runs: dict[str, Run]) -> Html:
     found: dict[str, dict[str, set[str]]] = collections.defaultdict(lambda: collections.defaultdict(set))
     for name, run in runs.items():
         for record in run.records.values():
-            origin = record["provenance"]
-            versions = {
-                f"version of {key}": value for key, value in dict(origin.get("versions") or {}).items()
-            }
-            kept = ("device", "num_devices", "matmul_precision", "trained_dtype")
-            for key, value in {**{key: origin.get(key) for key in kept}, **versions}.items():
-                if value is not None:
-                    found[key.replace("num_", "").replace("_", " ")][name].add(str(value))
+            for key, value in record_tables.environment(record).items():
+                found[key][name].add(value)
     if not found:
         return _empty("Evaluations record it, and there is none yet.")
     rows = [[key, *(", ".join(sorted(each[name])) or None for name in runs)] for key, each in found.items()]
@@ -320,16 +313,18 @@ def _files(runs: dict[str, Run]) -> Html:
     return join(parts)
 
 
+def _times(run: Run) -> tuple[float, float] | None:
+    """Of the first and the last line of metrics, unix seconds."""
+    times = [line["time"] for line in run.metrics if 0.0 <= line.get("time", -1.0) < 1e11]
+    return (times[0], times[-1]) if times and times[0] <= times[-1] else None
+
+
 def _when(run: Run) -> str:
-    times = [line["time"] for line in run.metrics if "time" in line]
-    try:
-        first, last = (
-            datetime.datetime.fromtimestamp(time, datetime.UTC).strftime("%Y-%m-%d %H:%M")
-            for time in (times[0], times[-1])
-        )
-    except (IndexError, OverflowError, ValueError, OSError):
+    times = _times(run)
+    if times is None:
         return ""
-    return f"Metrics from {first} to {last} UTC."
+    first, last = (datetime.datetime.fromtimestamp(time, datetime.UTC) for time in times)
+    return f"Metrics from {first:%Y-%m-%d %H:%M} to {last:%Y-%m-%d %H:%M} UTC."
 
 
 def _empty(text: str) -> Html:

@@ -87,7 +87,7 @@ def read_run(path: pathlib.Path, *, few: bool = False) -> Run:
     else:
         try:
             config = config_lib.read_json(workdir.config)
-        except UserError as error:
+        except (UserError, RecursionError) as error:
             notes.append(
                 f"config.json: damaged, so the config is not shown ({_reason(error, workdir.config)})"
             )
@@ -166,6 +166,7 @@ def _metrics(path: pathlib.Path, notes: list[str]) -> list[dict[str, Any]]:
             step = record["step"]
             if not isinstance(step, int) or isinstance(step, bool):
                 raise TypeError("a step is an integer")
+            float(step)  # within range
             # "nan", "inf" and "-inf" are written as strings.
             values = {name: float(value) for name, value in record.items() if name != "step"}
         except (ValueError, TypeError, KeyError, OverflowError, RecursionError):

@@ -209,6 +209,8 @@ DAMAGE = {
         "6 of 39 lines are damaged",
     ),
     "last line": (_append(b'{"step": 31'), "line 34, the last, is incomplete"),
+    "step beyond any": (_append(b'{"step": 1' + b"0" * 400 + b"}\n{}\n"), "2 of 35 lines"),
+    "depth": (_edit("config.json", b"[" * 100_000), "config.json: damaged"),
     "bytes": (_append(b"\xff\xfe\n" + b"\x00\n"), "2 of 35 lines"),
     "no metrics": (lambda path: (path / "metrics.jsonl").unlink(), "metrics.jsonl: there is none"),
     "config": (_edit("config.json", b"{"), "config.json: damaged"),
@@ -220,6 +222,10 @@ DAMAGE = {
     "record of a word": (_with_record("value", "low"), "damaged or no record"),
     "record with odd terms": (_with_record("terms", {"prior": 3.0}), "damaged or no record"),
     "record with an odd ODE": (_with_record("ode", {"name": 1}), "damaged or no record"),
+    "record with odd versions": (
+        _with_record("provenance", {"dataset": "d", "split": "test", "step": 1, "versions": [1]}),
+        "damaged or no record",
+    ),
     "record without provenance": (_with_record("provenance", None), "damaged or no record"),
     "picture": (
         _edit("samples/step_00000300.png", b"\x89PNG\r\n\x1a\n"),
@@ -263,7 +269,7 @@ def test_workdirs_that_are_none(workdir, tmp_path):
             assert str(tmp_path / name) in str(raised.value)
     assert not (tmp_path / "empty" / "report.html").exists()
     with pytest.raises(UserError, match="given twice"):
-        write_report(workdir, [workdir])
+        write_report(workdir, [tmp_path / "empty" / ".." / workdir.name])
 
 
 def test_run_in_progress(tmp_path):
@@ -383,6 +389,8 @@ def test_spikes_survive():
 def test_values_that_are_not_finite_are_told(tmp_path):
     lines = made_up_run.metrics()
     lines[5]["train/bpd"], lines[6]["train/bpd"], lines[7]["train/odd"] = "nan", "inf", "-inf"
+    lines[8] |= {"train/grad_norm": 1e308, "time": 1e300}
+    lines[9] |= {"train/grad_norm": -1e308, "time": "nan"}
     page, _ = report(made_up_run.write(tmp_path / "run", lines=lines))
     assert "2 values not finite, left out" in page.text
     assert "odd bits/dim nothing to draw 1 value not finite" in page.text
