@@ -10,9 +10,9 @@ python main.py --mode=report --workdir=DIR [--compare=DIR ...]
 
 import functools
 import pathlib
+import sys
 
 from absl import app, flags
-from ml_collections import config_flags
 
 from jvdm import command_line
 
@@ -26,11 +26,11 @@ flags.DEFINE_string("source", None, "With --mode=import: the codebase the checkp
 flags.DEFINE_multi_string(
     "compare", [], "With --mode=report: another run's folder, side by side; repeatable."
 )
-config_flags.DEFINE_config_file("config", None, "A config file, and after a colon its argument.")
 
 
 def main(argv: list[str]) -> None:
     del argv
+    given, _ = command_line.config_argument(sys.argv)
     # After the flags: a mistake in them needs no jax to be told.
     from jvdm import commands
     from jvdm import config as config_lib
@@ -38,9 +38,10 @@ def main(argv: list[str]) -> None:
 
     command_line.configure_logging()
     with command_line.errors_in_one_line(FLAGS.mode):
-        if FLAGS.mode != "report":
-            command_line.in_config_file(config_lib.check_complete, FLAGS.config)
-        folder = FLAGS.workdir or f"runs/{command_line.config_name()}"
+        if given:  # --mode=report needs none
+            with command_line.in_config_file(given):
+                config_lib.check_complete(FLAGS.config)
+        folder = FLAGS.workdir or f"runs/{command_line.config_name(given)}"
         workdir = Workdir(pathlib.Path(folder).expanduser().absolute())
         print(f"workdir {workdir.path}")
         if FLAGS.mode == "report":

@@ -210,6 +210,27 @@ def default() -> Config:
     return config.lock()
 
 
+def choose(config: Config, section: str, name: str) -> None:
+    """Put another component into a section; options that the old one has too keep their values.
+
+    Args:
+        config: changed in place.
+        section: a key of `COMPONENTS`.
+        name: of the component.
+
+    Raises:
+        UserError: the name is unknown.
+    """
+    *parents, last = section.split(".")
+    where = config
+    for parent in parents:
+        where = where[parent]
+    old, options = dict(where[last]), COMPONENTS[section].options(name)
+    kept = {key: value for key, value in old.items() if type(options.get(key)) is type(value)}
+    with config.unlocked():
+        where[last] = COMPONENTS[section].spec(name, **kept)
+
+
 def check_complete(config: Any) -> None:
     """Refuse a config that lacks a field of `default`, has one more, or has one of another type or range.
 
