@@ -106,7 +106,11 @@ def parse(argv: list[str], *, usage: str, modes: Sequence[str]) -> list[str]:
             raise UserError(f"unexpected argument {rest[1]!r}: flags are given as --name=value")
         if FLAGS.mode is None:
             raise UserError(f"--mode is missing: one of {', '.join(modes)}")
-        if not given:
+        if FLAGS.mode != "report" and FLAGS.compare:
+            raise UserError("--compare is for --mode=report")
+        if FLAGS.mode == "report" and not (FLAGS.workdir or given):
+            raise UserError("--workdir is missing: the folder of the run to report on")
+        if FLAGS.mode != "report" and not given:
             raise UserError("--config is missing: a file of configs/, such as --config=configs/digits.py")
     except (UserError, flags.Error) as error:
         fail(error)

@@ -5,6 +5,7 @@ import json
 import logging
 import math
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -26,6 +27,7 @@ from jvdm.reporting import images as image_lib
 from jvdm.reporting import plane, plots
 from jvdm.reporting.files import write_arrays, write_atomically
 from jvdm.reporting.progress import Progress
+from jvdm.reporting.report import write_report
 from jvdm.reporting.tables import table, with_error
 from jvdm.sampling import Sampling, given_latents, trajectories
 from jvdm.training import checkpoints
@@ -236,6 +238,17 @@ def import_(config: Config, workdir: Workdir, checkpoint: str | None, source: st
     target.close()
     workdir.save_config(config)
     print(f"checkpoint {workdir.checkpoints / str(imported.step)}")
+
+
+def report(workdir: Workdir, compare: Sequence[str], checkpoint: str | None) -> None:
+    """--mode=report: a run, or several side by side, as one HTML page."""
+    if checkpoint:
+        raise UserError("--mode=report shows what lies in --workdir: --checkpoint is not for it")
+    others = [pathlib.Path(path).expanduser().absolute() for path in compare]
+    page, notes = write_report(workdir.path, others)
+    for note in notes:
+        log.warning("WARNING: %s", note)
+    print(f"report  {page}")
 
 
 def load_trained(config: Config, workdir: Workdir, checkpoint: str | None, mesh: Mesh) -> Trained:
