@@ -170,7 +170,6 @@ def errors_in_one_line(mode: str) -> Iterator[None]:
     """Ends the process with one line if the block is stopped, or fails in a way that the user can mend."""
     from jvdm import preemption
 
-    preemption.install()
     try:
         yield
     except UserError as error:

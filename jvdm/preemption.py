@@ -32,7 +32,9 @@ class Preempted(Exception):
 
 
 def install() -> None:
-    """Notice SIGTERM from now on; to be called once, by the main thread of a single process."""
+    """Notice SIGTERM from now on; to be called once, by the main thread. Of several processes, JAX notices."""
+    if jax.process_count() > 1:
+        return
     # Python runs its handlers between two bytecodes of the main thread, which may wait for a device for
     # minutes: the byte that the interpreter writes at once wakes the thread that keeps the time.
     wake, woken = socket.socketpair()
