@@ -262,7 +262,7 @@ SETTINGS = {
     "groups": (model(num_groups=16), r"config\.network\.num_groups=32"),
     "fourier": (model(fourier_first=5, fourier_last=6), r"config\.network\.fourier_first=6"),
     "heads": (model(num_heads=2), r"config\.network\.num_heads=1"),
-    "epsilon": (model(norm_epsilon=1e-5), r"config\.network\.norm_epsilon=1e-6"),
+    "epsilon": (model(norm_epsilon=1e-5), r"config\.network\.norm_epsilon=1e-06"),
     "encoder's groups": (model(encoder={"num_groups": 0}), r"config\.encoder\.num_groups=32"),
     "encoder's fourier": (
         model(encoder={"fourier_first": 5, "fourier_last": 6}),
