@@ -1,6 +1,7 @@
 """The MuLAN code's tree on jvdm's parameters, and the errors where it does not fit."""
 
 import dataclasses
+import functools
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from test_vdm_import import CHANNELS, parent, write  # noqa: F401 (a fixture)
 from jvdm import importers
 from jvdm.encoders import CNNEncoder, UNetEncoder
 from jvdm.errors import UserError
-from jvdm.importers import flax_checkpoint, mulan
+from jvdm.importers import flax_checkpoint, mulan, shapes
 from jvdm.latents import Gaussian, Gumbel, KHotSurrogate, KSubset
 from jvdm.model import Model
 from jvdm.networks import GammaInput, TimeInput
@@ -178,6 +179,22 @@ def test_leaves_that_do_not_go_together(options, path, shape, message):
     with pytest.raises(UserError, match=message) as caught:
         mulan.convert(tree)
     assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("path", sorted(flax_checkpoint.flatten(Source().tree())))
+def test_a_leaf_of_no_dimensions(path):
+    """Whatever leaf it is, one line."""
+    tree = Source().tree()
+    node, last = parent(tree, path)
+    node[last] = np.zeros((), np.float32)
+    with pytest.raises(UserError) as caught:
+        shapes.check(mulan.convert(tree), expected(), "params")
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@functools.cache
+def expected():
+    return shapes.expected_by(model())
 
 
 MISFITS = {
