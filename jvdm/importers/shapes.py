@@ -89,7 +89,7 @@ def _hint(path: str, found: dict[str, Shape], expected: dict[str, Shape]) -> str
     if path.startswith((f"{part}/down/", f"{part}/up/")) and a[0] != b[0]:
         depth = a[0] - path.startswith(f"{part}/up/")
         return f" ({section}.num_blocks? the checkpoint's is {depth})"
-    channels = found.get(f"{part}/norm_out/norm/scale", ("unknown",))[0]
+    channels = _first(found, f"{part}/norm_out/norm/scale")
     if path == "network/condition1/kernel" and a[1:] == b[1:] and "schedule/hidden1/kernel" in found:
         # Rows of the time, besides those of conditioning and latent.
         rows = a[0] - 1 - found["schedule/hidden1/kernel"][0]
@@ -102,16 +102,20 @@ def _schedule_hint(path: str, found: dict[str, Shape], expected: dict[str, Shape
     a, b = found.get(path), expected.get(path)
     if a is None or b is None:
         return f" (config.schedule.name? the checkpoint's is {_schedule(found)})"
+    if len(a) != len(b):
+        return ""
     if path.startswith("schedule/hidden1/") and a[1:] == b[1:]:
         return f" (config.latent.size? the checkpoint's is {a[0]})"
     if path in ("schedule/a/bias", "schedule/b/bias", "schedule/d/bias"):
         return f" (the checkpoint is for images of {a[-1]} numbers, not {b[-1]})"
-    known = (
-        f" the checkpoint's is {found['schedule/hidden1/bias'][0]}"
-        if "schedule/hidden1/bias" in found
-        else ""
-    )
-    return f" (config.schedule.hidden?{known})"
+    known = "schedule/hidden1/bias" in found
+    hidden = f" the checkpoint's is {_first(found, 'schedule/hidden1/bias')}" if known else ""
+    return f" (config.schedule.hidden?{hidden})"
+
+
+def _first(shapes: dict[str, Shape], path: str) -> int | str:
+    """The first dimension of a leaf, if it has one."""
+    return (*shapes.get(path, ()), "unknown")[0]
 
 
 def _encoder_hint(path: str, found: dict[str, Shape], expected: dict[str, Shape]) -> str:

@@ -1,6 +1,7 @@
 """The MuLAN code's tree on jvdm's parameters, and the errors where it does not fit."""
 
 import dataclasses
+import functools
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from test_vdm_import import CHANNELS, parent, write  # noqa: F401 (a fixture)
 from jvdm import importers
 from jvdm.encoders import CNNEncoder, UNetEncoder
 from jvdm.errors import UserError
-from jvdm.importers import flax_checkpoint, mulan
+from jvdm.importers import flax_checkpoint, mulan, shapes
 from jvdm.latents import Gaussian, Gumbel, KHotSurrogate, KSubset
 from jvdm.model import Model
 from jvdm.networks import GammaInput, TimeInput
@@ -180,6 +181,22 @@ def test_leaves_that_do_not_go_together(options, path, shape, message):
     assert len(str(caught.value).splitlines()) == 1
 
 
+@pytest.mark.parametrize("path", sorted(flax_checkpoint.flatten(Source().tree())))
+def test_a_leaf_of_no_dimensions(path):
+    """Whatever leaf it is, one line."""
+    tree = Source().tree()
+    node, last = parent(tree, path)
+    node[last] = np.zeros((), np.float32)
+    with pytest.raises(UserError) as caught:
+        shapes.check(mulan.convert(tree), expected(), "params")
+    assert len(str(caught.value).splitlines()) == 1
+
+
+@functools.cache
+def expected():
+    return shapes.expected_by(model())
+
+
 MISFITS = {
     "channels": ({"channels": 64}, {}, "config.network.channels? the checkpoint's is 32"),
     "depth": ({"num_blocks": 3}, {}, "config.network.num_blocks? the checkpoint's is 2"),
@@ -262,7 +279,7 @@ SETTINGS = {
     "groups": (model(num_groups=16), r"config\.network\.num_groups=32"),
     "fourier": (model(fourier_first=5, fourier_last=6), r"config\.network\.fourier_first=6"),
     "heads": (model(num_heads=2), r"config\.network\.num_heads=1"),
-    "epsilon": (model(norm_epsilon=1e-5), r"config\.network\.norm_epsilon=1e-6"),
+    "epsilon": (model(norm_epsilon=1e-5), r"config\.network\.norm_epsilon=1e-06"),
     "encoder's groups": (model(encoder={"num_groups": 0}), r"config\.encoder\.num_groups=32"),
     "encoder's fourier": (
         model(encoder={"fourier_first": 5, "fourier_last": 6}),
