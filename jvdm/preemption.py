@@ -32,7 +32,7 @@ class Preempted(Exception):
 
 
 def install() -> None:
-    """Notice SIGTERM from now on; to be called once, by the main thread. Of several processes, JAX notices."""
+    """Notice SIGTERM from now on; to be called once, by the main thread. JAX does in several processes."""
     if jax.process_count() > 1:
         return
     # Python runs its handlers between two bytecodes of the main thread, which may wait for a device for
