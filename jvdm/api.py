@@ -131,9 +131,8 @@ class LoadedModel:
         config = self._config_with("eval", settings)
         config.eval.estimators = estimator
         if draws is not None:
-            _set(config, f"eval.{'ode.' if estimator == 'ode' else ''}draws", draws)
-        if seed is not None:
-            _set(config, "seed", seed)
+            _set(config, "eval", "ode.draws" if estimator == "ode" else "draws", draws)
+        _seed(config, seed)
         config_lib.check_complete(config)
         subject = self._subject(images)
         key = json.dumps(config.eval.to_dict(), sort_keys=True)
@@ -185,11 +184,10 @@ class LoadedModel:
                 or a solver that does not come to its end.
         """
         config = self._config_with("sample", settings)
-        _set(config, "sample.num_images", num_images)
+        _set(config, "sample", "num_images", num_images)
         if steps is not None:
-            _set(config, "sample.steps", steps)
-        if seed is not None:
-            _set(config, "seed", seed)
+            _set(config, "sample", "steps", steps)
+        _seed(config, seed)
         config_lib.check_complete(config)
         latents = None if latents is None else self._checked_latents(latents)
         size = min(config.sample.batch_size, num_images)
@@ -282,7 +280,7 @@ class LoadedModel:
         """A copy of the config with other fields of one section."""
         config = ConfigDict(self.config.to_dict())
         for field, value in (settings or {}).items():
-            _set(config, f"{section}.{field}", value)
+            _set(config, section, field, value)
         return config
 
     def _subject(self, images: Any) -> Subject:
@@ -372,18 +370,19 @@ def load(
     folder = pathlib.Path(path).expanduser()
     found = checkpoints.find(folder, str(folder), flag="path")
     saved = Workdir(found.parent.parent)
-    if config is None:
-        if not saved.config.exists():
-            raise UserError(f"{saved.path} has no config.json; give jvdm.load(..., config=CONFIG)")
-        config = saved_config(saved.config)
-    else:
+    chosen: Config = config
+    if config is not None:
         config_lib.check_complete(config)
         if saved.config.exists():
             config_lib.check_model(config_lib.read_json(saved.config), config, saved.path)
-    shape, num_levels = _image_spec(config, image_shape)
+    elif saved.config.exists():
+        chosen = saved_config(saved.config)
+    else:
+        raise UserError(f"{saved.path} has no config.json; give jvdm.load(..., config=CONFIG)")
+    shape, num_levels = _image_spec(chosen, image_shape)
     mesh = sharding.make_mesh(devices)
-    trained = restore(config, found, shape, num_levels, mesh)
-    return LoadedModel(trained, ConfigDict(config.to_dict()).lock(), mesh)
+    trained = restore(chosen, found, shape, num_levels, mesh)
+    return LoadedModel(trained, ConfigDict(chosen.to_dict()).lock(), mesh)
 
 
 def restore(
@@ -456,20 +455,34 @@ def _image_spec(config: Config, image_shape: tuple[int, int, int] | None) -> tup
         raise UserError(f"{error}; or give jvdm.load(..., image_shape=(h, w, c))") from error
 
 
-def _set(config: Config, field: str, value: Any) -> None:
-    """Set a field by its dotted name.
+def _seed(config: Config, seed: int | None) -> None:
+    """Another seed, if one is given.
+
+    Raises:
+        UserError: it is no integer.
+    """
+    if seed is None:
+        return
+    if not isinstance(seed, int | np.integer):
+        raise UserError(f"seed is {seed!r}, not an int")
+    config.seed = int(seed)
+
+
+def _set(config: Config, section: str, field: str, value: Any) -> None:
+    """Set a field of a section by its dotted name.
 
     Raises:
         UserError: an unknown field, or a value of another type.
     """
     *parents, last = field.split(".")
-    node = config
-    for name in (*parents, last):
-        if not isinstance(node, ConfigDict) or name not in node:
-            leaves = config_lib.leaves({parents[0]: config[parents[0]].to_dict()})
-            raise unknown("field", f"config.{field}", [f"config.{name}" for name, _ in leaves])
-        parent, node = node, node[name]
+    node = config[section]
+    for name in parents:
+        node = node[name] if isinstance(node, ConfigDict) and name in node else None
+    if not (isinstance(node, ConfigDict) and last in node):
+        leaves = config_lib.leaves({section: config[section].to_dict()})
+        raise unknown("field", f"config.{section}.{field}", [f"config.{name}" for name, _ in leaves])
     try:
-        parent[last] = value
+        node[last] = value
     except TypeError as error:
-        raise UserError(f"config.{field} is {value!r}, not a {type(node).__name__}") from error
+        kind = type(node[last]).__name__
+        raise UserError(f"config.{section}.{field} is {value!r}, not a {kind}") from error
