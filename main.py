@@ -9,9 +9,9 @@ python main.py --mode=import --config=configs/vdm_cifar10.py --source=vdm --chec
 
 import functools
 import pathlib
+import sys
 
 from absl import app, flags
-from ml_collections import config_flags
 
 from jvdm import command_line
 
@@ -22,11 +22,11 @@ flags.DEFINE_enum("mode", None, MODES, "What to do.")
 flags.DEFINE_string("workdir", None, "The run's folder; runs/<config name> by default.")
 flags.DEFINE_string("checkpoint", None, "A checkpoint folder; the workdir's newest by default.")
 flags.DEFINE_string("source", None, "With --mode=import: the codebase the checkpoint is from.")
-config_flags.DEFINE_config_file("config", None, "A config file, and after a colon its argument.")
 
 
 def main(argv: list[str]) -> None:
     del argv
+    given, _ = command_line.config_argument(sys.argv)
     # After the flags: a mistake in them needs no jax to be told.
     from jvdm import commands
     from jvdm import config as config_lib
@@ -34,8 +34,9 @@ def main(argv: list[str]) -> None:
 
     command_line.configure_logging()
     with command_line.errors_in_one_line(FLAGS.mode):
-        command_line.in_config_file(config_lib.check_complete, FLAGS.config)
-        folder = FLAGS.workdir or f"runs/{command_line.config_name()}"
+        with command_line.in_config_file(given):
+            config_lib.check_complete(FLAGS.config)
+        folder = FLAGS.workdir or f"runs/{command_line.config_name(given)}"
         workdir = Workdir(pathlib.Path(folder).expanduser().absolute())
         print(f"workdir {workdir.path}")
         commands.MODES[FLAGS.mode](FLAGS.config, workdir, FLAGS.checkpoint, FLAGS.source)

@@ -3,9 +3,10 @@
 import contextlib
 import logging
 import pathlib
+import runpy
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from absl import flags
@@ -28,6 +29,57 @@ def fail(message: object) -> None:
     sys.exit(2)
 
 
+def config_argument(argv: Sequence[str]) -> tuple[str, list[str]]:
+    """(what --config is given, or nothing; the other arguments)."""
+    given, rest, arguments = "", [], iter(argv)
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        if name not in ("--config", "-config"):
+            rest.append(argument)
+        else:
+            given = value if equals else next(arguments, "")
+    return given, rest
+
+
+def load_config(given: str, overrides: Sequence[str] = ()) -> Any:
+    """The config of a file, with the components that are asked for.
+
+    Args:
+        given: its path, and after a colon the argument of its `get_config`.
+        overrides: flags; --config.SECTION.name=NAME puts another component into a section, before its options
+            are set, so that they are options of the new one.
+
+    Raises:
+        UserError: there is no such file, it fails, or it returns no config; or a component is unknown.
+    """
+    path, colon, argument = given.partition(":")
+    if not pathlib.Path(path).is_file():
+        raise UserError(f"--config={path}: no such file; see the folder configs/")
+    sys.path.append(str(pathlib.Path(path).absolute().parent))  # for what it imports from beside it
+    try:
+        get_config = runpy.run_path(path).get("get_config")
+        if get_config is None:
+            raise UserError("it defines no get_config()")
+        config = get_config(argument) if colon else get_config()
+        if config is None:
+            raise UserError("get_config() returned None")
+    except UserError as error:
+        raise UserError(f"--config={given}: {error}") from error
+    # A config file is the user's code, so anything may come out of it.
+    except Exception as error:
+        raise UserError(f"--config={given}: {type(error).__name__}: {error}") from error
+    from jvdm import config as config_lib
+
+    with in_config_file(given):
+        config_lib.check_complete(config)
+    for override in overrides:
+        field, equals, name = override.lstrip("-").partition("=")
+        section = field.removeprefix("config.").removesuffix(".name")
+        if equals and field == f"config.{section}.name" and section in config_lib.COMPONENTS:
+            config_lib.choose(config, section, name)
+    return config.lock()
+
+
 def parse(argv: list[str], *, usage: str, modes: Sequence[str]) -> list[str]:
     """Parse the flags `mode` and `config` and whatever else is defined; a mistake in them is one line.
 
@@ -36,7 +88,6 @@ def parse(argv: list[str], *, usage: str, modes: Sequence[str]) -> list[str]:
         usage: what --help prints first.
         modes: the choices of --mode.
     """
-    rest = argv
     # What ml_collections warns of, the errors below say.
     absl_logging.set_verbosity(absl_logging.ERROR)
     # absl's own help ends with status 1.
@@ -45,49 +96,30 @@ def parse(argv: list[str], *, usage: str, modes: Sequence[str]) -> list[str]:
 
         print(f"{usage}{FLAGS.main_module_help()}\n\nconfig.data.source:\n{describe_sources()}")
         sys.exit(0)
+    given, argv = config_argument(argv)
+    rest: list[str] = []
     try:
-        for argument in argv:
-            path = argument.removeprefix("--").partition("config=")[2].partition(":")[0]
-            if argument.lstrip("-").startswith("config=") and not pathlib.Path(path).is_file():
-                raise UserError(f"--config={path}: no such file; see the folder configs/")
+        if given:
+            config_flags.DEFINE_config_dict("config", load_config(given, argv), sys_argv=argv)
         rest = FLAGS(argv)
         if len(rest) > 1:
             raise UserError(f"unexpected argument {rest[1]!r}: flags are given as --name=value")
         if FLAGS.mode is None:
             raise UserError(f"--mode is missing: one of {', '.join(modes)}")
-        if FLAGS.config is None:
-            given = any(argument.lstrip("-").startswith("config=") for argument in argv)
-            raise UserError(
-                "--config: get_config() returned None"
-                if given
-                else "--config is missing: a file of configs/, such as --config=configs/digits.py"
-            )
+        if not given:
+            raise UserError("--config is missing: a file of configs/, such as --config=configs/digits.py")
     except (UserError, flags.Error) as error:
-        # ml_collections puts a traceback into the message where a config file fails: its last line says why.
-        before, traceback, trace = str(error).partition("Traceback (most recent call last):")
-        fail(before + trace.strip().splitlines()[-1] if traceback else error)
+        fail(error)
     except (AttributeError, KeyError) as error:
         # ml_collections gives the message with its quotes escaped.
         text = str(error).replace("\\n", ". ").replace("\\'", "'").strip("'\"").replace("'. Did", ". Did")
-        for argument in argv:
-            # Of an option, ml_collections says its last name only.
-            field = argument.lstrip("-").partition("=")[0]
-            if text.isidentifier() and field.endswith(f".{text}"):
-                text = (
-                    f"{field}: the component of the config file has no such option; "
-                    "choose another component in a config file to set its options"
-                )
-                break
         fail(f"unknown config field {text}")
-    # A config file is the user's code, so anything may come out of it.
-    except Exception as error:
-        fail(f"--config: {type(error).__name__}: {error}")
     return rest
 
 
-def config_name() -> str:
+def config_name(given: str) -> str:
     """The config's file name without suffix, and its argument."""
-    path, _, argument = config_flags.get_config_filename(FLAGS["config"]).partition(":")
+    path, _, argument = given.partition(":")
     parts = [pathlib.Path(path).stem] + [pathlib.Path(argument).stem] * bool(argument)
     return "-".join(parts)
 
@@ -116,16 +148,17 @@ def _after_failed_save(error) -> bool:
     return isinstance(error.exc_value, RuntimeError) and "Event loop is closed" in str(error.exc_value)
 
 
-def in_config_file(check: Callable[[Any], None], config: Any) -> None:
-    """Call a check of the config, whose errors then name the file.
+@contextlib.contextmanager
+def in_config_file(given: str) -> Iterator[None]:
+    """Errors of the block name the config's file.
 
     Raises:
-        UserError: the check's, after the file.
+        UserError: the block's, after the file.
     """
     try:
-        check(config)
+        yield
     except UserError as error:
-        raise UserError(f"--config={config_flags.get_config_filename(FLAGS['config'])}: {error}") from error
+        raise UserError(f"--config={given}: {error}") from error
 
 
 @contextlib.contextmanager

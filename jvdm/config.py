@@ -24,6 +24,25 @@ from jvdm.time_densities import TIME_DENSITIES
 from jvdm.time_samplers import TIME_SAMPLERS
 from jvdm.transforms import DATA_MAPS
 
+# Sections that select a component.
+COMPONENTS = {
+    "augmentation": AUGMENTATIONS,
+    "schedule": SCHEDULES,
+    "path": PATHS,
+    "parameterization": PARAMETERIZATIONS,
+    "time_sampler": TIME_SAMPLERS,
+    "time_density": TIME_DENSITIES,
+    "network": NETWORKS,
+    "data_map": DATA_MAPS,
+    "latent": LATENTS,
+    "encoder": ENCODERS,
+    "eval.elbo.trace": TRACES,
+    "eval.ode.dequantization": DEQUANTIZATIONS,
+    "eval.ode.trace": TRACES,
+    "eval.ode.solver": SOLVERS,
+    "sample.sampler": SAMPLERS,
+}
+
 # What a resumed run may change: nothing that touches the sequence of parameters.
 FREE_ON_RESUME = (
     "data.data_dir",
@@ -189,6 +208,27 @@ def default() -> Config:
     config.sample.latents = "prior"  # prior | posterior, of the test images | FILE.npz, one array [L, m]
     config.sample.log_likelihood = False  # of z_0, nats; with the sampler ode
     return config.lock()
+
+
+def choose(config: Config, section: str, name: str) -> None:
+    """Put another component into a section; options that the old one has too keep their values.
+
+    Args:
+        config: changed in place.
+        section: a key of `COMPONENTS`.
+        name: of the component.
+
+    Raises:
+        UserError: the name is unknown.
+    """
+    *parents, last = section.split(".")
+    where = config
+    for parent in parents:
+        where = where[parent]
+    old, options = dict(where[last]), COMPONENTS[section].options(name)
+    kept = {key: value for key, value in old.items() if type(options.get(key)) is type(value)}
+    with config.unlocked():
+        where[last] = COMPONENTS[section].spec(name, **kept)
 
 
 def check_complete(config: Any) -> None:

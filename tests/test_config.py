@@ -21,23 +21,7 @@ from jvdm.training.step import init_state, make_train_step
 
 ROOT = pathlib.Path(__file__).parent.parent
 SOURCES = "\n".join(p.read_text() for p in (ROOT / "jvdm").rglob("*.py") if p.name != "config.py")
-COMPONENTS = (
-    "augmentation",
-    "schedule",
-    "path",
-    "parameterization",
-    "time_sampler",
-    "time_density",
-    "network",
-    "data_map",
-    "latent",
-    "encoder",
-    "eval.elbo.trace",
-    "eval.ode.dequantization",
-    "eval.ode.trace",
-    "eval.ode.solver",
-    "sample.sampler",
-)
+COMPONENTS = config_lib.COMPONENTS
 
 
 def plain_fields():
@@ -135,6 +119,23 @@ def test_published_hyperparameters():
     assert (o.b1, o.b2, o.eps, o.weight_decay, o.learning_rate) == (0.9, 0.99, 1e-8, 0.01, 2e-4)
     assert (o.warmup_steps, o.ema_rate, o.decay_mask) == (100, 0.9999, "released_vdm")
     assert (c.schedule.name, c.schedule.gamma_min, c.schedule.gamma_max) == ("learned_scalar", -13.3, 5.0)
+
+
+def test_sections_with_a_name_are_the_components():
+    fields = [field for field, _ in config_lib.leaves(config_lib.default().to_dict())]
+    assert {field.removesuffix(".name") for field in fields if field.endswith(".name")} == set(COMPONENTS)
+
+
+def test_another_component_keeps_what_both_have():
+    c = tiny.config()
+    config_lib.choose(c, "schedule", "monotone_network")
+    assert (c.schedule.gamma_min, c.schedule.gamma_max, c.schedule.hidden) == (-7.0, 5.0, 1024)
+    config_lib.choose(c, "eval.ode.solver", "fixed")
+    assert c.eval.ode.solver.num_steps > 0 and "tolerance" not in c.eval.ode.solver
+    config_lib.check_complete(c)
+    assert c.is_locked and c.eval.is_locked
+    with pytest.raises(UserError, match="did you mean 'fixed_linear'"):
+        config_lib.choose(c, "schedule", "fixed_liner")
 
 
 def test_what_may_change_on_resume(tmp_path):
