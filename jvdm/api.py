@@ -119,7 +119,7 @@ class LoadedModel:
             draws: per image; the config's by default.
             seed: of the draws; the config's by default.
             settings: fields of the config's section `eval` by dotted name, such as
-                `{"ode.solver.tolerance": 1e-4, "ode.check_images": 0}`.
+                `{"ode.solver.name": "fixed", "ode.solver.num_steps": 50}`.
             show_progress: on stderr.
 
         Raises:
@@ -176,7 +176,7 @@ class LoadedModel:
             latents: [L, m] to condition on, sample i on number i mod L; by default each is drawn from the
                 prior. Only for a model with a latent.
             settings: fields of the config's section `sample` by dotted name, such as
-                `{"sampler": SAMPLERS.spec("ode"), "log_likelihood": True}`.
+                `{"sampler.name": "ode", "log_likelihood": True}`.
             show_progress: on stderr.
 
         Raises:
@@ -279,7 +279,13 @@ class LoadedModel:
     def _config_with(self, section: str, settings: Settings | None) -> Config:
         """A copy of the config with other fields of one section."""
         config = ConfigDict(self.config.to_dict())
-        for field, value in (settings or {}).items():
+        settings = settings or {}
+        # Components first, so that options are those of the new one.
+        for field, value in settings.items():
+            component = f"{section}.{field}".removesuffix(".name")
+            if field.endswith(".name") and component in config_lib.COMPONENTS:
+                config_lib.choose(config, component, value)
+        for field, value in settings.items():
             _set(config, section, field, value)
         return config
 

@@ -22,7 +22,6 @@ from jvdm.latents import LATENTS
 from jvdm.networks import NETWORKS
 from jvdm.pixel_schedules import SCHEDULES
 from jvdm.records import Batch
-from jvdm.samplers import SAMPLERS
 from jvdm.training import checkpoints
 
 
@@ -126,7 +125,7 @@ def test_the_samples_of_sample(workdir, trained):
 
 
 def test_samples_by_another_sampler(trained):
-    samples = trained.sample(2, steps=2, settings={"sampler": SAMPLERS.spec("ddim", clip=False)})
+    samples = trained.sample(2, steps=2, settings={"sampler.clip": False, "sampler.name": "ddim"})
     assert samples.images.shape == (2, *tiny.SHAPE)
 
 
@@ -162,6 +161,7 @@ REFUSED = {
         "log_likelihood needs config.sample.sampler.name=ode",
     ),
     "seed": (lambda m, x: m.sample(1, seed=0.5), "seed is 0.5, not an int"),
+    "component": (lambda m, x: m.sample(1, settings={"sampler.name": "dim"}), "did you mean 'ddim'"),
     "section": (lambda m, x: m.sample(1, settings={"": 1}), "unknown field 'config.sample.'"),
     "parts": (
         lambda m, x: m.bits_per_dim(x, "ode", settings={"ode.importance_samples": 2}),

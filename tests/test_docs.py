@@ -4,7 +4,6 @@ import importlib
 import itertools
 import pathlib
 import re
-import runpy
 import shlex
 import sys
 from typing import NamedTuple
@@ -14,20 +13,10 @@ import tiny
 import untrained
 from ml_collections import ConfigDict
 
-from jvdm import commands, data, encoders, latents
+from jvdm import command_line, commands
 from jvdm import config as config_lib
-from jvdm.data import AUGMENTATIONS
-from jvdm.dequantization import DEQUANTIZATIONS
-from jvdm.divergence import TRACES
-from jvdm.networks import NETWORKS
-from jvdm.parameterizations import PARAMETERIZATIONS
-from jvdm.paths import PATHS
-from jvdm.pixel_schedules import SCHEDULES
-from jvdm.samplers import SAMPLERS
-from jvdm.solvers import SOLVERS
-from jvdm.time_densities import TIME_DENSITIES
-from jvdm.time_samplers import TIME_SAMPLERS
-from jvdm.transforms import DATA_MAPS
+from jvdm.data import sources
+from jvdm.data.published import PUBLISHED
 from jvdm.workdir import Workdir
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -76,12 +65,14 @@ def project(tmp_path, monkeypatch, digits):
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "digits").symlink_to(digits)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    before = set(sys.modules)
+    # What a page registers and imports is forgotten after it.
+    for registry in config_lib.COMPONENTS.values():
+        monkeypatch.setattr(registry, "_components", dict(registry._components))
+    monkeypatch.setattr(sources, "_REGISTERED", {})
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *sys.path])
     yield tmp_path
-    for name in set(sys.modules) - before:
-        if name.startswith("my_"):
-            del sys.modules[name]
+    for name in [name for name in sys.modules if name.startswith("my_")]:
+        del sys.modules[name]
 
 
 EXAMPLES = [page for page in PAGES if any(block.language == "python" for block in blocks(page))]
@@ -92,9 +83,8 @@ def test_examples_run(page, project):
     """All Python of a page, in order; what has a title is a file, and a config file is trained with."""
     namespace = {"__name__": "__main__"}
     for block in blocks(page):
-        if block.language == "bash" and "PYTHONPATH=my_project python main.py --mode=train" in block.text:
-            c = importlib.import_module("my_config").get_config()
-            config_lib.check_complete(c)
+        if block.language == "bash" and "--mode=train --config=my_project/my_config.py" in block.text:
+            c = command_line.load_config(str(project / "my_config.py"))
             commands.train(c, Workdir(project / "runs" / "my_config"), None, None)
         if block.language != "python":
             continue
@@ -123,15 +113,7 @@ def commands_of(page):
     return [words for line in lines if (words := shlex.split(line, comments=True))]
 
 
-def config_of(value):
-    """The config that `--config=VALUE` names."""
-    path, _, argument = value.partition(":")
-    file = ROOT / path
-    assert file.is_file(), f"{path}: no such config"
-    return runpy.run_path(str(file))["get_config"](*([argument] if argument else []))
-
-
-def check_main(words, page):
+def check_main(words, page, monkeypatch):
     """A call of main.py: its flags, its config, and the config's fields exist; values are of their types."""
     given = dict(word.removeprefix("--").split("=", 1) for word in words)
     assert given.pop("mode") in commands.MODES
@@ -141,8 +123,8 @@ def check_main(words, page):
         return
     if value == "FILE.py":
         return
-    # What a page calls SYSTEM is any of them.
-    config = config_of(value.replace(":SYSTEM", "").replace("NAME.py", "digits.py"))
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    config = command_line.load_config(str(ROOT / value), words)
     for name, text in given.items():
         if not name.startswith("config."):
             assert name in FLAGS, name
@@ -159,7 +141,7 @@ def check_main(words, page):
 
 
 @pytest.mark.parametrize("page", [*PAGES, ROOT / "README.md", ROOT / "CONTRIBUTING.md"], ids=named)
-def test_commands_are_valid(page):
+def test_commands_are_valid(page, monkeypatch):
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M))
     for words in commands_of(page):
         words = [word for word in words if not re.match(r"[A-Z]+=", word)]
@@ -167,7 +149,7 @@ def test_commands_are_valid(page):
             assert set(words[1:]) <= targets, words
         elif words[0] == "python" and words[1] == "main.py":
             if all("=" in word for word in words[2:]) and "…" not in words:
-                check_main(words[2:], page)
+                check_main(words[2:], page, monkeypatch)
         elif words[0].endswith("python"):
             scripts = [word for word in words[1:] if word.endswith(".py")]
             assert all((ROOT / script).is_file() for script in scripts), words
@@ -191,28 +173,11 @@ def test_every_config_is_on_the_page_of_systems():
 def test_every_component_is_on_the_page_of_systems():
     text = (ROOT / "docs" / "systems.md").read_text()
     rows = dict(re.findall(r"^\| (`.*?`) \| (.*) \|$", text.partition("## Components")[2], re.M))
-    tables = {
-        "`augmentation`": AUGMENTATIONS,
-        "`data_map`": DATA_MAPS,
-        "`schedule`": SCHEDULES,
-        "`path`": PATHS,
-        "`parameterization`": PARAMETERIZATIONS,
-        "`time_sampler`": TIME_SAMPLERS,
-        "`time_density`": TIME_DENSITIES,
-        "`latent`": latents.LATENTS,
-        "`encoder`": encoders.ENCODERS,
-        "`network`": NETWORKS,
-        "`sample.sampler`": SAMPLERS,
-        "`eval.ode.dequantization`": DEQUANTIZATIONS,
-        "`eval.ode.trace`, `eval.elbo.trace`": TRACES,
-        "`eval.ode.solver`": SOLVERS,
-    }
-    for field, registry in tables.items():
-        # Not what an example of another test has registered.
-        own = [name for name in registry.names() if registry.component(name).__module__.startswith("jvdm")]
-        for name in own:
-            assert f"`{name}`" in rows[field], f"{field}: {name}"
-    for source in ("digits", "swissroll", *data.published.PUBLISHED):
+    for field, registry in config_lib.COMPONENTS.items():
+        (row,) = (names for fields, names in rows.items() if f"`{field}`" in fields)
+        for name in registry.names():
+            assert f"`{name}`" in row, f"{field}: {name}"
+    for source in ("digits", "swissroll", *PUBLISHED):
         assert f"`{source}`" in rows["`data.source`"], source
 
 
