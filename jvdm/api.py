@@ -48,6 +48,9 @@ log = logging.getLogger("jvdm")
 
 Settings = Mapping[str, Any]
 
+# Fields that the arguments of the methods take the place of.
+_ARGUMENTS = ("eval.estimators", "eval.num_images", "sample.latents", "sample.num_images")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Scores:
@@ -282,6 +285,8 @@ class LoadedModel:
         settings = settings or {}
         # Components first, so that options are those of the new one.
         for field, value in settings.items():
+            if f"{section}.{field}" in _ARGUMENTS:
+                raise UserError(f"config.{section}.{field} is given by the arguments, not by settings")
             component = f"{section}.{field}".removesuffix(".name")
             if field.endswith(".name") and component in config_lib.COMPONENTS:
                 config_lib.choose(config, component, value)

@@ -38,7 +38,6 @@ for each in $which; do
     | grep -iE "^($(echo "$names" | tr _ -)|jaxlib)==" | paste -sd ' ')"
   # The suite's own files make the package importable from here: nothing is installed but its dependencies.
   echo "pytest $*"
-  "$bin/python" -m pytest --no-header --durations=0 --durations-min=1e9 "$@" | sed '/^[.sx]* *\[ *[0-9]*%\]$/d' \
-    || failed=1
+  "$bin/python" -m pytest -o addopts="-q --strict-markers" "$@" | sed '/^[.sx]* *\[ *[0-9]*%\]$/d' || failed=1
 done
 exit $failed

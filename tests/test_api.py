@@ -161,6 +161,10 @@ REFUSED = {
         "log_likelihood needs config.sample.sampler.name=ode",
     ),
     "seed": (lambda m, x: m.sample(1, seed=0.5), "seed is 0.5, not an int"),
+    "argument": (
+        lambda m, x: m.sample(1, settings={"latents": "posterior"}),
+        "config.sample.latents is given by the arguments",
+    ),
     "component": (lambda m, x: m.sample(1, settings={"sampler.name": "dim"}), "did you mean 'ddim'"),
     "section": (lambda m, x: m.sample(1, settings={"": 1}), "unknown field 'config.sample.'"),
     "parts": (
