@@ -106,7 +106,11 @@ def parse(argv: list[str], *, usage: str, modes: Sequence[str]) -> list[str]:
             raise UserError(f"unexpected argument {rest[1]!r}: flags are given as --name=value")
         if FLAGS.mode is None:
             raise UserError(f"--mode is missing: one of {', '.join(modes)}")
-        if not given:
+        if FLAGS.mode != "report" and FLAGS.compare:
+            raise UserError("--compare is for --mode=report")
+        if FLAGS.mode == "report" and not (FLAGS.workdir or given):
+            raise UserError("--workdir is missing: the folder of the run to report on")
+        if FLAGS.mode != "report" and not given:
             raise UserError("--config is missing: a file of configs/, such as --config=configs/digits.py")
     except (UserError, flags.Error) as error:
         fail(error)
@@ -163,11 +167,16 @@ def in_config_file(given: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def errors_in_one_line(mode: str) -> Iterator[None]:
-    """Ends the process with one line where the block fails for a reason that the user can mend."""
+    """Ends the process with one line if the block is stopped, or fails in a way that the user can mend."""
+    from jvdm import preemption
+
     try:
         yield
     except UserError as error:
         fail(error)
+    except preemption.Preempted:
+        print("jvdm: stopped by SIGTERM; the same command goes on where it was", file=sys.stderr)
+        sys.exit(preemption.EXIT_STATUS)
     except KeyboardInterrupt:
         fail("interrupted" + "; the same command resumes at the last checkpoint" * (mode == "train"))
     except MemoryError:

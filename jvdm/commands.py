@@ -1,8 +1,12 @@
 """What each --mode does."""
 
 import dataclasses
+import json
 import logging
 import math
+import pathlib
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -23,6 +27,7 @@ from jvdm.reporting import images as image_lib
 from jvdm.reporting import plane, plots
 from jvdm.reporting.files import write_arrays, write_atomically
 from jvdm.reporting.progress import Progress
+from jvdm.reporting.report import write_report
 from jvdm.reporting.tables import table, with_error
 from jvdm.sampling import Sampling, given_latents, trajectories
 from jvdm.training import checkpoints
@@ -149,6 +154,7 @@ def sample(config: Config, workdir: Workdir, checkpoint: str | None, source: str
         batch_size=min(config.sample.batch_size, config.sample.num_images),
         latents=given_latents(config.sample.latents, model, trained.params, test_images, key),
     )
+    store = passes.Store(workdir.samples / f"step{trained.step}.partial", _samples_depend_on(config, trained))
     with Progress(config.sample.num_images, label="sample", unit="image") as progress:
         images, log_likelihood, latents = sampling(
             trained.params,
@@ -156,11 +162,13 @@ def sample(config: Config, workdir: Workdir, checkpoint: str | None, source: str
             root_key(config.seed, "sample"),
             num_steps=config.sample.steps,
             on_batch=progress.update,
+            store=store,
         )
     if jax.process_index() == 0:
         path = workdir.samples / f"samples_{'x'.join(map(str, images.shape))}.npz"
         more = {} if log_likelihood is None else {"log_likelihood": log_likelihood}
         image_lib.write_npz(path, images, **more)
+        store.discard()
         print(f"samples {path}")
         if latents is not None:
             path_latents = workdir.samples / f"latents_{'x'.join(map(str, latents.shape))}.npz"
@@ -173,6 +181,20 @@ def sample(config: Config, workdir: Workdir, checkpoint: str | None, source: str
             print(f"grid    {path.with_suffix('.png')}")
         if trained.model.num_dims == 2 and not trained.model.num_levels:
             _plot_trajectories(config, trained, workdir)
+
+
+def _samples_depend_on(config: Config, trained: Trained) -> dict[str, Any]:
+    """What sample i depends on: not on the number of samples, on batch size or number of devices."""
+    settings = config_lib.to_json(config)
+    sections = {field.removesuffix(".").partition(".")[0] for field in config_lib.MODEL_SECTIONS}
+    kept = {
+        name: part for name, part in json.loads(settings).items() if name in {*sections, "sample", "seed"}
+    }
+    for name in ("num_images", "batch_size"):
+        del kept["sample"][name]
+    weights = record.weights_hash(trained.params)
+    versions = record.environment()["versions"]
+    return {"config": kept, "step": trained.step, "weights": weights, "versions": versions}
 
 
 def _plot_trajectories(config: Config, trained: Trained, workdir: Workdir) -> None:
@@ -218,6 +240,17 @@ def import_(config: Config, workdir: Workdir, checkpoint: str | None, source: st
     print(f"checkpoint {workdir.checkpoints / str(imported.step)}")
 
 
+def report(workdir: Workdir, compare: Sequence[str], checkpoint: str | None) -> None:
+    """--mode=report: a run, or several side by side, as one HTML page."""
+    if checkpoint:
+        raise UserError("--mode=report shows what lies in --workdir: --checkpoint is not for it")
+    others = [pathlib.Path(path).expanduser().absolute() for path in compare]
+    page, notes = write_report(workdir.path, others)
+    for note in notes:
+        log.warning("WARNING: %s", note)
+    print(f"report  {page}")
+
+
 def load_trained(config: Config, workdir: Workdir, checkpoint: str | None, mesh: Mesh) -> Trained:
     """The averaged weights of a checkpoint, with the model of the config.
 
@@ -236,9 +269,9 @@ def load_trained(config: Config, workdir: Workdir, checkpoint: str | None, mesh:
         "ema_params": jax.eval_shape(model.init, jax.random.key(0)),
     }
     everywhere = sharding.replicated(mesh)
-    state = checkpoints.restore(
-        path, jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=everywhere), shapes)
-    )
+    like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=everywhere), shapes)
+    is_named = checkpoint is not None and pathlib.Path(checkpoint).name.isdigit()
+    state, path = checkpoints.restore_readable(path, like, older=not is_named)
     log.info("weights of step %d from %s", int(state["step"]), path)
     return Trained(model, state["ema_params"], int(state["step"]), path)
 

@@ -83,7 +83,8 @@ class Ancestral:
         at_t, at_s = where.at_t, where.at_s
         if self.clip:
             eps_hat = clip_eps(eps_hat, z, at_t, where.data_range)
-        c = -jnp.expm1(at_s.gamma - at_t.gamma)
+        # Where a schedule is almost flat, rounding may turn a step of gamma about.
+        c = -jnp.expm1(jnp.minimum(at_s.gamma - at_t.gamma, 0.0))
         mean = at_s.alpha / at_t.alpha * (z - c * at_t.sigma * eps_hat)
         return mean + at_s.sigma * jnp.sqrt(c) * noise
 

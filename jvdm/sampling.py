@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from jvdm import samplers, sharding, transforms
+from jvdm import preemption, samplers, sharding, transforms
 from jvdm.data.local import read_npz_array
 from jvdm.errors import UserError, unknown
+from jvdm.evaluation.passes import Store
 from jvdm.model import Model
 from jvdm.records import Batch
 from jvdm.registry import Config
@@ -19,6 +20,7 @@ from jvdm.registry import Config
 Params = Any
 
 PIXELS = ("argmax", "sampled")
+_NOTHING = {"images": None, "log_likelihood": None, "latents": None}
 
 
 class Samples(NamedTuple):
@@ -148,6 +150,7 @@ class Sampling:
         *,
         num_steps: int,
         on_batch: Callable[[int], None] | None = None,
+        store: Store | None = None,
     ) -> Samples:
         """Images.
 
@@ -157,15 +160,20 @@ class Sampling:
             key: the root.
             num_steps: of the sampler.
             on_batch: called with the number of images done after every batch.
+            store: where finished batches are kept and found again.
 
         Raises:
             UserError: no images or no steps are asked for, or a solver that does not come to its end.
+            Preempted: the process was asked to stop.
         """
         if num_images < 1 or num_steps < 1:
             raise UserError(f"cannot draw {num_images} samples in {num_steps} steps: give at least 1 of each")
         place = functools.partial(sharding.to_devices, sharding=sharding.split(self._mesh))
-        parts: list[Samples] = []
-        for start in range(0, num_images, self._batch_size):
+        parts = [Samples(**{**_NOTHING, **rows}) for rows in store.load()] if store else []
+        done = sum(len(part.images) for part in parts)
+        for start in range(done, num_images, self._batch_size):
+            if start > done:
+                preemption.check()
             index = np.arange(start, start + self._batch_size, dtype=np.int32)
             local = np.split(index, jax.process_count())[jax.process_index()]
             with jax.default_matmul_precision("highest"):
@@ -176,6 +184,8 @@ class Sampling:
                     "config.sample.sampler.max_steps or config.sample.sampler.tolerance"
                 )
             parts.append(Samples(*samples))
+            if store and jax.process_index() == 0:
+                store.save(start, {k: a for k, a in parts[-1]._asdict().items() if a is not None})
             if on_batch is not None:
                 on_batch(min(start + self._batch_size, num_images))
         return jax.tree.map(lambda *a: np.concatenate(a)[:num_images], *parts)

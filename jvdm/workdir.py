@@ -1,8 +1,15 @@
 """The folder of one run: where everything lies, and whether it can be written."""
 
+import contextlib
 import dataclasses
+import fcntl
+import os
 import pathlib
+import socket
 import uuid
+from collections.abc import Iterator
+
+import jax
 
 from jvdm import config as config_lib
 from jvdm.errors import UserError
@@ -34,6 +41,11 @@ class Workdir:
     def checkpoints(self) -> pathlib.Path:
         """One folder per saved step."""
         return self.path / "checkpoints"
+
+    @property
+    def notes(self) -> pathlib.Path:
+        """What each checkpoint's step leaves undone."""
+        return self.path / "notes"
 
     @property
     def samples(self) -> pathlib.Path:
@@ -70,6 +82,31 @@ class Workdir:
             raise UserError(
                 f"--workdir={self.path} cannot be written ({error.strerror}); give another"
             ) from error
+
+    @contextlib.contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """Keep other trainings out of the workdir, until the block or the process ends.
+
+        Raises:
+            UserError: there is one.
+        """
+        if jax.process_index():
+            yield
+            return
+        path = self.path / ".training"
+        with open(path, "a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                file.seek(0)
+                owner = file.read().strip() or "another process"
+                raise UserError(
+                    f"--workdir={self.path}: {owner} trains there already; stop it, or give another"
+                ) from error
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {socket.gethostname()}")
+            file.flush()
+            yield
 
     def save_config(self, config: Config) -> None:
         """Write the resolved config, unless it is there and equal."""

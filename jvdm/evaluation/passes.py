@@ -19,7 +19,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jvdm import sharding
+from jvdm import preemption, sharding
 from jvdm.data import evaluation_batches
 from jvdm.errors import UserError
 from jvdm.reporting.files import write_atomically
@@ -166,6 +166,7 @@ def run(
 
     Raises:
         UserError: the bound of an image is not finite, or a chunk cannot be written.
+        Preempted: the process was asked to stop.
     """
     chunks = store.load() if store else []
     done = sum(len(chunk[estimator.terms[0]]) for chunk in chunks)
@@ -185,6 +186,8 @@ def run(
         chunks.append(chunk)
         means.append(image_bpd)
         done += len(image_bpd)
+        if done < len(images):
+            preemption.check()
         if on_chunk is not None:
             on_chunk(done, _shown(estimator, quantity, chunks, np.concatenate(means)))
     return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}

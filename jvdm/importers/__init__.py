@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from jvdm.errors import unknown
-from jvdm.importers import addtt, idode, sdeflow, shapes, vdm
+from jvdm.importers import addtt, idode, mulan, sdeflow, shapes, vdm
 from jvdm.importers.records import Imported
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ class Importer:
 IMPORTERS: dict[str, Callable[[str, "Model"], Imported]] = {
     "addtt": addtt.load,
     "idode": Importer(read=idode.read, check_settings=idode.check_settings),
+    "mulan": Importer(read=mulan.read, check_settings=mulan.check_settings),
     "sdeflow": sdeflow.load,
     "vdm": Importer(read=vdm.read, check_settings=vdm.check_settings),
 }

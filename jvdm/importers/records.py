@@ -8,7 +8,8 @@ class Imported(NamedTuple):
 
     Attributes:
         step: training steps taken.
-        params: nested dicts of float32 numpy arrays, `{"network", "schedule"}`.
+        params: nested dicts of float32 numpy arrays, `{"network", "schedule"}`, and
+            `"encoder"` with a latent.
         ema_params: the same for the moving average of the parameters.
     """
 

@@ -22,7 +22,7 @@ def check(params: Any, expected: dict[str, Shape], name: str) -> None:
     """Compares imported parameters with those of a model.
 
     Args:
-        params: nested dicts of arrays, `{"network", "schedule"}`.
+        params: nested dicts of arrays, `{"network", "schedule"}`, and `"encoder"` with a latent.
         expected: of the model that the config selects.
         name: of the parameters, for the message.
 
@@ -55,6 +55,12 @@ def _rank(path: str) -> int:
         "network/down/block/norm1/",
         "network/down/block/",
         "network/down/",
+        "encoder/conv_in/",
+        "encoder/down/block/norm1/",
+        "encoder/down/block/",
+        "encoder/down/",
+        "encoder/logits/",
+        "encoder/",
     )
     return next((i for i, prefix in enumerate(order) if path.startswith(prefix)), len(order))
 
@@ -65,32 +71,79 @@ def _describe(shapes: dict[str, Shape], path: str) -> str:
 
 def _hint(path: str, found: dict[str, Shape], expected: dict[str, Shape]) -> str:
     a, b = found.get(path), expected.get(path)
-    if path.startswith("schedule/"):
-        if a is not None and b is not None:
-            return " (config.schedule.hidden?)"
-        return f" (config.schedule.name? the checkpoint's is {_schedule(found)})"
+    part = path.split("/")[0]
+    if part == "schedule":
+        return _schedule_hint(path, found, expected)
+    if part == "encoder" and (part_hint := _encoder_hint(path, found, expected)):
+        return part_hint
+    section = f"config.{part}"
     if "/attention/" in path and (a is None or b is None):
-        return f" (config.network.attention? the checkpoint's is {a is not None})"
+        return f" ({section}.attention? the checkpoint's is {a is not None})"
     if a is None or b is None or len(a) != len(b):
         return ""
     if path.startswith("network/conv_out/") and a[-1] != b[-1]:
         return f" (the checkpoint is for images of {a[-1]} channels, not {b[-1]})"
-    if path == "network/conv_in/kernel" and a[2] != b[2]:
+    if path.endswith("/conv_in/kernel") and a[2] != b[2]:
         plain = found.get("network/conv_out/bias") == (a[2],)
-        return (
-            " (config.network.fourier? the checkpoint's is False)" if plain else " (config.network.fourier?)"
-        )
-    if path.startswith(("network/down/", "network/up/")) and a[0] != b[0]:
-        depth = a[0] - path.startswith("network/up/")
-        return f" (config.network.num_blocks? the checkpoint's is {depth})"
-    channels = found.get("network/norm_out/norm/scale", ("unknown",))[0]
-    return f" (config.network.channels? the checkpoint's is {channels})"
+        return f" ({section}.fourier? the checkpoint's is False)" if plain else f" ({section}.fourier?)"
+    if path.startswith((f"{part}/down/", f"{part}/up/")) and a[0] != b[0]:
+        depth = a[0] - path.startswith(f"{part}/up/")
+        return f" ({section}.num_blocks? the checkpoint's is {depth})"
+    channels = _first(found, f"{part}/norm_out/norm/scale")
+    if path == "network/condition1/kernel" and a[1:] == b[1:] and "schedule/hidden1/kernel" in found:
+        # Rows of the time, besides those of conditioning and latent.
+        rows = a[0] - 1 - found["schedule/hidden1/kernel"][0]
+        time = "gamma" if rows == channels else "pixel_gamma"
+        return f" (config.model.time_input? the checkpoint's is {time})"
+    return f" ({section}.channels? the checkpoint's is {channels})"
+
+
+def _schedule_hint(path: str, found: dict[str, Shape], expected: dict[str, Shape]) -> str:
+    a, b = found.get(path), expected.get(path)
+    if a is None or b is None:
+        return f" (config.schedule.name? the checkpoint's is {_schedule(found)})"
+    if len(a) != len(b):
+        return ""
+    if path.startswith("schedule/hidden1/") and a[1:] == b[1:]:
+        return f" (config.latent.size? the checkpoint's is {a[0]})"
+    if path in ("schedule/a/bias", "schedule/b/bias", "schedule/d/bias"):
+        return f" (the checkpoint is for images of {a[-1]} numbers, not {b[-1]})"
+    known = "schedule/hidden1/bias" in found
+    hidden = f" the checkpoint's is {_first(found, 'schedule/hidden1/bias')}" if known else ""
+    return f" (config.schedule.hidden?{hidden})"
+
+
+def _first(shapes: dict[str, Shape], path: str) -> int | str:
+    """The first dimension of a leaf, if it has one."""
+    return (*shapes.get(path, ()), "unknown")[0]
+
+
+def _encoder_hint(path: str, found: dict[str, Shape], expected: dict[str, Shape]) -> str:
+    """What is particular to the encoder's part; "" where it is as of the network's."""
+    a, b = found.get(path), expected.get(path)
+    if not any(other.startswith("encoder/") for other in found):
+        return " (config.latent.name? the checkpoint's is none)"
+    if not any(other.startswith("encoder/") for other in expected):
+        return " (config.latent.name? the checkpoint's is not none)"
+    if (a is None or b is None) and "/attention/" not in path:
+        return " (config.encoder.name?)"
+    if not path.startswith("encoder/logits/") or a is None or b is None or len(a) != len(b):
+        return ""
+    if a[-1] == 2 * b[-1]:
+        return " (config.latent.name? the checkpoint's is gaussian)"
+    if 2 * a[-1] == b[-1]:
+        return " (config.latent.name? the checkpoint's is not gaussian)"
+    if a[-1] != b[-1]:
+        return " (config.latent.size?)"
+    return f" (the checkpoint is for images of {a[0]} pixels, not {b[0]})"
 
 
 def _schedule(shapes: dict[str, Shape]) -> str:
     names = {path.split("/")[1] for path in shapes if path.startswith("schedule/")}
-    if not names:
-        return "fixed_linear"
-    if names == {"b", "w"}:
-        return "learned_scalar"
-    return "monotone_network_released" if names == {"l1", "l2", "l3"} else "another one"
+    kinds = {
+        "fixed_linear": set(),
+        "learned_scalar": {"b", "w"},
+        "monotone_network_released": {"l1", "l2", "l3"},
+        "polynomial": {"hidden1", "hidden2", "a", "b", "d"},
+    }
+    return next((kind for kind, parts in kinds.items() if names == parts), "another one")

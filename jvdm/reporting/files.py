@@ -57,14 +57,14 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[BinaryIO], o
             raise
 
 
-def write_arrays(path: str | os.PathLike[str], array: np.ndarray, **more: np.ndarray) -> None:
-    """Writes an .npz: an unnamed array, `arr_0`, and others by name.
+def write_arrays(path: str | os.PathLike[str], *arrays: np.ndarray, **named: np.ndarray) -> None:
+    """Writes an .npz of unnamed arrays, `arr_0` and so on, and of others by name.
 
     Raises:
       UserError: if the file cannot be written.
     """
 
     def write(file: BinaryIO) -> None:
-        np.savez(file, array, allow_pickle=False, **more)
+        np.savez(file, *arrays, allow_pickle=False, **named)
 
     write_atomically(path, write)

@@ -32,6 +32,9 @@ class NullWriter:
     def image(self, step: int, name: str, image: np.ndarray) -> None:
         """Ignores the image."""
 
+    def sync(self) -> None:
+        """Does nothing."""
+
     def close(self) -> None:
         """Does nothing."""
 
@@ -50,18 +53,20 @@ class MetricWriter:
       resume_step: the step of the checkpoint that is resumed. Lines beyond it, and a last line that a
         dying machine left incomplete, are dropped, and TensorBoard is told to forget events beyond it,
         because the resumed run writes them again. At 0, a fresh start, nothing earlier is kept.
+      redone: prefix of scalars of `resume_step` itself that the resumed run writes again, such as "test/";
+        lines with one of them are dropped too.
 
     Raises:
       UserError: if a file cannot be written, or an earlier `metrics.jsonl` is not one of jvdm's.
     """
 
-    def __init__(self, workdir: str | os.PathLike[str], *, resume_step: int = 0):
+    def __init__(self, workdir: str | os.PathLike[str], *, resume_step: int = 0, redone: str | None = None):
         workdir = pathlib.Path(workdir).absolute()
         self._path = workdir / FILE_NAME
         first_new_step = resume_step + 1 if resume_step else 0
         with user_errors(self._path):
             workdir.mkdir(parents=True, exist_ok=True)
-            _drop_from(self._path, first_new_step)
+            _drop_from(self._path, first_new_step, redone)
             self._file = open(self._path, "ab")  # noqa: SIM115, closed by close()
         try:
             self._events = _Events(workdir, first_new_step)
@@ -107,6 +112,15 @@ class MetricWriter:
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (1, 3):
             raise ValueError(f"expected uint8 [H, W, 1 or 3], got {image.dtype} {list(image.shape)}")
         self._events.image(int(step), time.time(), name, image)
+
+    def sync(self) -> None:
+        """Returns when the lines so far would survive the machine.
+
+        Raises:
+          UserError: if they cannot be written.
+        """
+        with user_errors(self._path):
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Closes both files; calling it again does nothing."""
@@ -174,12 +188,17 @@ def _parse(path: pathlib.Path, content: bytes) -> list[tuple[bytes, dict[str, An
     return parsed
 
 
-def _drop_from(path: pathlib.Path, first_new_step: int) -> None:
+def _drop_from(path: pathlib.Path, first_new_step: int, redone: str | None) -> None:
     """Keeps the complete lines before `first_new_step`; an untouched file is not rewritten."""
     if not path.exists():
         return
+
+    def stays(record):
+        again = redone is not None and any(name.startswith(redone) for name in record)
+        return record["step"] < first_new_step - again
+
     content = path.read_bytes()
-    kept = b"".join(line + b"\n" for line, record in _parse(path, content) if record["step"] < first_new_step)
+    kept = b"".join(line + b"\n" for line, record in _parse(path, content) if stays(record))
     if kept != content:
         write_atomically(path, lambda file: file.write(kept))
 

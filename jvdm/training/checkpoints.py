@@ -1,10 +1,16 @@
 """Checkpoints of the train state: asynchronous, the newest and the best kept.
 
 `<workdir>/checkpoints/<step>/` is written by Orbax, which gives a folder its final name only when all
-of it is on disk: a save that fails leaves the previous checkpoints as they were.
+of it is on disk: a save that fails leaves the previous checkpoints as they were. A checksum of every array is
+saved with it (`jvdm.training.integrity`), and compared with what is read. A damaged checkpoint is put aside,
+into `<workdir>/damaged_checkpoints/`, and the one before it takes its place.
 """
 
+import json
+import logging
+import os
 import pathlib
+import uuid
 from typing import Any, NamedTuple
 
 import jax
@@ -12,9 +18,13 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
 from jvdm.errors import UserError
+from jvdm.training.integrity import checksums
 from jvdm.training.step import TrainState
 
+log = logging.getLogger("jvdm")
+
 METRIC = "test_bpd"
+CHECKSUMS = "checksums"
 
 
 def _one_line(error: BaseException) -> str:
@@ -42,18 +52,22 @@ class Checkpoints:
             enable_async_checkpointing=True,
         )
         self.folder = folder.absolute()
+        _put_unreadable_aside(self.folder)
         try:
             self._manager = ocp.CheckpointManager(self.folder, options=options)
-        # Orbax reads what is there, and raises many types for damaged files.
+        # Orbax reads what is there, and raises many types.
         except Exception as error:
             raise UserError(
-                f"{self.folder}: not a readable folder of checkpoints ({_one_line(error)}); "
-                "remove the damaged one, most likely the newest, to continue from the one before"
+                f"{self.folder}: not a readable folder of checkpoints ({_one_line(error)})"
             ) from error
 
     def latest(self) -> int | None:
         """The newest step saved, or None."""
         return self._manager.latest_step()
+
+    def steps(self) -> set[int]:
+        """Of the checkpoints that are there, or being written."""
+        return set(self._manager.all_steps())
 
     def save(self, state: TrainState, step: int, bits_per_dim: float | None) -> None:
         """Start saving; `bits_per_dim` decides which checkpoint is the best, None never is it.
@@ -62,8 +76,9 @@ class Checkpoints:
             UserError: this save or the one before it could not be written.
         """
         metric = float("inf") if bits_per_dim is None else bits_per_dim
+        metrics = {METRIC: metric, CHECKSUMS: checksums(state)}
         try:
-            self._manager.save(step, args=ocp.args.StandardSave(state), metrics={METRIC: metric})
+            self._manager.save(step, args=ocp.args.StandardSave(state), metrics=metrics)
         # Orbax and its storage raise many types for a full or vanished disk, some of them in its threads.
         except Exception as error:
             raise self._save_error(step, error) from error
@@ -80,8 +95,38 @@ class Checkpoints:
             raise self._save_error(None, error) from error
 
     def restore(self, step: int, like: TrainState) -> TrainState:
-        """The state saved at `step`, with the shapes and shardings of `like`."""
+        """The state saved at `step`, with the shapes and shardings of `like`.
+
+        Raises:
+            UserError: as `restore`.
+        """
         return restore(self.folder / str(step), like)
+
+    def restore_newest(self, like: TrainState) -> tuple[TrainState, int] | None:
+        """The newest state that can be read, and its step; None where there is none.
+
+        Damaged ones that are newer are put aside.
+
+        Raises:
+            UserError: there are checkpoints, none of which can be read.
+        """
+        steps = sorted(_steps(self.folder), reverse=True)
+        damaged: list[tuple[int, UserError]] = []
+        for step in steps:
+            try:
+                state = self.restore(step, like)
+            except UserError as error:
+                damaged.append((step, error))
+                continue
+            for bad, error in damaged:
+                put_aside(self.folder / str(bad), error)
+            if damaged:
+                self._manager.reload()
+                log.warning("WARNING: going on from the checkpoint of step %d", step)
+            return state, step
+        if damaged:
+            raise UserError(f"none of the {len(steps)} checkpoints can be read; the newest: {damaged[0][1]}")
+        return None
 
     def close(self) -> None:
         """Wait, then release the manager's threads."""
@@ -117,13 +162,101 @@ def restore(path: pathlib.Path, like: Any) -> Any:
             if isinstance(like, dict):
                 saved = checkpointer.metadata(path / "default").item_metadata.tree
                 _check_shapes({field: saved[field] for field in like}, like)
-            return checkpointer.restore(path / "default", args=arguments)
+            restored = checkpointer.restore(path / "default", args=arguments)
+        _check_sums(path, restored)
+        return restored
     # Orbax and its storage raise many types for damaged files.
     except Exception as error:
         raise UserError(
             f"{path}: not a readable checkpoint of this model ({_one_line(error)}); "
             "if it is damaged, remove it to continue from the one before"
         ) from error
+
+
+def restore_readable(path: pathlib.Path, like: Any, *, older: bool) -> tuple[Any, pathlib.Path]:
+    """What is saved at `path`, or, if that is damaged, in the newest checkpoint beside it that is not.
+
+    Args:
+        path: of one checkpoint.
+        like: as of `restore`.
+        older: whether one beside it will do.
+
+    Returns:
+        What was read, and where it was.
+
+    Raises:
+        UserError: as `restore`, of `path`, if none will do.
+    """
+    try:
+        return restore(path, like), path
+    except UserError as error:
+        steps = [step for step in _steps(path.parent) if step < int(path.name)] if older else []
+        for step in sorted(steps, reverse=True):
+            try:
+                found = restore(path.parent / str(step), like)
+            except UserError:
+                continue
+            log.warning("WARNING: %s; taking the checkpoint of step %d", _one_line(error), step)
+            return found, path.parent / str(step)
+        raise
+
+
+def _check_sums(path: pathlib.Path, tree: Any) -> None:
+    """Refuse arrays that are not those that were saved.
+
+    Raises:
+        ValueError: naming the first of them.
+    """
+    saved = json.loads((path / "metrics" / "metrics").read_text()).get(CHECKSUMS)
+    if saved is None:
+        log.warning("WARNING: %s was written by an earlier version, without checksums", path)
+        return
+    for name, total in checksums(tree).items():
+        if saved.get(name) != total:
+            raise ValueError(f"{name} is not what was saved: its checksum differs")
+
+
+def _put_unreadable_aside(folder: pathlib.Path) -> None:
+    """Move checkpoints away that have lost what Orbax must read of every one, if another has it.
+
+    Raises:
+        UserError: all of them have.
+    """
+    bad = {}
+    steps = _steps(folder)
+    for step in steps:
+        try:
+            json.loads((folder / str(step) / "metrics" / "metrics").read_text())
+        except (OSError, ValueError) as error:
+            bad[step] = error
+    if bad and len(bad) == len(steps):
+        error = bad[max(steps)]
+        raise UserError(
+            f"{folder}: none of the {len(steps)} checkpoints can be read; the newest: {_one_line(error)}"
+        ) from error
+    for step, error in bad.items():
+        put_aside(folder / str(step), error)
+
+
+def put_aside(path: pathlib.Path, why: BaseException) -> None:
+    """Move a damaged checkpoint out of the way, and say so.
+
+    Raises:
+        UserError: it cannot be moved.
+    """
+    target = path.parent.parent / "damaged_checkpoints" / f"{path.name}-{uuid.uuid4().hex[:8]}"
+    try:
+        if jax.process_index() == 0:
+            target.parent.mkdir(exist_ok=True)
+            os.rename(path, target)
+    except OSError as error:
+        raise UserError(f"{path} is damaged, and cannot be moved away ({error.strerror})") from error
+    log.warning("WARNING: the checkpoint %s is damaged and now lies in %s: %s", path, target, _one_line(why))
+
+
+def _steps(folder: pathlib.Path) -> list[int]:
+    """Of the finished checkpoints of a folder."""
+    return [int(p.name) for p in folder.iterdir() if p.name.isdigit()] if folder.is_dir() else []
 
 
 class Fitted(NamedTuple):
@@ -231,7 +364,7 @@ def find(workdir: pathlib.Path, checkpoint: str | None, *, flag: str = "--checkp
     if path.name.isdigit() and path.is_dir():
         return path.absolute()
     folder = path if path.name == "checkpoints" else path / "checkpoints"
-    steps = [int(p.name) for p in folder.iterdir() if p.name.isdigit()] if folder.is_dir() else []
+    steps = _steps(folder)
     if not steps:
         given = f"{flag}={checkpoint}" if checkpoint else f"--workdir={workdir}"
         raise UserError(

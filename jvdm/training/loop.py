@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,7 +16,7 @@ from clu import parameter_overview
 from jax.sharding import Mesh
 
 from jvdm import config as config_lib
-from jvdm import data, inspection, sharding
+from jvdm import data, inspection, preemption, sharding
 from jvdm import model as model_lib
 from jvdm.errors import UserError
 from jvdm.evaluation import passes, suite
@@ -29,12 +30,15 @@ from jvdm.reporting.files import write_atomically
 from jvdm.reporting.progress import Progress
 from jvdm.reporting.writers import MetricWriter, NullWriter, read_metrics
 from jvdm.sampling import Sampling
+from jvdm.training import notes
 from jvdm.training.checkpoints import Checkpoints, find, restore_what_fits
 from jvdm.training.step import StepMetrics, TrainState, init_state, make_train_step
 from jvdm.workdir import Workdir
 
 log = logging.getLogger("jvdm")
 
+# What may be due after a step, in this order: a checkpoint is of a step whose other work is done.
+_WORK = ("eval_every", "sample_every", "checkpoint_every")
 _INTERVALS = ("num_steps", "log_every", "eval_every", "checkpoint_every", "sample_every")
 
 
@@ -111,19 +115,19 @@ class Trainer:
         init = jax.jit(initial_state, out_shardings=everywhere)
         key = jax.random.key(config.seed)
         self.checkpoints = Checkpoints(workdir.checkpoints)
-        latest = self.checkpoints.latest()
-        if latest is None:
-            self.state: TrainState = init(key)
-            self.step = 0
+        shapes = jax.tree.map(
+            lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=everywhere), jax.eval_shape(init, key)
+        )
+        newest = self.checkpoints.restore_newest(shapes)
+        self.state: TrainState
+        if newest is not None:
+            self.state, self.step = newest
+        else:
+            self.state, self.step = init(key), 0
             if config.init_from:
                 self.state = init_from(config.init_from, self.state, everywhere)
-        else:
-            shapes = jax.tree.map(
-                lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=everywhere),
-                jax.eval_shape(init, key),
-            )
-            self.state = self.checkpoints.restore(latest, shapes)
-            self.step = latest
+        # Metrics of the steps since the last line, and what a run that was stopped has left undone.
+        self.window, self.todo = notes.load(workdir.notes, self.step)
         if self.step % config.training.steps_per_dispatch:
             raise UserError(
                 f"the run is at step {self.step}, not a multiple of config.training.steps_per_dispatch, "
@@ -154,26 +158,30 @@ class Trainer:
             UserError: non-finite loss, or an output that cannot be written.
         """
         config = self.config.training
-        if self.step >= config.num_steps:
+        if self.step >= config.num_steps and not self.todo:
             log.info("step %d of %d: there is nothing left to train", self.step, config.num_steps)
             self.checkpoints.close()
             return
         self._describe()
-        train_step = self._compile()
+        train_step: Any = self._compile() if self.step < config.num_steps else None
         is_main = jax.process_index() == 0
-        self.writer = MetricWriter(self.workdir.path, resume_step=self.step) if is_main else NullWriter()
+        redone = "test/" if "eval_every" in self.todo else None
+        self.writer = (
+            MetricWriter(self.workdir.path, resume_step=self.step, redone=redone) if is_main else NullWriter()
+        )
         # Metrics of dispatches whose results have not been looked at: the host stays one ahead of the device.
         pending: collections.deque[tuple[int, StepMetrics]] = collections.deque()
-        window: list[StepMetrics] = []
         with self.writer, Progress(config.num_steps, initial=self.step, label="train") as progress:
 
             def look(leave: int) -> None:
                 while len(pending) > leave:
                     step, metrics = pending.popleft()
-                    window.append(self._check_finite(step, jax.device_get(metrics)))
-                    name, values = next(iter(window[-1].losses.items()))
+                    self.window.append(self._check_finite(step, jax.device_get(metrics)))
+                    name, values = next(iter(self.window[-1].losses.items()))
                     progress.update(step, **{name: float(values[-1])})
 
+            if self.todo:
+                self._finish(self.todo, look)
             while self.step < config.num_steps:
                 batches = self._next_batches()
                 self.state, metrics = train_step(self.state, batches)
@@ -182,21 +190,54 @@ class Trainer:
                 look(leave=1)
                 if self._due("log_every"):
                     look(leave=0)
-                    self._log(window)
-                    window.clear()
-                bits_per_dim = self._evaluate() if self._due("eval_every") else None
-                if config.sample_every and self._due("sample_every"):
-                    self._sample()
-                if self._due("checkpoint_every"):
-                    look(leave=0)
-                    self.checkpoints.save(self.state, self.step, bits_per_dim)
+                    self._log(self.window)
+                    self.window.clear()
+                self._finish(tuple(name for name in _WORK if self._due(name)), look)
             look(leave=0)
             progress.update(self.step)
         self.checkpoints.close()
         if is_main:
             self._plot()
 
+    def _finish(self, due: tuple[str, ...], look: Callable[[int], None]) -> None:
+        """Do what is due after a step; if the process is asked to stop, save, and leave the rest for later.
+
+        Raises:
+            Preempted: the process was asked to stop, and the state is saved.
+        """
+        bits_per_dim = None
+        for done in range(len(due) + 1):
+            try:
+                if done == len(due) and self.step >= self.config.training.num_steps:
+                    return
+                preemption.check()
+                if done == len(due):
+                    return
+                if due[done] == "eval_every":
+                    bits_per_dim = self._evaluate()
+                elif due[done] == "sample_every":
+                    self._sample()
+            except preemption.Preempted:
+                look(0)
+                self._save(None, todo=tuple(name for name in due[done:] if name != "checkpoint_every"))
+                self.checkpoints.close()
+                log.info("stopped: step %d is saved; the same command goes on", self.step)
+                raise
+            if due[done] == "checkpoint_every":
+                look(0)
+                self._save(bits_per_dim)
+
+    def _save(self, bits_per_dim: float | None, *, todo: tuple[str, ...] = ()) -> None:
+        self.writer.sync()
+        if jax.process_index() == 0:
+            kept = self.checkpoints.steps()
+            notes.save(self.workdir.notes, self.step, notes.Notes(self.window, todo), keep=kept)
+        if self.step not in self.checkpoints.steps():
+            self.checkpoints.save(self.state, self.step, bits_per_dim)
+
     def _due(self, interval: str) -> bool:
+        if interval == "sample_every" and not self.config.training.sample_every:
+            return False
         return self.step % self.config.training[interval] == 0 or self.step == self.config.training.num_steps
 
     def _next_batches(self) -> Batch:
@@ -328,4 +369,6 @@ def _host_memory() -> int:
 
 def train(config: Config, workdir: Workdir) -> None:
     """Run or resume training."""
-    Trainer(config, workdir).run()
+    workdir.prepare()
+    with workdir.exclusive():
+        Trainer(config, workdir).run()

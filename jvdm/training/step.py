@@ -32,7 +32,7 @@ class TrainState:
 
     Attributes:
         step: optimizer steps done.
-        params, ema_params: `{"network", "schedule"}`.
+        params, ema_params: `{"network", "schedule"}`, and `"encoder"` with a latent.
         opt_state: the optimizer's.
         root_key: typed key from which every step's keys are folded.
     """
@@ -141,7 +141,7 @@ def make_train_step(model: Model, config: Config, mesh: Mesh) -> Any:
         )
         return state, metrics
 
-    has_dropout = getattr(model.network, "dropout", 0.0) > 0.0
+    has_dropout = any(getattr(part, "dropout", 0.0) > 0.0 for part in (model.network, model.encoder))
     everywhere, by_example = sharding.replicated(mesh), sharding.split(mesh, axis=1)
 
     def train_step(state, batches):

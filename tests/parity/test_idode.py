@@ -5,7 +5,6 @@ amplification. What is new is that gamma of an importance-sampled time is the in
 A' = alpha^2, so that a rounding of A moves gamma by 1 / alpha^2 of it.
 """
 
-import functools
 import math
 
 import jax
@@ -18,7 +17,7 @@ from replays import ROUNDING, jit, note, per_image
 
 from jvdm import losses, transforms
 from jvdm.paths import Straight
-from jvdm.records import Coefficients, Draws, LossTerms, TimeGamma
+from jvdm.records import Coefficients, Draws, TimeGamma
 
 STRENGTH = 0.1  # lambda of the second-order penalty
 
@@ -43,30 +42,12 @@ class Replay(replays.Replay):
         return self.model.coefficients(TimeGamma(gamma_b, jnp.full_like(gamma_b, jnp.nan)))
 
     def kick_draws(self, draws, kick):
-        """Noise and times, the latter by a rounding of 1: that of A, in units of its range, is no less."""
-        u = np.clip(draws.u + (kick(np.ones_like(draws.u)) - 1.0), 0.0, 1.0)
-        return super().kick_draws(draws, kick)._replace(u=jnp.asarray(u, jnp.float32))
-
-    @functools.cached_property
-    def terms_noise(self) -> LossTerms:
-        """[b] nats by which rounding moves each of `terms`."""
-        return changes(self.terms, self.kicked(self.ema_params, "", 0)[0][1])
-
-    @functools.cached_property
-    def training_noise(self) -> LossTerms:
-        """[b] nats by which rounding moves each of the terms in training."""
-        return changes(self.training[1], self.training_kicked[0][0][1])
+        """Noise and times: the rounding of A, in units of its range, is no less than that of 1."""
+        return replays.kick_times(super().kick_draws(draws, kick), kick)
 
     def reconstruction_tolerance(self, draws: Draws) -> np.ndarray:
         """[b] nats."""
         return 4.0 * self.reconstruction_rounding(draws) + self.magnification_rounding(draws)
-
-
-def changes(terms: LossTerms, kicked: LossTerms) -> LossTerms:
-    """The difference of each, without sign."""
-    return jax.tree.map(
-        lambda a, b: np.abs(np.asarray(a, np.float64) - np.asarray(b, np.float64)), terms, kicked
-    )
 
 
 @pytest.fixture(scope="module", params=peers.cases("idode"))

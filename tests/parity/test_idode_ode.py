@@ -49,12 +49,6 @@ class Replay(replays.Replay):
         model, trace = self.model, divergence.Hutchinson()
         self.span = self.settings["gamma_max"] - self.settings["gamma_min"]
 
-        def drift_and_divergence(params, z, context, probe, t):
-            times = jnp.full(len(z), t)
-            drift = functools.partial(model.ode_drift, params, t=times, context=context)
-            value, estimates = trace(drift, z, probe[None], batch_axes=1)
-            return value, estimates[0]
-
         with_trace = likelihood.batched_field(model.ode_drift, trace)
         without = likelihood.batched_field(model.ode_drift, None)
 
@@ -75,7 +69,7 @@ class Replay(replays.Replay):
         def backwards(params, z, context):
             return solvers.Adaptive(tolerance=1e-6)(without(params, context, ()), z, 1.0, 0.0)
 
-        self.drift_and_divergence = jit(drift_and_divergence)
+        self.drift_and_divergence = replays.drift_and_divergence(model.ode_drift)
         self._step = jit(jax.vmap(step, in_axes=(None, 0, 0, 0, 0, None)), optimize=True)
         self.adaptive = jit(jax.vmap(adaptive, in_axes=(None, 0, 0, 0, None, None)), optimize=True)
         self.backwards = jit(jax.vmap(backwards, in_axes=(None, 0, 0)), optimize=True)
@@ -168,7 +162,7 @@ def test_drift_and_divergence(replay, check):
     probe = jnp.asarray(io["ode_probe"], jnp.float32)
     arguments = (replay.ema_params, z, replay.context_of(len(z)), probe)
     for i, t in enumerate(replay.times_of(io["ode_gamma"])):
-        drift, div = (
+        drift, div, _ = (
             np.asarray(a, np.float64) for a in replay.drift_and_divergence(*arguments, jnp.asarray(t))
         )
         at = model.time_gamma(replay.ema_params, jnp.asarray([t]))

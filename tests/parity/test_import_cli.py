@@ -53,7 +53,7 @@ def overrides(case, workdir):
     model = case.config["model"]
     return [
         *small(case.io["images"], workdir),
-        f"--config.schedule.name={SCHEDULES[model['gamma_type']]}",
+        f"--config.schedule.name={SCHEDULES.get(model['gamma_type'], 'polynomial')}",
         f"--config.schedule.gamma_min={model['gamma_min']}",
         f"--config.schedule.gamma_max={model['gamma_max']}",
         f"--config.model.timesteps={model['sm_n_timesteps']}",
@@ -102,6 +102,39 @@ def test_import_eval_idode(case, tmp_path):
         f"--config.time_density.name={'importance' if model['importance'] else 'uniform'}",
     ]
     main("--mode=import", "--source=idode", f"--checkpoint={case.checkpoint}", *config)
+    main("--mode=eval", *config)
+    check_record(case.config["step"], tmp_path)
+
+
+def mulan_case():
+    """One whose network sees the gamma of every pixel, if there is one."""
+    cases = peers.cases("mulan")
+    settings = [case.values[0].config["model"] if case.values[0] else {} for case in cases]
+    other = [c for c, s in zip(cases, settings, strict=True) if s.get("unet_type") == "ldm"]
+    return (other or cases)[:1]
+
+
+@pytest.mark.parametrize("case", mulan_case())
+def test_import_eval_mulan(case, tmp_path):
+    """With the rigorous k-subset latent where the checkpoint's is the surrogate of one."""
+    model = case.config["model"]
+    latents = {"topk": "k_subset", "gumbel": "gumbel", "gaussian": "gaussian"}
+    k = [f"--config.latent.k={model['latent_k']}"] if model["latent_type"] == "topk" else []
+    velocity = "velocity_from_noise" if model["velocity_from_epsilon"] else "velocity"
+    config = [
+        *overrides(case, tmp_path),
+        f"--config.schedule.hidden={case.config['gamma_n_features']}",
+        f"--config.parameterization.name={velocity if 'velocity' in case.config['vdm_type'] else 'noise'}",
+        f"--config.latent.name={latents[model['latent_type']]}",
+        f"--config.latent.size={model['latent_size']}",
+        *k,
+        f"--config.encoder.channels={model['sm_n_embd']}",
+        f"--config.encoder.num_blocks={model['forward_n_layer']}",
+        f"--config.encoder.attention={model['with_attention']}",
+        "--config.encoder.num_groups=32",
+        f"--config.model.time_input={'pixel_gamma' if model['unet_type'] == 'ldm' else 'gamma'}",
+    ]
+    main("--mode=import", "--source=mulan", f"--checkpoint={case.checkpoint}", *config)
     main("--mode=eval", *config)
     check_record(case.config["step"], tmp_path)
 

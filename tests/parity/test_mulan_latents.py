@@ -6,45 +6,16 @@ Tolerances are multiples of float32's rounding, 6e-8, and bound |ours - theirs|_
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from peers import cases
+from peers import cases, mulan_latent, mulan_logits, mulan_noise
 from replays import ROUNDING
 
 from jvdm import latents
-from jvdm.latents import PERTURBATIONS, Gaussian, Gumbel, KHotSurrogate
-
-# What MuLAN calls the noise of its top k.
-NOISES = {"gamma": "sum_of_gamma_released", "gumbel": "gumbel"}
+from jvdm.latents import PERTURBATIONS, Gaussian, KHotSurrogate
 
 
 @pytest.fixture(params=cases("mulan"))
 def case(request):
     return request.param
-
-
-def latent_of(case):
-    """The latent that a case's settings stand for."""
-    settings = case.config["model"]
-    size = settings["latent_size"]
-    if settings["latent_type"] == "topk":
-        noise = NOISES[settings["topk_noise_type"]]
-        return KHotSurrogate(size=size, k=settings["latent_k"], noise=noise)
-    return {"gaussian": Gaussian, "gumbel": Gumbel}[settings["latent_type"]](size=size)
-
-
-def logits_of(io):
-    """[b, n] what gives the recorded encoder's output; variances are recorded after softplus."""
-    if "enc_logits" in io:
-        return jnp.asarray(io["enc_logits"])
-    raw = np.log(np.expm1(np.float64(io["enc_var"])))
-    return jnp.asarray(np.concatenate([io["enc_mu"], raw], axis=1), jnp.float32)
-
-
-def noise_of(io):
-    """[b, ...] the draws, as `draw` has them."""
-    if "latent_gamma_noise" in io:
-        return jnp.moveaxis(jnp.asarray(io["latent_gamma_noise"]), 0, 1)
-    name = "latent_gumbel_noise" if "latent_gumbel_noise" in io else "latent_eps_z"
-    return jnp.asarray(io[name])
 
 
 def step_of(io):
@@ -55,8 +26,8 @@ def step_of(io):
 
 
 def test_value_and_charge(case, check):
-    io, latent = case.io, latent_of(case)
-    logits, noise = logits_of(io), noise_of(io)
+    io, latent = case.io, mulan_latent(case)
+    logits, noise = jnp.asarray(mulan_logits(io)), jnp.asarray(mulan_noise(io))
     assert logits.shape[1] == latent.num_logits
     value, charge, _ = latent.sample(logits, noise, step_of(io))
     # Theirs is (hard - soft) + soft, which may be a rounding away from 0 and 1; ours is 0 and 1.
@@ -70,39 +41,39 @@ def test_value_and_charge(case, check):
 
 def test_what_has_the_gradient(case, check):
     """The relaxed value, and the noise it is made with."""
-    io, latent = case.io, latent_of(case)
+    io, latent = case.io, mulan_latent(case)
     if isinstance(latent, Gaussian):
         assert "latent_soft" not in io
         return
-    noise = noise_of(io)
+    noise = jnp.asarray(mulan_noise(io))
     if isinstance(latent, KHotSurrogate):
         noise = PERTURBATIONS[latent.noise].total(noise, latent.k)
-        soft = latents.direction(logits_of(io) + noise)
+        soft = latents.direction(jnp.asarray(mulan_logits(io)) + noise)
         if "latent_noise_total" in io:
             check("noise", noise, io["latent_noise_total"], 8 * ROUNDING)
     else:
         tau = latent.temperature(step_of(io))
         check("temperature", tau, io["latent_tau"], 4 * ROUNDING)
-        soft = jnp.exp((logits_of(io) + noise) / tau)
+        soft = jnp.exp((jnp.asarray(mulan_logits(io)) + noise) / tau)
         soft = soft / soft.sum(axis=1, keepdims=True)
     check("soft", soft, io["latent_soft"], 32 * ROUNDING)
 
 
 def test_modes(case, check):
     """What is evaluated: the noise-free top k, and the charge of the sample with it."""
-    io, latent = case.io, latent_of(case)
+    io, latent = case.io, mulan_latent(case)
     for likelihood in ("lik_tn", "lik_uniform"):
         if f"{likelihood}_embedding" in io:
             expected = io[f"{likelihood}_embedding"]
-            logits = logits_of(io)[: len(expected)]
+            logits = jnp.asarray(mulan_logits(io))[: len(expected)]
             check("mode", latent.mode(logits), expected, 4 * ROUNDING)
-            charge = latent.sample(logits, noise_of(io)[: len(expected)]).charge
+            charge = latent.sample(logits, jnp.asarray(mulan_noise(io))[: len(expected)]).charge
             check("charge", charge, io[f"{likelihood}_aux_kl"], 100 * ROUNDING)
 
 
 def test_the_value_that_samples_are_given(case):
     """One for all images: what any value of the latent may be."""
-    value, latent = case.io["det_embedding"], latent_of(case)
+    value, latent = case.io["det_embedding"], mulan_latent(case)
     np.testing.assert_array_equal(value, np.broadcast_to(value[0], value.shape))
     assert value.shape[1] == latent.size
     if not isinstance(latent, Gaussian):

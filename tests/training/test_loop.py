@@ -1,18 +1,21 @@
 """Training end to end: what is written, exact resumption, refusals, non-finite losses."""
 
+import itertools
 import json
 import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
 
+from jvdm import preemption
 from jvdm.errors import UserError
 from jvdm.reporting.writers import read_metrics
-from jvdm.training import checkpoints
+from jvdm.training import checkpoints, integrity
 from jvdm.training import loop as loop_lib
-from jvdm.training.loop import Trainer
+from jvdm.training.loop import Trainer, train
 from jvdm.workdir import Workdir
 
 
@@ -84,18 +87,98 @@ def test_another_config_is_refused(finished):
         trainer(finished[0], c)
 
 
-@pytest.mark.parametrize("what", ["everything", "arrays"])
-def test_damaged_checkpoint_is_one_line(finished, tmp_path, what):
+def truncate(checkpoint):
+    for file in [p for p in checkpoint.rglob("*") if p.is_file()]:
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def truncate_arrays(checkpoint):
+    truncate(checkpoint / "default")
+
+
+def lose_half(checkpoint):
+    for file in sorted(p for p in checkpoint.rglob("*") if p.is_file())[::2]:
+        file.unlink()
+
+
+def flip_bits(checkpoint):
+    """One bit in each of the files that hold arrays: the largest ones."""
+    largest = max((p for p in checkpoint.rglob("*") if p.is_file()), key=lambda p: p.stat().st_size)
+    data = bytearray(largest.read_bytes())
+    data[len(data) // 2] ^= 4
+    largest.write_bytes(data)
+
+
+DAMAGE = (truncate, truncate_arrays, lose_half, flip_bits)
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_checkpoint_is_put_aside(finished, tmp_path, damage, caplog):
+    """The one before takes its place, the log says so, and the run ends as it did."""
+    path, complete = finished
+    shutil.copytree(path, tmp_path / "run")
+    damage(tmp_path / "run" / "checkpoints" / "4")
+    again = trainer(tmp_path / "run", tiny.config(sample_every=4))
+    assert again.step == 2
+    assert "damaged_checkpoints" in caplog.text and "checkpoints/4 is damaged" in caplog.text
+    assert len(list((tmp_path / "run" / "damaged_checkpoints").iterdir())) == 1
+    if damage is flip_bits:
+        again.run()
+        assert tiny.max_difference(again.state.ema_params, complete.state.ema_params) == 0.0
+        assert checkpoints.find(tmp_path / "run", None).name == "4"
+
+
+def test_nothing_but_damaged_checkpoints_is_one_line(finished, tmp_path):
     shutil.copytree(finished[0], tmp_path / "run")
-    newest = tmp_path / "run" / "checkpoints" / "4"
-    for file in (newest if what == "everything" else newest / "default").rglob("*"):
-        if file.is_file():
-            file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    with pytest.raises(
-        UserError, match=r"checkpoints.*: not a readable .*continue from the one before"
-    ) as error:
+    for step in ("2", "4"):
+        truncate_arrays(tmp_path / "run" / "checkpoints" / step)
+    with pytest.raises(UserError, match=r"none of the 2 checkpoints can be read; the newest: .*4") as error:
         trainer(tmp_path / "run", tiny.config(sample_every=4))
     assert "\n" not in str(error.value)
+    assert sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir()) == ["2", "4"], "left alone"
+
+
+def test_checksums_see_every_bit():
+    tree = {
+        "a": jnp.arange(12.0).reshape(3, 4),
+        "n": jnp.int32(7),
+        "key": jax.random.key(1),
+        "b": jnp.ones(2) > 0,
+    }
+    before = integrity.checksums(tree)
+    assert set(before) == {"a", "n", "key", "b"}
+    assert before == integrity.checksums(tree)
+    for bit in range(32):
+        words = np.asarray(tree["a"]).view(np.uint32).copy()
+        words[2, 1] ^= np.uint32(1) << np.uint32(bit)
+        assert integrity.checksums({"a": words.view(np.float32)})["a"] != before["a"]
+    assert integrity.checksums({"a": tree["a"][::-1]})["a"] != before["a"], "the order counts"
+
+
+def test_two_trainings_in_one_workdir(tmp_path):
+    with Workdir(tmp_path).exclusive(), pytest.raises(UserError, match="trains there already"):
+        train(tiny.config(), Workdir(tmp_path))
+
+
+@pytest.mark.parametrize("stop_at", [1, 2, 3])
+def test_a_run_that_is_asked_to_stop_loses_nothing(finished, tmp_path, monkeypatch, stop_at):
+    """At step 1, between lines of metrics and checkpoints; after step 2, before or after its evaluation."""
+    path, complete = finished
+    polls = itertools.count(1)
+    monkeypatch.setattr(preemption, "requested", lambda: next(polls) == stop_at)
+    t = trainer(tmp_path, tiny.config(sample_every=4))
+    with pytest.raises(preemption.Preempted):
+        t.run()
+    again = trainer(tmp_path, tiny.config(sample_every=4))
+    assert again.step == (1 if stop_at == 1 else 2)
+    assert bool(again.window) == (stop_at == 1)
+    again.run()
+    assert tiny.max_difference(again.state.params, complete.state.params) == 0.0
+    lines, expected = (
+        [{k: v for k, v in line.items() if k != "time"} for line in read_metrics(folder)]
+        for folder in (tmp_path, path)
+    )
+    assert lines == expected
 
 
 def test_non_finite_loss_stops(tmp_path):

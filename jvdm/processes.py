@@ -1,0 +1,84 @@
+"""Several processes as one program: `jax.distributed` where a launcher has started more than one.
+
+What launchers say in the environment, and JAX reads from there:
+
+    Slurm        SLURM_JOB_ID, SLURM_STEP_NUM_TASKS (or SLURM_NTASKS) above 1
+    Open MPI     OMPI_COMM_WORLD_SIZE above 1
+    Kubernetes   KUBERNETES_SERVICE_HOST and JOB_COMPLETION_INDEX, of an indexed Job or a JobSet
+    TPU pod      TPU_WORKER_HOSTNAMES with more than one name, or MEGASCALE_COORDINATOR_ADDRESS
+"""
+
+import logging
+import os
+from collections.abc import Mapping
+
+import jax
+
+from jvdm.errors import UserError, unknown
+
+log = logging.getLogger("jvdm")
+
+CHOICES = ("auto", "on", "off")
+
+
+def launcher(environment: Mapping[str, str]) -> str | None:
+    """Which launcher has started several processes, by the environment's variables; None if none has."""
+
+    def number(*names: str) -> int:
+        values = [environment[name] for name in names if environment.get(name, "").isdigit()]
+        return int(values[0]) if values else 1
+
+    if "SLURM_JOB_ID" in environment and number("SLURM_STEP_NUM_TASKS", "SLURM_NTASKS") > 1:
+        return "Slurm"
+    if number("OMPI_COMM_WORLD_SIZE") > 1:
+        return "Open MPI"
+    if "KUBERNETES_SERVICE_HOST" in environment and "JOB_COMPLETION_INDEX" in environment:
+        return "Kubernetes"
+    hosts = [name for name in environment.get("TPU_WORKER_HOSTNAMES", "").split(",") if name]
+    if len(hosts) > 1 or "MEGASCALE_COORDINATOR_ADDRESS" in environment:
+        return "TPU pod"
+    return None
+
+
+def initialize(
+    choice: str, *, coordinator: str | None, num_processes: int | None, process_id: int | None
+) -> None:
+    """Join the other processes, if there are any; before the first use of a device.
+
+    Args:
+        choice: "auto", if a launcher says so or the flags do; "on", whatever JAX finds; "off", never.
+        coordinator: HOST:PORT of process 0.
+        num_processes, process_id: how many there are, and which one this is.
+
+    Raises:
+        UserError: flags that do not go together, or no connection.
+    """
+    if choice not in CHOICES:
+        raise unknown("--distributed", choice, CHOICES)
+    explicit = {"--coordinator": coordinator, "--num_processes": num_processes, "--process_id": process_id}
+    missing = [name for name, value in explicit.items() if value is None]
+    if len(missing) < 3 and (missing or choice == "off"):
+        raise UserError(
+            "--distributed=off does not go with --coordinator, --num_processes, --process_id"
+            if choice == "off"
+            else f"{', '.join(missing)} missing: --coordinator, --num_processes and --process_id go together"
+        )
+    if num_processes is not None and process_id is not None and not 0 <= process_id < num_processes:
+        raise UserError(f"--process_id={process_id} is not from 0 to {num_processes - 1}")
+    found = launcher(os.environ)
+    if choice == "off" or (choice == "auto" and missing and found is None):
+        return
+    try:
+        jax.distributed.initialize(coordinator, num_processes, process_id)
+    # jax raises several types: for an environment that names no cluster, a bad address, no connection.
+    except (RuntimeError, ValueError, OSError) as error:
+        raise UserError(
+            f"the processes did not come together ({' '.join(str(error).split())}); give --coordinator, "
+            "--num_processes and --process_id, or --distributed=off for one process"
+        ) from error
+    log.info(
+        "process %d of %d%s",
+        jax.process_index(),
+        jax.process_count(),
+        f", started by {found}" if found and missing else "",
+    )
