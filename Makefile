@@ -1,11 +1,11 @@
-# make demo · make test · make lint · make clean (the environment and the demo's run)
+# make demo · make test · make lint · make docs · make clean (the environment and the demo's run)
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO := runs/demo
 RUN := $(BIN)/python main.py --config=configs/digits.py --workdir=$(DEMO)
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint docs clean
 
 # Reinstalled only when the requirements change.
 $(VENV)/.installed: requirements.txt
@@ -16,6 +16,10 @@ $(VENV)/.installed: requirements.txt
 
 $(VENV)/.installed-dev: $(VENV)/.installed pyproject.toml
 	$(BIN)/python -m pip install --quiet -e ".[dev]"
+	touch $@
+
+$(VENV)/.installed-docs: $(VENV)/.installed pyproject.toml
+	$(BIN)/python -m pip install --quiet -e ".[docs]"
 	touch $@
 
 demo: $(VENV)/.installed
@@ -32,5 +36,9 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
+# In site/: open site/index.html, or $(BIN)/mkdocs serve.
+docs: $(VENV)/.installed-docs
+	$(BIN)/mkdocs build --strict
+
 clean:
-	rm -rf $(VENV) $(DEMO)
+	rm -rf $(VENV) $(DEMO) site

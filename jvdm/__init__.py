@@ -1,3 +1,51 @@
-"""jvdm: diffusion models judged by their likelihood, in JAX and Flax."""
+"""jvdm: diffusion models judged by their likelihood, in JAX and Flax.
+
+    trained = jvdm.load("runs/digits")         # a workdir, or one checkpoint
+    scores = trained.bits_per_dim(images)      # of every image, and the record of the mean
+    samples = trained.sample(64)
+
+`import jvdm` imports nothing: jax and the rest are imported when a name below is first used.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jvdm.api import LoadedModel, Scores, load
+    from jvdm.data.subject import Subject, load_subject
+    from jvdm.errors import UserError
+    from jvdm.sampling import Samples
 
 __version__ = "0.1.0"
+__all__ = [
+    "LoadedModel",
+    "Samples",
+    "Scores",
+    "Subject",
+    "UserError",
+    "__version__",
+    "load",
+    "load_subject",
+]
+
+_MODULES = {
+    "LoadedModel": "jvdm.api",
+    "Samples": "jvdm.sampling",
+    "Scores": "jvdm.api",
+    "Subject": "jvdm.data.subject",
+    "UserError": "jvdm.errors",
+    "load": "jvdm.api",
+    "load_subject": "jvdm.data.subject",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module 'jvdm' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_MODULES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_MODULES})

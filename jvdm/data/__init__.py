@@ -3,7 +3,7 @@
 from jvdm.data.augmentation import AUGMENTATIONS, Augmentation
 from jvdm.data.dataset import Dataset
 from jvdm.data.pipeline import TrainBatches, evaluation_batches, num_evaluation_batches
-from jvdm.data.sources import describe_sources, image_spec, load
+from jvdm.data.sources import describe_sources, image_spec, load, register
 from jvdm.data.subject import Subject, check_shape, load_subject
 
 __all__ = [
@@ -19,4 +19,5 @@ __all__ = [
     "load",
     "load_subject",
     "num_evaluation_batches",
+    "register",
 ]

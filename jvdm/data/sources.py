@@ -1,7 +1,10 @@
 """`load`: the name of a source to its images."""
 
+from collections.abc import Callable
+from typing import TypeVar
+
 from jvdm.data import local, swissroll
-from jvdm.data.dataset import Dataset
+from jvdm.data.dataset import Dataset, check_dataset
 from jvdm.data.published import PUBLISHED
 from jvdm.errors import UserError, unknown
 
@@ -12,10 +15,36 @@ _LOCAL = {
     "folder:PATH": "image files of one size under PATH/train and PATH/test",
 }
 
+Loader = TypeVar("Loader", bound=Callable[[], Dataset])
+
+# name -> (description, function), of sources outside jvdm.
+_REGISTERED: dict[str, tuple[str, Callable[[], Dataset]]] = {}
+
+
+def register(name: str, description: str) -> Callable[[Loader], Loader]:
+    """Decorator that makes a function without arguments a source: `config.data.source = name`.
+
+    Args:
+        name: without a colon.
+        description: what --help says of it.
+    """
+
+    def decorate(read: Loader) -> Loader:
+        if ":" in name or name in (*_LOCAL, *PUBLISHED, *_REGISTERED):
+            raise KeyError(f"data source {name!r} exists already, or has a colon")
+        _REGISTERED[name] = (description, read)
+        return read
+
+    return decorate
+
 
 def describe_sources() -> str:
     """One line per source: its name and what it holds."""
-    lines = {**_LOCAL, **{name: images.description for name, images in PUBLISHED.items()}}
+    lines = {
+        **_LOCAL,
+        **{name: images.description for name, images in PUBLISHED.items()},
+        **{name: description for name, (description, _) in _REGISTERED.items()},
+    }
     width = max(map(len, lines))
     return "\n".join(f"{name:<{width}}  {text}" for name, text in lines.items())
 
@@ -25,7 +54,7 @@ def load(source: str, *, num_levels: int = 0, data_dir: str = "") -> Dataset:
 
     Args:
         source: `digits`, `swissroll`, `npz:PATH`, `folder:PATH`, `cifar10`, `mnist`, `imagenet32_old`,
-            `imagenet32_new` or `imagenet64`.
+            `imagenet32_new` or `imagenet64`, or one that `register` has entered.
         num_levels: K; 0 is the source's own number (17 for digits, 256 for images). Only
             `npz:` and `folder:` can have another one.
         data_dir: where published sets are prepared and looked for; by default `$TFDS_DATA_DIR`,
@@ -42,9 +71,21 @@ def load(source: str, *, num_levels: int = 0, data_dir: str = "") -> Dataset:
         return local.load_digits()
     if kind == "swissroll":
         return swissroll.load()
+    if kind in _REGISTERED:
+        return _read_registered(kind, num_levels)
     from jvdm.data.prepared import load_published
 
     return load_published(kind, data_dir)
+
+
+def _read_registered(name: str, num_levels: int) -> Dataset:
+    dataset = _REGISTERED[name][1]()
+    if num_levels not in (0, dataset.num_levels):
+        raise UserError(
+            f"data source {name!r} has {dataset.num_levels} levels, not {num_levels}; use 0 or "
+            f"{dataset.num_levels}"
+        )
+    return check_dataset(dataset, name) if dataset.num_levels else dataset
 
 
 def image_spec(source: str, *, num_levels: int = 0) -> tuple[tuple[int, int, int], int]:
@@ -74,8 +115,10 @@ def parse(source: str, num_levels: int) -> tuple[str, str]:
         if not path:
             raise UserError(f"data source {source!r} names no path; write {kind}:PATH")
         return kind, path
-    if colon or kind not in ("digits", "swissroll", *PUBLISHED):
-        raise unknown("data source", source, (*_LOCAL, *PUBLISHED))
+    if colon or kind not in ("digits", "swissroll", *PUBLISHED, *_REGISTERED):
+        raise unknown("data source", source, (*_LOCAL, *PUBLISHED, *_REGISTERED))
+    if kind in _REGISTERED:
+        return kind, ""
     if kind == "swissroll":
         if num_levels:
             raise UserError(f"data source 'swissroll' is continuous, so it has no {num_levels} levels; use 0")

@@ -1,5 +1,6 @@
 """The estimators that a config asks for, over a set of images, each with its record."""
 
+import contextlib
 import csv
 import dataclasses
 import io
@@ -85,8 +86,34 @@ def provenance(config: Config, trained: Trained, subject: Subject) -> Provenance
     )
 
 
+class Built(NamedTuple):
+    """A compiled estimator and what its record says of it."""
+
+    estimator: Any
+    draws: int
+    timesteps: int = 0
+    ode: dict[str, Any] | None = None
+    slices: dict[str, Any] | None = None
+
+
+def build(config: Config, model: Model, mesh: Mesh) -> list[Built]:
+    """The estimators that a config asks for, to be given to `evaluate` any number of times.
+
+    Raises:
+        UserError: an unknown one, or settings that do not go together.
+    """
+    return [_build(name, config, model, mesh) for name in names(config)]
+
+
 def evaluate(
-    config: Config, trained: Trained, subject: Subject, mesh: Mesh, folder: pathlib.Path
+    config: Config,
+    trained: Trained,
+    subject: Subject,
+    mesh: Mesh,
+    folder: pathlib.Path,
+    *,
+    built: list[Built] | None = None,
+    show_progress: bool = True,
 ) -> Iterator[Evaluation]:
     """Every estimator in turn, resumed where an earlier call was stopped.
 
@@ -96,26 +123,34 @@ def evaluate(
         subject: images.
         mesh: has a `data` axis.
         folder: where unfinished passes are kept.
+        built: by `build` from the same config; here by default.
+        show_progress: on stderr.
 
     Raises:
         UserError: settings that do not go together, or numbers that are not finite.
     """
     origin = provenance(config, trained, subject)
-    built = [_build(name, config, trained.model, mesh) for name in names(config)]
+    built = build(config, trained.model, mesh) if built is None else built
     key = root_key(config.seed, "eval")
     for one in built:
         estimator, draws = one.estimator, one.draws
         kind = record.kind_name(estimator.name, one.timesteps, one.ode, one.slices)
         name = f"{kind}_step{trained.step}_{len(subject.images)}x{draws}_seed{config.seed}"
         store = passes.Store(folder / f"{name}.partial", _depends_on(config, origin, one, kind))
-        with Progress(len(subject.images), label=estimator.name, unit="image") as progress:
+        with (
+            Progress(len(subject.images), label=estimator.name, unit="image")
+            if show_progress
+            else contextlib.nullcontext()
+        ) as progress:
             rows = passes.run(
                 estimator,
                 trained.params,
                 subject.images,
                 key,
                 quantity="bpd" if trained.model.num_levels else "nats",
-                on_chunk=lambda done, values, progress=progress: progress.update(done, **values),
+                on_chunk=lambda done, values, progress=progress: (
+                    progress.update(done, **values) if progress else None
+                ),
                 store=store,
             )
         if one.ode is not None:
@@ -135,35 +170,25 @@ def evaluate(
         yield Evaluation(result, estimator, rows, store)
 
 
-class _Built(NamedTuple):
-    """An estimator and what its record says of it."""
-
-    estimator: Any
-    draws: int
-    timesteps: int = 0
-    ode: dict[str, Any] | None = None
-    slices: dict[str, Any] | None = None
-
-
-def _build(name: str, config: Config, model: Model, mesh: Mesh) -> _Built:
+def _build(name: str, config: Config, model: Model, mesh: Mesh) -> Built:
     """The estimator of that name."""
     sizes = {"batch_size": config.eval.batch_size, "draws": config.eval.draws}
     if name == "vlb":
         timesteps = model.timesteps if config.eval.timesteps < 0 else config.eval.timesteps
-        return _Built(VLB(for_evaluation(model, timesteps), mesh, **sizes), config.eval.draws, timesteps)
+        return Built(VLB(for_evaluation(model, timesteps), mesh, **sizes), config.eval.draws, timesteps)
     model = for_evaluation(model, 0)
     if name == "elbo":
         section = config.eval.elbo
         estimator = RandomSliceELBO(model, mesh, section, **sizes)
-        return _Built(estimator, config.eval.draws, slices=section.to_dict())
+        return Built(estimator, config.eval.draws, slices=section.to_dict())
     if name == "scoreflow":
         section = config.eval.scoreflow
         estimator = ScoreFlowBound(model, mesh, section, **sizes)
-        return _Built(estimator, config.eval.draws, slices=section.to_dict())
+        return Built(estimator, config.eval.draws, slices=section.to_dict())
     ode = config.eval.ode
     settings = {part: ode[part].to_dict() for part in ("dequantization", "trace", "solver")}
     settings.update(importance_samples=ode.importance_samples, share_probes=ode.share_probes)
-    return _Built(ODE(model, mesh, ode), ode.draws, ode=settings)
+    return Built(ODE(model, mesh, ode), ode.draws, ode=settings)
 
 
 def during_training(config: Config, model: Model, mesh: Mesh) -> Any:
@@ -175,7 +200,7 @@ def during_training(config: Config, model: Model, mesh: Mesh) -> Any:
     return RandomSliceELBO(model, mesh, config.eval.elbo, **sizes)
 
 
-def _depends_on(config: Config, origin: Provenance, one: _Built, kind: str) -> dict[str, Any]:
+def _depends_on(config: Config, origin: Provenance, one: Built, kind: str) -> dict[str, Any]:
     """What a pass's numbers depend on: not on batch size or number of devices."""
     fields = dataclasses.asdict(origin)
     del fields["num_devices"]

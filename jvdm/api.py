@@ -1,0 +1,499 @@
+"""The library's surface: a trained run as an object.
+
+    trained = jvdm.load("runs/digits")
+    scores = trained.bits_per_dim(images, "ode")
+    samples = trained.sample(64)
+
+The numbers are those of the command line: the same estimators (`jvdm.evaluation.suite`) and samplers
+(`jvdm.sampling`) with the same keys, so that image i of a call draws what image i of a split draws in
+`--mode=eval`, and sample i is sample i of `--mode=sample`. Settings are those the run was started with; a
+method's `settings` change fields of the section `eval` or `sample`, by the names of the command line.
+Compiled programs are kept: the second call with the same settings compiles nothing.
+"""
+
+import dataclasses
+import json
+import logging
+import pathlib
+import tempfile
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Float
+from ml_collections import ConfigDict
+
+from jvdm import config as config_lib
+from jvdm import data, sharding, transforms
+from jvdm import model as model_lib
+from jvdm.data.subject import Subject, check_shape
+from jvdm.errors import UserError, unknown
+from jvdm.evaluation import passes, record, suite
+from jvdm.evaluation.record import Result
+from jvdm.evaluation.suite import Trained
+from jvdm.evaluation.vlb import for_evaluation
+from jvdm.keys import root_key
+from jvdm.model import Model
+from jvdm.records import Context
+from jvdm.registry import Config
+from jvdm.reporting.progress import Progress
+from jvdm.sampling import Samples, Sampling, given_latents
+from jvdm.training import checkpoints
+from jvdm.workdir import Workdir
+
+log = logging.getLogger("jvdm")
+
+Settings = Mapping[str, Any]
+
+# Fields that the arguments of the methods take the place of.
+_ARGUMENTS = ("eval.estimators", "eval.num_images", "sample.latents", "sample.num_images")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Scores:
+    """The likelihoods of images.
+
+    Attributes:
+        values: [N] bits/dim of every image (nats of an example where the data is continuous).
+        errors: [N] the part of each that comes from its draws, a standard error; None for one draw.
+        terms: [N] the parts that a value is the sum of, by name.
+        record: of their mean: its standard error over images, the estimator, and where it came from.
+    """
+
+    values: np.ndarray
+    errors: np.ndarray | None
+    terms: dict[str, np.ndarray]
+    record: Result
+
+
+class LoadedModel:
+    """A model with trained weights, as `jvdm.load` returns it.
+
+    Attributes:
+        model: the composition of network, schedule, path and the rest (`jvdm.model.Model`).
+        params: the averaged (EMA) weights, on all devices of `mesh`.
+        config: the run's, locked.
+        step: of training.
+        path: of the checkpoint.
+        mesh: the devices that everything runs on.
+    """
+
+    def __init__(self, trained: Trained, config: Config, mesh: Mesh):
+        self.model, self.params = trained.model, trained.params
+        self.step, self.path = trained.step, trained.path
+        self.config, self.mesh = config, mesh
+        self._trained = trained
+        # As evaluation and sampling have it: in float32.
+        self._model = for_evaluation(trained.model)
+        self._built: dict[str, list[suite.Built]] = {}
+        self._sampling: dict[str, Sampling] = {}
+        self._score = jax.jit(self._score_of)
+
+    def __repr__(self) -> str:
+        size = sum(leaf.size for leaf in jax.tree.leaves(self.params))
+        shape = "x".join(map(str, self.model.image_shape))
+        return f"LoadedModel({self.path}, step {self.step}, {size:,} parameters, {shape} in {self.units})"
+
+    @property
+    def units(self) -> str:
+        """In which likelihoods are: "bits/dim", or "nats" of an example where the data is continuous."""
+        return self.model.units
+
+    def bits_per_dim(
+        self,
+        images: np.ndarray | Subject,
+        estimator: str = "vlb",
+        *,
+        draws: int | None = None,
+        seed: int | None = None,
+        settings: Settings | None = None,
+        show_progress: bool = False,
+    ) -> Scores:
+        """The likelihood of every image, by one estimator.
+
+        Args:
+            images: [N, h, w, c] levels 0..K-1 of any integer type, floats where the data is continuous; or
+                what `jvdm.load_subject` returns, whose name is then in the record.
+            estimator: "vlb", the variational bound; "ode", by the probability-flow ODE; "elbo" or
+                "scoreflow", the bounds of score-based models.
+            draws: per image; the config's by default.
+            seed: of the draws; the config's by default.
+            settings: fields of the config's section `eval` by dotted name, such as
+                `{"ode.solver.name": "fixed", "ode.solver.num_steps": 50}`.
+            show_progress: on stderr.
+
+        Raises:
+            UserError: images that are not the model's, an unknown estimator or field, settings that do not go
+                together, or a solver that does not come to its end.
+        """
+        if estimator not in suite.ESTIMATORS:
+            raise unknown("estimator", estimator, suite.ESTIMATORS)
+        config = self._config_with("eval", settings)
+        config.eval.estimators = estimator
+        if draws is not None:
+            _set(config, "eval", "ode.draws" if estimator == "ode" else "draws", draws)
+        _seed(config, seed)
+        config_lib.check_complete(config)
+        subject = self._subject(images)
+        key = json.dumps(config.eval.to_dict(), sort_keys=True)
+        if key not in self._built:
+            self._built[key] = suite.build(config, self.model, self.mesh)
+        # Nothing is kept of a pass that is interrupted.
+        with tempfile.TemporaryDirectory() as folder:
+            (evaluation,) = suite.evaluate(
+                config,
+                self._trained,
+                subject,
+                self.mesh,
+                pathlib.Path(folder),
+                built=self._built[key],
+                show_progress=show_progress,
+            )
+        names, rows = evaluation.estimator.terms, evaluation.rows
+        return Scores(
+            values=passes.bits_per_dim(rows, names).mean(axis=1),
+            errors=record.image_errors(evaluation.estimator, rows),
+            terms={name: np.asarray(rows[name], np.float64).mean(axis=1) for name in names},
+            record=evaluation.result,
+        )
+
+    def sample(
+        self,
+        num_images: int,
+        *,
+        steps: int | None = None,
+        seed: int | None = None,
+        latents: np.ndarray | None = None,
+        settings: Settings | None = None,
+        show_progress: bool = False,
+    ) -> Samples:
+        """Images, [N, h, w, c] uint8 levels, or float32 where the data is continuous.
+
+        Args:
+            num_images: N.
+            steps: of the sampler; the config's by default.
+            seed: the config's by default. Sample i of a seed is the same whatever N is.
+            latents: [L, m] to condition on, sample i on number i mod L; by default each is drawn from the
+                prior. Only for a model with a latent.
+            settings: fields of the config's section `sample` by dotted name, such as
+                `{"sampler.name": "ode", "log_likelihood": True}`.
+            show_progress: on stderr.
+
+        Raises:
+            UserError: an unknown field, settings that do not go together, latents that are not the model's,
+                or a solver that does not come to its end.
+        """
+        config = self._config_with("sample", settings)
+        _set(config, "sample", "num_images", num_images)
+        if steps is not None:
+            _set(config, "sample", "steps", steps)
+        _seed(config, seed)
+        config_lib.check_complete(config)
+        latents = None if latents is None else self._checked_latents(latents)
+        size = min(config.sample.batch_size, num_images)
+        # Steps and seed are no part of the compiled sampler, latents are.
+        fixed = {name: value for name, value in config.sample.to_dict().items() if name != "steps"}
+        key = json.dumps({**fixed, "batch_size": size, "num_images": 0}, sort_keys=True)
+        sampling = self._sampling.get(key) if latents is None else None
+        if sampling is None:
+            sampling = Sampling(self._model, self.mesh, config.sample, batch_size=size, latents=latents)
+            if latents is None:
+                self._sampling[key] = sampling
+        root, num_steps = root_key(config.seed, "sample"), config.sample.steps
+        if not show_progress:
+            return sampling(self.params, num_images, root, num_steps=num_steps)
+        with Progress(num_images, label="sample", unit="image") as progress:
+            return sampling(self.params, num_images, root, num_steps=num_steps, on_batch=progress.update)
+
+    def score(
+        self,
+        z: Float[Array, "b h w c"] | np.ndarray,
+        t: Float[Array, "..."] | float,
+        *,
+        latents: Float[Array, "b m"] | np.ndarray | None = None,
+    ) -> Float[Array, "b h w c"]:
+        """The score of the noised data, the gradient of log q(z_t) in z: -eps_hat / sigma.
+
+        It can be called inside jit, grad or vmap.
+
+        Args:
+            z: [b, h, w, c] z_t = alpha x + sigma eps, where x is what `encode` returns.
+            t: time in [0, 1], one or [b]; above 0 where there is no noise at time 0.
+            latents: [b, m] of a model with a latent.
+
+        Returns:
+            [b, h, w, c].
+
+        Raises:
+            UserError: another shape, or latents where they do not belong, or none where they do.
+        """
+        z = jnp.asarray(z, jnp.float32)
+        if z.ndim != 4 or z.shape[1:] != self.model.image_shape:
+            wanted = ", ".join(map(str, self.model.image_shape))
+            raise UserError(f"z has shape {list(z.shape)}; it must be [b, {wanted}]")
+        t, latent = self._times(t, len(z)), self._latent_of(latents, len(z))
+        with jax.default_matmul_precision("highest"):
+            return self._score(self.params, z, t, latent)
+
+    def _score_of(self, params: Any, z: Any, t: Any, latent: Any) -> jax.Array:
+        prediction = self._model.predict(params, z, t, self._context(latent, len(z)))
+        return -prediction.eps / prediction.coefficients.sigma
+
+    def alpha_sigma(
+        self, t: Float[Array, "..."] | float, *, latents: Float[Array, "b m"] | np.ndarray | None = None
+    ) -> tuple[jax.Array, jax.Array]:
+        """alpha and sigma at time t, of z_t = alpha x + sigma eps; they broadcast to the data.
+
+        Args:
+            t: time in [0, 1], one or [b].
+            latents: [b, m] of a model with a latent.
+        """
+        count = max(jnp.size(t), 1 if latents is None else len(latents))
+        t, latent = self._times(t, count), self._latent_of(latents, count)
+        context = self._context(latent, count)
+        c = self._model.coefficients(self._model.time_gamma(self.params, t, context))
+        return c.alpha, c.sigma
+
+    def encode(self, images: np.ndarray) -> jax.Array:
+        """[N, h, w, c] images in the space of the diffusion; of discrete data, the centres of the cells."""
+        x = self._subject(images).images
+        return transforms.encode(jnp.asarray(x), self.model.num_levels, self.model.data_map)
+
+    def latents(self, images: np.ndarray | Subject, *, seed: int | None = None) -> np.ndarray:
+        """A sample of q(c | x) for every image, [N, m]; for samples like them, `sample(..., latents=...)`.
+
+        Args:
+            images: [N, h, w, c] levels.
+            seed: the config's by default.
+
+        Raises:
+            UserError: images that are not the model's, or a model without a latent.
+        """
+        self._check_has_latent()
+        x = self._subject(images).images
+        key = root_key(self.config.seed if seed is None else seed, "latents")
+        latents = given_latents("posterior", self._model, self.params, lambda: x, key)
+        assert latents is not None
+        return latents
+
+    def _config_with(self, section: str, settings: Settings | None) -> Config:
+        """A copy of the config with other fields of one section."""
+        config = ConfigDict(self.config.to_dict())
+        settings = settings or {}
+        # Components first, so that options are those of the new one.
+        for field, value in settings.items():
+            if f"{section}.{field}" in _ARGUMENTS:
+                raise UserError(f"config.{section}.{field} is given by the arguments, not by settings")
+            component = f"{section}.{field}".removesuffix(".name")
+            if field.endswith(".name") and component in config_lib.COMPONENTS:
+                config_lib.choose(config, component, value)
+        for field, value in settings.items():
+            _set(config, section, field, value)
+        return config
+
+    def _subject(self, images: Any) -> Subject:
+        """Images as a subject, if they are the model's.
+
+        Raises:
+            UserError: they are not.
+        """
+        if not isinstance(images, Subject):
+            images = Subject(name="given", version="-", split="-", images=np.asarray(images), names=None)
+        x, shape, levels = images.images, self.model.image_shape, self.model.num_levels
+        wanted = f"[N, {', '.join(map(str, shape))}]"
+        if x.ndim != 4 or not len(x):
+            raise UserError(f"the images have shape {list(x.shape)}; it must be {wanted}, with N at least 1")
+        check_shape(images, shape)
+        if not levels:
+            x = x.astype(np.float32)
+            if not np.isfinite(x).all():
+                raise UserError("the data hold numbers that are not finite")
+            return dataclasses.replace(images, images=x)
+        if not np.issubdtype(x.dtype, np.integer):
+            raise UserError(f"the images have dtype {x.dtype}; they must be integers from 0 to {levels - 1}")
+        low, high = int(x.min()), int(x.max())
+        if low < 0 or high >= levels:
+            raise UserError(f"the images hold the values {low} to {high}; the model's are 0 to {levels - 1}")
+        return dataclasses.replace(images, images=x.astype(np.uint8, copy=False))
+
+    def _check_has_latent(self) -> None:
+        if self.model.latent is None:
+            raise UserError("this model has no latent (config.latent.name=none)")
+
+    def _checked_latents(self, latents: Any) -> np.ndarray:
+        self._check_has_latent()
+        latents = np.asarray(latents, np.float32)
+        if latents.ndim != 2 or not len(latents) or latents.shape[1] != self.model.latent.size:
+            raise UserError(
+                f"the latents have shape {list(latents.shape)}; it must be [L, {self.model.latent.size}]"
+            )
+        return latents
+
+    def _latent_of(self, latents: Any, count: int) -> Any:
+        if latents is None:
+            if self.model.latent is not None:
+                raise UserError(
+                    f"this model has a latent: give latents=[{count}, {self.model.latent.size}], such as "
+                    "those of the method `latents`"
+                )
+            return None
+        self._check_has_latent()
+        latents = jnp.asarray(latents, jnp.float32)
+        if latents.shape != (count, self.model.latent.size):
+            raise UserError(
+                f"the latents have shape {list(latents.shape)}; it must be "
+                f"[{count}, {self.model.latent.size}]"
+            )
+        return latents
+
+    def _times(self, t: Any, count: int) -> jax.Array:
+        t = jnp.asarray(t, jnp.float32)
+        if t.shape not in ((), (1,), (count,)):
+            raise UserError(f"t has shape {list(t.shape)}; give one time, or {count}")
+        return jnp.broadcast_to(t, (count,))
+
+    def _context(self, latent: Any, count: int) -> Context:
+        return Context(conditioning=jnp.zeros(count), latent=latent)
+
+
+def load(
+    path: str | pathlib.Path,
+    *,
+    config: Config | None = None,
+    image_shape: tuple[int, int, int] | None = None,
+    devices: Sequence[Any] | None = None,
+) -> LoadedModel:
+    """A trained run: its averaged weights, with the model that its config describes.
+
+    Args:
+        path: a workdir, whose newest checkpoint is taken, or one checkpoint, `<workdir>/checkpoints/<step>`.
+        config: in place of the workdir's `config.json`; it must describe the same model.
+        image_shape: (h, w, c) of a run on `npz:` or `folder:` images, which then need not be at hand.
+        devices: to hold the weights and to compute on, all of jax's by default, whatever the run was
+            trained on.
+
+    Raises:
+        UserError: no checkpoint there, a damaged one, or one of another model.
+    """
+    folder = pathlib.Path(path).expanduser()
+    found = checkpoints.find(folder, str(folder), flag="path")
+    saved = Workdir(found.parent.parent)
+    chosen: Config = config
+    if config is not None:
+        config_lib.check_complete(config)
+        if saved.config.exists():
+            config_lib.check_model(config_lib.read_json(saved.config), config, saved.path)
+    elif saved.config.exists():
+        chosen = saved_config(saved.config)
+    else:
+        raise UserError(f"{saved.path} has no config.json; give jvdm.load(..., config=CONFIG)")
+    shape, num_levels = _image_spec(chosen, image_shape)
+    mesh = sharding.make_mesh(devices)
+    trained = restore(chosen, found, shape, num_levels, mesh)
+    return LoadedModel(trained, ConfigDict(chosen.to_dict()).lock(), mesh)
+
+
+def restore(
+    config: Config, path: pathlib.Path, image_shape: tuple[int, int, int], num_levels: int, mesh: Mesh
+) -> Trained:
+    """The averaged weights of one checkpoint on all devices, with the model of the config.
+
+    Args:
+        config: all of it.
+        path: `<workdir>/checkpoints/<step>`.
+        image_shape: (h, w, c).
+        num_levels: K, 0 of continuous data.
+        mesh: has a `data` axis.
+
+    Raises:
+        UserError: a damaged checkpoint, or one of another model.
+    """
+    model: Model = model_lib.build(config, image_shape, num_levels)
+    shapes = {
+        "step": jax.ShapeDtypeStruct((), np.int32),
+        "ema_params": jax.eval_shape(model.init, jax.random.key(0)),
+    }
+    everywhere = sharding.replicated(mesh)
+    state = checkpoints.restore(
+        path, jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=everywhere), shapes)
+    )
+    log.info("weights of step %d from %s", int(state["step"]), path)
+    return Trained(model, state["ema_params"], int(state["step"]), path)
+
+
+def saved_config(path: pathlib.Path) -> Config:
+    """The config of a `config.json`; fields that an older version of jvdm did not have are at their default.
+
+    Raises:
+        UserError: it cannot be read, or has fields that this version does not know.
+    """
+    config = ConfigDict(_merged(config_lib.default().to_dict(), config_lib.read_json(path)))
+    try:
+        config_lib.check_complete(config)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    return config.lock()
+
+
+def _merged(default: dict[str, Any], saved: dict[str, Any]) -> dict[str, Any]:
+    """`saved`, and what it lacks of `default`; a component's options belong to the one that is chosen."""
+    merged = dict(default)
+    for name, value in saved.items():
+        old = default.get(name)
+        sections = isinstance(value, dict) and isinstance(old, dict) and "name" not in old
+        merged[name] = _merged(old, value) if sections and old is not None else value
+    return merged
+
+
+def _image_spec(config: Config, image_shape: tuple[int, int, int] | None) -> tuple[tuple[int, int, int], int]:
+    """(h, w, c) and the number of levels.
+
+    Raises:
+        UserError: as `data.image_spec`.
+    """
+    source, num_levels = config.data.source, config.data.num_levels
+    local = source.startswith(("npz:", "folder:"))
+    if local and image_shape is not None:
+        return image_shape, num_levels or 256
+    try:
+        return data.image_spec(source, num_levels=num_levels)
+    except UserError as error:
+        if not local:
+            raise
+        raise UserError(f"{error}; or give jvdm.load(..., image_shape=(h, w, c))") from error
+
+
+def _seed(config: Config, seed: int | None) -> None:
+    """Another seed, if one is given.
+
+    Raises:
+        UserError: it is no integer.
+    """
+    if seed is None:
+        return
+    if not isinstance(seed, int | np.integer):
+        raise UserError(f"seed is {seed!r}, not an int")
+    config.seed = int(seed)
+
+
+def _set(config: Config, section: str, field: str, value: Any) -> None:
+    """Set a field of a section by its dotted name.
+
+    Raises:
+        UserError: an unknown field, or a value of another type.
+    """
+    *parents, last = field.split(".")
+    node = config[section]
+    for name in parents:
+        node = node[name] if isinstance(node, ConfigDict) and name in node else None
+    if not (isinstance(node, ConfigDict) and last in node):
+        leaves = config_lib.leaves({section: config[section].to_dict()})
+        raise unknown("field", f"config.{section}.{field}", [f"config.{name}" for name, _ in leaves])
+    try:
+        node[last] = value
+    except TypeError as error:
+        kind = type(node[last]).__name__
+        raise UserError(f"config.{section}.{field} is {value!r}, not a {kind}") from error

@@ -1,0 +1,45 @@
+"""Sources of data outside jvdm."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from jvdm import data
+from jvdm.data import sources
+from jvdm.errors import UserError
+
+IMAGES = np.arange(2 * 4 * 4, dtype=np.uint8).reshape(2, 4, 4, 1) % 4
+DATASET = data.Dataset(name="mine", version="1", num_levels=4, train=IMAGES, test=IMAGES[:1])
+
+
+@pytest.fixture(autouse=True)
+def registered(monkeypatch):
+    monkeypatch.setattr(sources, "_REGISTERED", {})
+    data.register("mine", "four levels")(lambda: DATASET)
+
+
+def test_it_is_a_source_like_the_others():
+    assert data.load("mine") is DATASET
+    assert data.load("mine", num_levels=4) is DATASET
+    assert data.image_spec("mine") == ((4, 4, 1), 4)
+    assert data.load_subject("mine", "test", num_levels=4).images.shape == (1, 4, 4, 1)
+    assert "four levels" in data.describe_sources()
+
+
+def test_mistakes():
+    with pytest.raises(UserError, match="'mine' has 4 levels, not 256; use 0 or 4"):
+        data.load("mine", num_levels=256)
+    with pytest.raises(UserError, match="did you mean 'mine'"):
+        data.load("mines")
+    with pytest.raises(UserError, match="unknown data source 'mine:x'"):
+        data.load("mine:x")
+    for name in ("mine", "digits", "cifar10", "a:b"):
+        with pytest.raises(KeyError, match="exists already, or has a colon"):
+            data.register(name, "")(lambda: DATASET)
+
+
+def test_what_it_returns_is_checked():
+    data.register("wrong", "")(lambda: dataclasses.replace(DATASET, train=IMAGES + np.uint8(9)))
+    with pytest.raises(UserError, match="wrong: the train images hold the value 12"):
+        data.load("wrong")
