@@ -13,8 +13,8 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from jvdm import api, data, importers, inspection, sharding
 from jvdm import config as config_lib
+from jvdm import data, importers, inspection, loading, sharding
 from jvdm import model as model_lib
 from jvdm.errors import UserError, unknown
 from jvdm.evaluation import passes, record, suite
@@ -264,7 +264,7 @@ def load_trained(config: Config, workdir: Workdir, checkpoint: str | None, mesh:
     workdir.prepare()
     shape, num_levels = data.image_spec(config.data.source, num_levels=config.data.num_levels)
     is_named = checkpoint is not None and pathlib.Path(checkpoint).name.isdigit()
-    return api.restore(config, path, shape, num_levels, mesh, older=not is_named)
+    return loading.restore(config, path, shape, num_levels, mesh, older=not is_named)
 
 
 MODES = {"train": train, "eval": evaluate, "score": score, "sample": sample, "import": import_}

@@ -14,7 +14,7 @@ import tiny
 import untrained
 
 import jvdm
-from jvdm import api, commands, data
+from jvdm import commands, data
 from jvdm import config as config_lib
 from jvdm.encoders import ENCODERS
 from jvdm.errors import UserError
@@ -211,7 +211,7 @@ def test_a_config_of_an_older_version(workdir, tmp_path):
     del saved["latent"], saved["eval"]["elbo"], saved["network"]["remat"]
     saved["network"] = {**NETWORKS.spec("ddpm_unet").to_dict(), "multipliers": [1, 2]}
     (tmp_path / "config.json").write_text(json.dumps(saved))
-    c = api.saved_config(tmp_path / "config.json")
+    c = loading.saved_config(tmp_path / "config.json")
     assert c.latent.name == "none" and c.eval.elbo == config_lib.default().eval.elbo
     assert NETWORKS.build(c.network).multipliers == (1, 2)
 

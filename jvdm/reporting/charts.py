@@ -56,7 +56,7 @@ def lines(metrics: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Line]]:
             if name not in ("step", "time"):
                 points.setdefault(name, []).append((record["step"], value))
     found: dict[str, dict[str, Line]] = {}
-    order = (*TOTALS, *plots._TERMS)
+    order = (*TOTALS, *plots.TERMS)
     for name in sorted(points, key=lambda name: (name.partition("/")[0] != "train", name)):
         split, _, term = name.rpartition("/")
         array = np.array(sorted(points[name], key=lambda point: point[0]), np.float64)
@@ -123,7 +123,7 @@ def chart(term: str, series: Sequence[Line], *, units: str, wide: bool = False) 
         aria_label=f"{title(term)} against the training step: " + "; ".join(map(_describe, series)),
     )  # fmt: skip
     labels = [_label("y", f"top:{100 - y.place(at) / 10:.2f}%", y.label(at, ticks)) for at in ticks]
-    labels += [_label("x", f"left:{x.place(at) / 10:.2f}%", plots._step_label(at)) for at in x.ticks(4)]
+    labels += [_label("x", f"left:{x.place(at) / 10:.2f}%", plots.step_label(at)) for at in x.ticks(4)]
     bounds = {"data_x": f"{x.low:g} {x.high:g}", "data_y": f"{y.low:.6g} {y.high:.6g}"}
     plot = element("div", svg, *labels, class_="plot", data_log=y.logarithmic, **bounds)
     return element("figure", heading, plot, footer, class_="chart wide" if wide else "chart")
@@ -156,8 +156,8 @@ def _draw(line: Line, x: "_Axis", y: "_Axis") -> list[Html]:
     else:
         noisy = _path(*_outline(line.steps, line.values), x, y)
         drawn = [element("path", d="".join(noisy), class_=f"noise {line.class_}")]
-        steps, values = plots._thin(
-            line.steps, plots._running_mean(line.values, len(line.values) // 40), MAX_POINTS
+        steps, values = plots.thin(
+            line.steps, plots.running_mean(line.values, len(line.values) // 40), MAX_POINTS
         )
         extra = []
     numbers = ",".join(f"{step:.0f} {value:.5g}" for step, value in zip(steps, values, strict=True))
@@ -224,7 +224,7 @@ class _Axis:
             return f"{value:g}"
         step = ticks[1] - ticks[0]
         if step < 0.99e-4 or step >= 1e6:
-            return plots._power_label(value)
+            return plots.power_label(value)
         # 2.5 and 0.25 have a digit more than their power of ten.
         decimals = max(0, -math.floor(math.log10(step) + 1e-9))
         return f"{value:,.{decimals + (abs(round(step, decimals) - step) > 1e-9 * step)}f}"

@@ -21,7 +21,7 @@ DPI = 120
 COLORS = {"train": "#2f6db3", "test": "#d9622b", "validation": "#4c9a52"}
 _OTHER_COLORS = ("#7f5fa8", "#8a6d3b", "#3a9e9e")
 INK, _GRID = "#333333", "#e3e3e3"
-_TERMS = (
+TERMS = (
     "score_matching",
     "reconstruction",
     "prior",
@@ -58,7 +58,7 @@ def training_curves(metrics: Sequence[Mapping[str, Any]], path: str | os.PathLik
     series = _series(metrics)
     name = next((name for name in _TITLES if _by_split(series, [name])), "bpd")
     title, units = _TITLES[name]
-    panels = [(term, units, _by_split(series, [term]), _draw_noisy) for term in _TERMS]
+    panels = [(term, units, _by_split(series, [term]), _draw_noisy) for term in TERMS]
     panels.append(("gradient norm", "norm", _by_split(series, _GRADIENT_NORM), _draw_logarithmic))
     panels.append(("learning rate", "learning rate", _by_split(series, _LEARNING_RATE), _draw_exact))
     panels = [panel for panel in panels if panel[2]]
@@ -82,7 +82,7 @@ def training_curves(metrics: Sequence[Mapping[str, Any]], path: str | os.PathLik
         style(axes, "training step", unit, title)
         draw(axes, splits)
     for axes in figure.axes:
-        axes.xaxis.set_major_formatter(_step_label)
+        axes.xaxis.set_major_formatter(step_label)
     save(figure, path)
 
 
@@ -216,9 +216,9 @@ def _draw_noisy(axes: "Axes", splits: Mapping[str, Series]) -> None:
         if len(steps) <= 40:
             axes.plot(steps, values, color=color, lw=1.5, marker="o", ms=3.5, zorder=3, label=split)
         else:
-            axes.plot(*_thin(steps, values), color=color, lw=0.6, alpha=0.35)
-            mean = _running_mean(values, len(values) // 40)
-            axes.plot(*_thin(steps, mean), color=color, lw=1.6, label=split)
+            axes.plot(*thin(steps, values), color=color, lw=0.6, alpha=0.35)
+            mean = running_mean(values, len(values) // 40)
+            axes.plot(*thin(steps, mean), color=color, lw=1.6, label=split)
         late = steps >= steps[0] + 0.1 * (steps[-1] - steps[0])
         settled.append(values[late] if len(values) >= 20 else values)
     most = max(settled, key=len)
@@ -247,12 +247,12 @@ def _draw_exact(axes: "Axes", splits: Mapping[str, Series]) -> None:
     """What is set rather than measured: drawn as it is, from zero."""
     for split, (steps, values) in splits.items():
         marker = "o" if len(steps) == 1 else None
-        axes.plot(*_thin(steps, values), color=COLORS.get(split, INK), lw=1.6, marker=marker, ms=3.5)
+        axes.plot(*thin(steps, values), color=COLORS.get(split, INK), lw=1.6, marker=marker, ms=3.5)
     axes.set_ylim(bottom=0)
-    axes.yaxis.set_major_formatter(_power_label)
+    axes.yaxis.set_major_formatter(power_label)
 
 
-def _step_label(step: float, _: object = None) -> str:
+def step_label(step: float, _: object = None) -> str:
     """2500 as it is, 20000 as "20k", 1500000 as "1.5M"."""
     for unit, name in ((1e6, "M"), (1e3, "k")):
         if abs(step) >= 10 * unit or (abs(step) >= unit and unit == 1e6):
@@ -260,13 +260,13 @@ def _step_label(step: float, _: object = None) -> str:
     return f"{step:g}"
 
 
-def _power_label(value: float, _: object = None) -> str:
+def power_label(value: float, _: object = None) -> str:
     """0.0002 as "2e-4", so that the ticks of one axis look alike."""
     mantissa, exponent = f"{value:.2e}".split("e")
     return f"{float(mantissa):g}e{int(exponent)}" if value else "0"
 
 
-def _running_mean(values: np.ndarray, half_width: int) -> np.ndarray:
+def running_mean(values: np.ndarray, half_width: int) -> np.ndarray:
     """Mean over a window that narrows towards the start, where the loss falls steeply."""
     total = np.concatenate([[0.0], np.cumsum(values)])
     index = np.arange(len(values))
@@ -275,7 +275,7 @@ def _running_mean(values: np.ndarray, half_width: int) -> np.ndarray:
     return (total[last + 1] - total[first]) / (last + 1 - first)
 
 
-def _thin(steps: np.ndarray, values: np.ndarray, limit: int = 4000) -> Series:
+def thin(steps: np.ndarray, values: np.ndarray, limit: int = 4000) -> Series:
     """Every n-th point: more than the picture has columns cannot be seen."""
     stride = math.ceil(len(steps) / limit)
     return steps[::stride], values[::stride]

@@ -361,7 +361,7 @@ def find(workdir: pathlib.Path, checkpoint: str | None, *, flag: str = "--checkp
         UserError: there is none.
     """
     path = pathlib.Path(checkpoint) if checkpoint else workdir
-    if path.name.isdigit() and path.is_dir():
+    if path.name.isdigit() and path.parent.name == "checkpoints" and path.is_dir():
         return path.absolute()
     folder = path if path.name == "checkpoints" else path / "checkpoints"
     steps = _steps(folder)

@@ -78,10 +78,10 @@ def test_missing_and_non_finite_series_are_left_out(tmp_path, metrics):
 
 def test_running_mean_follows_a_line_and_flattens_noise():
     line = np.arange(1000.0)
-    np.testing.assert_allclose(plots._running_mean(line, 20)[20:-20], line[20:-20])
+    np.testing.assert_allclose(plots.running_mean(line, 20)[20:-20], line[20:-20])
     noise = np.random.default_rng(0).normal(size=10_000)
-    assert plots._running_mean(noise, 200)[1000:].std() < 0.1
-    np.testing.assert_allclose(plots._running_mean(np.full(7, 3.0), 2), 3.0)
+    assert plots.running_mean(noise, 200)[1000:].std() < 0.1
+    np.testing.assert_allclose(plots.running_mean(np.full(7, 3.0), 2), 3.0)
 
 
 def test_binned_mean_is_the_mean_with_its_standard_error():
@@ -112,12 +112,12 @@ def test_constant_derivative_is_drawn_flat(tmp_path):
 
 @pytest.mark.parametrize(("value", "text"), [(0, "0"), (2500, "2500"), (2e4, "20k"), (1.5e6, "1.5M")])
 def test_step_labels(value, text):
-    assert plots._step_label(value) == text
+    assert plots.step_label(value) == text
 
 
 @pytest.mark.parametrize(("value", "text"), [(0, "0"), (2e-4, "2e-4"), (1.5e-4, "1.5e-4"), (1, "1e0")])
 def test_power_labels(value, text):
-    assert plots._power_label(value) == text
+    assert plots.power_label(value) == text
 
 
 def test_mismatched_arrays_are_refused(tmp_path):

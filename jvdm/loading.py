@@ -1,0 +1,78 @@
+"""Trained weights from a workdir, and the config they were trained with."""
+
+import logging
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from jvdm import config as config_lib
+from jvdm import model as model_lib
+from jvdm import sharding
+from jvdm.errors import UserError
+from jvdm.evaluation.suite import Trained
+from jvdm.registry import Config
+from jvdm.training import checkpoints
+
+log = logging.getLogger("jvdm")
+
+
+def restore(
+    config: Config,
+    path: pathlib.Path,
+    image_shape: tuple[int, int, int],
+    num_levels: int,
+    mesh: Mesh,
+    *,
+    older: bool,
+) -> Trained:
+    """The averaged weights of one checkpoint on all devices, with the model of the config.
+
+    Args:
+        config: all of it.
+        path: `<workdir>/checkpoints/<step>`.
+        image_shape: (h, w, c).
+        num_levels: K, 0 of continuous data.
+        mesh: has a `data` axis.
+        older: whether, if it is damaged, the one before will do, which the log then says.
+
+    Raises:
+        UserError: a damaged checkpoint, or one of another model.
+    """
+    model = model_lib.build(config, image_shape, num_levels)
+    shapes = {
+        "step": jax.ShapeDtypeStruct((), np.int32),
+        "ema_params": jax.eval_shape(model.init, jax.random.key(0)),
+    }
+    everywhere = sharding.replicated(mesh)
+    like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=everywhere), shapes)
+    state, path = checkpoints.restore_readable(path, like, older=older)
+    log.info("weights of step %d from %s", int(state["step"]), path)
+    return Trained(model, state["ema_params"], int(state["step"]), path)
+
+
+def saved_config(path: pathlib.Path) -> Config:
+    """The config of a `config.json`; fields that an older version of jvdm did not have are at their default.
+
+    Raises:
+        UserError: it cannot be read, or has fields that this version does not know.
+    """
+    config = ConfigDict(_merged(config_lib.default().to_dict(), config_lib.read_json(path)))
+    try:
+        config_lib.check_complete(config)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    return config.lock()
+
+
+def _merged(default: dict[str, Any], saved: dict[str, Any]) -> dict[str, Any]:
+    """`saved`, and what it lacks of `default`; a component's options belong to the one that is chosen."""
+    merged = dict(default)
+    for name, value in saved.items():
+        old = default.get(name)
+        sections = isinstance(value, dict) and isinstance(old, dict) and "name" not in old
+        merged[name] = _merged(old, value) if sections and old is not None else value
+    return merged
