@@ -392,12 +392,18 @@ def load(
         raise UserError(f"{saved.path} has no config.json; give jvdm.load(..., config=CONFIG)")
     shape, num_levels = _image_spec(chosen, image_shape)
     mesh = sharding.make_mesh(devices)
-    trained = restore(chosen, found, shape, num_levels, mesh)
+    trained = restore(chosen, found, shape, num_levels, mesh, older=not folder.name.isdigit())
     return LoadedModel(trained, ConfigDict(chosen.to_dict()).lock(), mesh)
 
 
 def restore(
-    config: Config, path: pathlib.Path, image_shape: tuple[int, int, int], num_levels: int, mesh: Mesh
+    config: Config,
+    path: pathlib.Path,
+    image_shape: tuple[int, int, int],
+    num_levels: int,
+    mesh: Mesh,
+    *,
+    older: bool = False,
 ) -> Trained:
     """The averaged weights of one checkpoint on all devices, with the model of the config.
 
@@ -407,6 +413,7 @@ def restore(
         image_shape: (h, w, c).
         num_levels: K, 0 of continuous data.
         mesh: has a `data` axis.
+        older: one before it will do where it is damaged.
 
     Raises:
         UserError: a damaged checkpoint, or one of another model.
@@ -417,9 +424,8 @@ def restore(
         "ema_params": jax.eval_shape(model.init, jax.random.key(0)),
     }
     everywhere = sharding.replicated(mesh)
-    state = checkpoints.restore(
-        path, jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=everywhere), shapes)
-    )
+    like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=everywhere), shapes)
+    state, path = checkpoints.restore_readable(path, like, older=older)
     log.info("weights of step %d from %s", int(state["step"]), path)
     return Trained(model, state["ema_params"], int(state["step"]), path)
 
