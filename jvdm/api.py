@@ -403,7 +403,7 @@ def restore(
     num_levels: int,
     mesh: Mesh,
     *,
-    older: bool = False,
+    older: bool,
 ) -> Trained:
     """The averaged weights of one checkpoint on all devices, with the model of the config.
 
@@ -413,7 +413,7 @@ def restore(
         image_shape: (h, w, c).
         num_levels: K, 0 of continuous data.
         mesh: has a `data` axis.
-        older: one before it will do where it is damaged.
+        older: whether, if it is damaged, the one before will do, which the log then says.
 
     Raises:
         UserError: a damaged checkpoint, or one of another model.

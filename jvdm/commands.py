@@ -13,8 +13,8 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
+from jvdm import api, data, importers, inspection, sharding
 from jvdm import config as config_lib
-from jvdm import data, importers, inspection, sharding
 from jvdm import model as model_lib
 from jvdm.errors import UserError, unknown
 from jvdm.evaluation import passes, record, suite
@@ -263,17 +263,8 @@ def load_trained(config: Config, workdir: Workdir, checkpoint: str | None, mesh:
         config_lib.check_model(config_lib.read_json(saved.config), config, saved.path)
     workdir.prepare()
     shape, num_levels = data.image_spec(config.data.source, num_levels=config.data.num_levels)
-    model = model_lib.build(config, shape, num_levels)
-    shapes = {
-        "step": jax.ShapeDtypeStruct((), np.int32),
-        "ema_params": jax.eval_shape(model.init, jax.random.key(0)),
-    }
-    everywhere = sharding.replicated(mesh)
-    like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=everywhere), shapes)
     is_named = checkpoint is not None and pathlib.Path(checkpoint).name.isdigit()
-    state, path = checkpoints.restore_readable(path, like, older=not is_named)
-    log.info("weights of step %d from %s", int(state["step"]), path)
-    return Trained(model, state["ema_params"], int(state["step"]), path)
+    return api.restore(config, path, shape, num_levels, mesh, older=not is_named)
 
 
 MODES = {"train": train, "eval": evaluate, "score": score, "sample": sample, "import": import_}

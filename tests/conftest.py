@@ -7,9 +7,10 @@ the fixture `x64`.
 
 import os
 
-# XLA reads these once, when the first device is used: before anything imports jax. Programs here run for
-# milliseconds and compile for seconds, so the backend's optimisation is off.
-_FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+import quick
+
+# XLA reads these once, when the first device is used: before anything imports jax.
+_FLAGS = f"--xla_force_host_platform_device_count=8 {quick.FLAGS}"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAGS}".strip()
 
 import jax  # noqa: E402

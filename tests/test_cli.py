@@ -9,6 +9,7 @@ import sys
 
 import numpy as np
 import pytest
+import quick
 
 from jvdm.reporting import images as image_lib
 
@@ -42,11 +43,10 @@ VLB = "--config.eval.estimators=vlb"
 
 def run(*arguments, **environment):
     """main.py in a process of its own, on one device."""
-    flags = "--xla_backend_optimization_level=0"
     return subprocess.run(
         [sys.executable, "main.py", *map(str, arguments)],
         cwd=ROOT,
-        env={**os.environ, "XLA_FLAGS": flags, **environment},
+        env={**os.environ, "XLA_FLAGS": quick.FLAGS, **environment},
         capture_output=True,
         text=True,
         timeout=300,
@@ -341,7 +341,7 @@ def test_full_disk_while_saving(trained, tmp_path):
     done = subprocess.run(
         ["bash", "-c", f"trap '' XFSZ; ulimit -f 32; exec {quoted}"],
         cwd=ROOT,
-        env={**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"},
+        env={**os.environ, "XLA_FLAGS": quick.FLAGS},
         capture_output=True,
         text=True,
         timeout=300,

@@ -9,6 +9,7 @@ import sys
 import numpy as np
 import peers
 import pytest
+import quick
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 SCHEDULES = {
@@ -23,7 +24,7 @@ def main(*arguments):
     done = subprocess.run(
         [sys.executable, "main.py", *map(str, arguments)],
         cwd=ROOT,
-        env={**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0"},
+        env={**os.environ, "XLA_FLAGS": quick.FLAGS},
         capture_output=True,
         text=True,
         timeout=300,
