@@ -1,11 +1,13 @@
 """The documentation: its examples run, its commands are valid, and nothing that exists is left out."""
 
+import fnmatch
 import importlib
 import itertools
 import pathlib
 import re
 import shlex
 import sys
+import tomllib
 from typing import NamedTuple
 
 import pytest
@@ -21,7 +23,9 @@ from jvdm.workdir import Workdir
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
-FLAGS = set(re.findall(r'DEFINE_\w+\(\s*"(\w+)"', (ROOT / "main.py").read_text()))
+MAIN = (ROOT / "main.py").read_text()
+MODES = set(re.findall(r'"(\w+)"', re.search(r"^MODES = \((.*?)\)", MAIN, re.M | re.S)[1]))
+FLAGS = set(re.findall(r'DEFINE_\w+\(\s*"(\w+)"', MAIN))
 
 
 class Block(NamedTuple):
@@ -116,7 +120,11 @@ def commands_of(page):
 def check_main(words, page, monkeypatch):
     """A call of main.py: its flags, its config, and the config's fields exist; values are of their types."""
     given = dict(word.removeprefix("--").split("=", 1) for word in words)
-    assert given.pop("mode") in commands.MODES
+    mode = given.pop("mode")
+    assert mode in MODES, mode
+    if mode == "report":
+        assert set(given) <= FLAGS
+        return
     value = given.pop("config")
     if value == "my_project/my_config.py":
         assert any(block.title == "my_config.py" for block in blocks(page))
@@ -199,3 +207,12 @@ def test_references_to_modules_exist():
         module = ROOT / name.replace(".", "/")
         parent = module.parent.with_suffix(".py")
         assert module.is_dir() or module.with_suffix(".py").is_file() or parent.is_file(), name
+
+
+def test_the_package_has_all_of_its_files():
+    """Whatever in the package is no Python is named in pyproject.toml, so that an installed one has it."""
+    patterns = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
+    for file in (ROOT / "jvdm").rglob("*"):
+        if file.is_file() and file.suffix != ".py" and "__pycache__" not in file.parts:
+            package = ".".join(file.relative_to(ROOT).parent.parts)
+            assert any(fnmatch.fnmatch(file.name, pattern) for pattern in patterns.get(package, [])), file
