@@ -14,7 +14,7 @@ import tiny
 import untrained
 
 import jvdm
-from jvdm import commands, data
+from jvdm import commands, data, loading
 from jvdm import config as config_lib
 from jvdm.encoders import ENCODERS
 from jvdm.errors import UserError
