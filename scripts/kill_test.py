@@ -121,10 +121,13 @@ def whole(workdir: pathlib.Path) -> list[int]:
     return sorted(int(n) for n in os.listdir(folder) if n.isdigit()) if folder.is_dir() else []
 
 
-def logged(workdir: pathlib.Path) -> int:
-    """The step of the last line of metrics."""
+def logged(workdir: pathlib.Path, since: float = 0.0) -> int:
+    """The step of the last line of metrics; 0 where none was written after a time."""
+    path = workdir / "metrics.jsonl"
     try:
-        lines = (workdir / "metrics.jsonl").read_bytes().split(b"\n")[:-1]
+        if path.stat().st_mtime < since:
+            return 0
+        lines = path.read_bytes().split(b"\n")[:-1]
     except OSError:
         return 0
     return json.loads(lines[-1])["step"] if lines else 0
@@ -160,11 +163,16 @@ def kill_training(runs: Runs, workdir: pathlib.Path, kills: int, rng: random.Ran
             hit = kill(process, lambda: True, rng.uniform(0.0, 6.0))
         elif kind == "anywhere":
             least = max([target, *whole(workdir)]) + 10
-            hit = kill(process, lambda least=least: logged(workdir) >= least, rng.uniform(0.0, 0.3))
+
+            def ready(since=since, least=least) -> bool:
+                return logged(workdir, since) >= least
+
+            hit = kill(process, ready, rng.uniform(0.0, 0.3))
         else:
 
             def ready(since=since, target=target) -> bool:
-                return bool(half_written(workdir, since)) and logged(workdir) >= target
+                # Those that a start removes are worked on, too; there are no new metrics yet.
+                return logged(workdir, since) >= max(target, 1) and bool(half_written(workdir, since))
 
             hit = kill(process, ready, rng.uniform(0.0, 0.04))
         if not hit:
@@ -278,7 +286,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--kills", type=int, default=20, help="of training; a quarter as many of the others")
     parser.add_argument("--seed", type=int, default=0, help="of the random moments")
-    parser.add_argument("--folder", type=pathlib.Path, help="to work in and keep; a temporary one by default")
+    parser.add_argument(
+        "--folder", type=pathlib.Path, help="to keep everything in; a temporary one by default"
+    )
     args = parser.parse_args()
     folder = args.folder or pathlib.Path(tempfile.mkdtemp())
     folder.mkdir(parents=True, exist_ok=True)
@@ -289,10 +299,14 @@ def main() -> None:
     print(f"Python {platform.python_version()}, {versions}", flush=True)
     start = time.monotonic()
     undisturbed, killed = folder / "undisturbed", folder / "killed"
-    for workdir in (undisturbed, killed):
-        shutil.rmtree(workdir, ignore_errors=True)
-    for mode in ("train", "sample", "eval", "score"):
-        runs.finish(mode, undisturbed)
+    shutil.rmtree(killed, ignore_errors=True)
+    if (undisturbed / "complete").exists():
+        print("the run without kills is that of an earlier test in --folder", flush=True)
+    else:
+        shutil.rmtree(undisturbed, ignore_errors=True)
+        for mode in ("train", "sample", "eval", "score"):
+            runs.finish(mode, undisturbed)
+        (undisturbed / "complete").touch()
     done, caught = kill_training(runs, killed, args.kills, rng)
     print(f"{done} kills of training, {caught} of them with a checkpoint half written")
     few = [] if done == args.kills and 2 * caught >= done else ["too few kills"]
