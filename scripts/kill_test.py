@@ -1,6 +1,6 @@
 """Kills training, evaluation and scoring again and again, and compares with runs that nobody killed.
 
-    python scripts/kill_test.py [--kills=20] [--seed=0] [--folder=DIR]
+    python scripts/kill_test.py [--kills=20] [--seed=0] [--folder=DIR] [--what=train,compare,eval,score]
 
 A small network is trained on the digits by main.py, and ended with SIGKILL: while a checkpoint is being
 written in more than half of the kills, at any moment otherwise, its start included. The same command is given
@@ -222,8 +222,12 @@ def arrays(checkpoint: pathlib.Path) -> dict[str, np.ndarray]:
 
     with ocp.PyTreeCheckpointer() as checkpointer:
         tree = checkpointer.restore(checkpoint / "default")
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(leaf) for path, leaf in leaves}
+    found = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            leaf = jax.random.key_data(leaf)
+        found[jax.tree_util.keystr(path, simple=True, separator="/")] = np.asarray(leaf)
+    return found
 
 
 def metrics(workdir: pathlib.Path) -> list[dict]:
@@ -289,17 +293,18 @@ def main() -> None:
     parser.add_argument(
         "--folder", type=pathlib.Path, help="to keep everything in; a temporary one by default"
     )
+    parser.add_argument("--what", default="train,compare,eval,score", help="which parts to do, in --folder")
     args = parser.parse_args()
+    what = args.what.split(",")
     folder = args.folder or pathlib.Path(tempfile.mkdtemp())
     folder.mkdir(parents=True, exist_ok=True)
     runs, rng = Runs(folder), random.Random(args.seed)
     versions = ", ".join(f"{p} {importlib.metadata.version(p)}" for p in ("jax", "flax", "orbax-checkpoint"))
-    print(f"$ python scripts/kill_test.py --kills={args.kills} --seed={args.seed}")
+    print(f"$ python scripts/kill_test.py --kills={args.kills} --seed={args.seed} --what={args.what}")
     print(f"{time.strftime('%Y-%m-%d')}, {os.cpu_count()} CPU cores, {platform.system()}")
     print(f"Python {platform.python_version()}, {versions}", flush=True)
     start = time.monotonic()
     undisturbed, killed = folder / "undisturbed", folder / "killed"
-    shutil.rmtree(killed, ignore_errors=True)
     if (undisturbed / "complete").exists():
         print("the run without kills is that of an earlier test in --folder", flush=True)
     else:
@@ -307,16 +312,21 @@ def main() -> None:
         for mode in ("train", "sample", "eval", "score"):
             runs.finish(mode, undisturbed)
         (undisturbed / "complete").touch()
-    done, caught = kill_training(runs, killed, args.kills, rng)
-    print(f"{done} kills of training, {caught} of them with a checkpoint half written")
-    few = [] if done == args.kills and 2 * caught >= done else ["too few kills"]
-    runs.finish("sample", killed)
-    different = few + compare_training(undisturbed, killed)
+    different = []
+    if "train" in what:
+        shutil.rmtree(killed, ignore_errors=True)
+        done, caught = kill_training(runs, killed, args.kills, rng)
+        print(f"{done} kills of training, {caught} of them with a checkpoint half written", flush=True)
+        different += [] if done == args.kills and 2 * caught >= done else ["too few kills"]
+    if "compare" in what:
+        runs.finish("sample", killed)
+        different += compare_training(undisturbed, killed)
     for mode, name in (("eval", "eval"), ("score", "scores")):
-        number = max(1, args.kills // 4)
-        if kill_pass(runs, mode, killed, number, rng) != number:
-            different.append(f"too few kills of {mode}")
-        different += compare_records(undisturbed, killed, name)
+        if mode in what:
+            number = max(1, args.kills // 4)
+            if kill_pass(runs, mode, killed, number, rng) != number:
+                different.append(f"too few kills of {mode}")
+            different += compare_records(undisturbed, killed, name)
     left = leftovers(killed)
     print(f"left behind: {', '.join(left) or 'nothing'}")
     different += left

@@ -102,8 +102,10 @@ def trained(command, tmp_path_factory):
 
 
 def arrays(workdir):
+    """Of the last checkpoint, without the generator's key, which no step changes."""
     with ocp.PyTreeCheckpointer() as checkpointer:
-        return checkpointer.restore(workdir / "checkpoints" / str(STEPS) / "default")
+        tree = checkpointer.restore(workdir / "checkpoints" / str(STEPS) / "default")
+    return {field: tree[field] for field in ("step", "params", "ema_params", "opt_state")}
 
 
 # Orbax tells how a checkpoint was laid out over devices, which does not matter here.
