@@ -51,6 +51,8 @@ def save(folder: pathlib.Path, step: int, notes: Notes, *, keep: set[int]) -> No
     for path in folder.glob("*.npz"):
         if path.stem.isdigit() and int(path.stem) not in keep | {step}:
             path.unlink(missing_ok=True)
+    for path in folder.glob(".*.tmp"):  # of processes that were killed
+        path.unlink(missing_ok=True)
 
 
 def load(folder: pathlib.Path, step: int) -> Notes:
