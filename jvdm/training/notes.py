@@ -68,7 +68,7 @@ def load(folder: pathlib.Path, step: int) -> Notes:
     if arrays is None or "todo" not in arrays:
         raise UserError(f"{path} is damaged; remove it to go on without the metrics since the last line")
     todo = tuple(str(name) for name in arrays.pop("todo"))
-    losses = {name.removeprefix(_LOSS): a for name, a in arrays.items() if name.startswith(_LOSS)}
+    losses: Any = {name.removeprefix(_LOSS): a for name, a in arrays.items() if name.startswith(_LOSS)}
     if not losses:
         return Notes([], todo)
     rest: dict[str, Any] = {name: arrays.get(name) for name in _OTHERS}
