@@ -25,6 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable
 
 import numpy as np
@@ -220,7 +221,8 @@ def arrays(checkpoint: pathlib.Path) -> dict[str, np.ndarray]:
     import jax
     import orbax.checkpoint as ocp
 
-    with ocp.PyTreeCheckpointer() as checkpointer:
+    with ocp.PyTreeCheckpointer() as checkpointer, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of how the checkpoint was laid out over devices
         tree = checkpointer.restore(checkpoint / "default")
     found = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
