@@ -51,7 +51,21 @@ NAMES = st.one_of(
     st.sampled_from(["training", "network", "", ".", "seed.", "network..channels", "nope", "eval.ode", "☃"]),
     st.text(max_size=12).filter(lambda text: "\x00" not in text),
 )
-OVERRIDES = st.lists(st.tuples(NAMES, VALUES), min_size=1, max_size=3)
+DEFAULTS = dict(config_lib.leaves(config_lib.default().to_dict()))
+OF_TYPE = {
+    bool: st.booleans().map(str),
+    int: st.one_of(st.integers(-2, 70), st.integers()).map(str),
+    float: st.one_of(st.floats(-1.0, 9.0), st.floats()).map(repr),
+    str: st.sampled_from(WORDS),
+    tuple: st.lists(st.integers(-1, 4), max_size=3).map(lambda values: str(tuple(values))),
+}
+# Of the right type, so that it is the model that has to refuse them.
+TYPED = st.sampled_from(FIELDS).flatmap(
+    lambda field: st.tuples(st.just(field), OF_TYPE[type(DEFAULTS[field])])
+)
+OVERRIDES = st.one_of(
+    st.lists(TYPED, min_size=1, max_size=3), st.lists(st.tuples(NAMES, VALUES), min_size=1, max_size=2)
+)
 
 
 def parsed(arguments: list[str]) -> Config:
