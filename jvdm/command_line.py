@@ -118,6 +118,9 @@ def parse(argv: list[str], *, usage: str, modes: Sequence[str]) -> list[str]:
         # ml_collections gives the message with its quotes escaped.
         text = str(error).replace("\\n", ". ").replace("\\'", "'").strip("'\"").replace("'. Did", ". Did")
         fail(f"unknown config field {text}")
+    # ml_collections parses a field's name as Python, and its value by the field's type.
+    except (ValueError, TypeError, SyntaxError, RecursionError, OverflowError) as error:
+        fail(f"a flag cannot be read: {error}")
     return rest
 
 

@@ -54,15 +54,18 @@ def evaluate(config: Config, workdir: Workdir, checkpoint: str | None, source: s
     subject = data.Subject(
         name=dataset.name, version=dataset.version, split="test", images=dataset.test, names=None
     ).first(config.eval.num_images)
-    results = []
+    results, stores = [], []
     for evaluation in suite.evaluate(config, trained, subject, mesh, workdir.eval):
         result = evaluation.result
         results.append(result)
+        stores.append(evaluation.store)
         if jax.process_index() == 0:
             result.write(workdir.eval / f"{result.name}.json")
             if "diffusion" in evaluation.rows:
                 _plot_loss(evaluation, workdir)
-            evaluation.store.discard()
+    # A pass that is stopped does not lose those before it.
+    for store in stores if jax.process_index() == 0 else ():
+        store.discard()
     rows = [result.row() for result in results]
     if dataset.log_density is not None:
         nats = -dataset.log_density(subject.images)
@@ -123,7 +126,9 @@ def score(config: Config, workdir: Workdir, checkpoint: str | None, source: str 
         data_dir=config.data.data_dir,
     ).first(config.score.num_images)
     data.check_shape(subject, trained.model.image_shape)
+    stores = []
     for evaluation in suite.evaluate(config, trained, subject, mesh, workdir.scores):
+        stores.append(evaluation.store)
         if jax.process_index() == 0:
             result = evaluation.result
             where = f"{subject.name}_{subject.split}".replace("/", "_").replace(":", "_")
@@ -131,9 +136,10 @@ def score(config: Config, workdir: Workdir, checkpoint: str | None, source: str 
             text = suite.csv_text(evaluation, subject)
             write_atomically(path, lambda file, text=text: file.write(text.encode()))
             result.write(path.with_suffix(".json"))
-            evaluation.store.discard()
             print(f"mean    {result.text()} {result.units} by {result.description()}")
             print(f"scores  {path}")
+    for store in stores if jax.process_index() == 0 else ():
+        store.discard()
 
 
 def sample(config: Config, workdir: Workdir, checkpoint: str | None, source: str | None) -> None:

@@ -1,6 +1,7 @@
 """The fields every config has, their defaults, and the rules for changing them between runs."""
 
 import json
+import math
 import pathlib
 from collections.abc import Iterator
 from typing import Any
@@ -254,13 +255,19 @@ def check_complete(config: Any) -> None:
             if isinstance(value, dict):
                 # The options of a component belong to the component that is chosen.
                 check({"name": ""} if "name" in value else value, given[name], field)
-            elif not isinstance(given[name], type(value)) and not (
-                isinstance(value, float) and isinstance(given[name], int)
+            elif isinstance(given[name], bool) != isinstance(value, bool) or (
+                not isinstance(given[name], type(value))
+                and not (isinstance(value, float) and isinstance(given[name], int))
             ):
                 raise UserError(f"{field} is {given[name]!r}, not a {type(value).__name__}")
 
     check(default().to_dict(), config, "config")
     for field, value in leaves(config.to_dict()):
+        for part in value if isinstance(value, tuple) else (value,):
+            if not isinstance(part, str | bool | int | float):
+                raise UserError(f"config.{field} is {value!r}, which no config holds")
+            if isinstance(part, float) and not math.isfinite(part):
+                raise UserError(f"config.{field} is {value!r}: give a finite number")
         low, high = RANGES.get(field, (None, None))
         if (low is not None and value < low) or (high is not None and value > high):
             limit = f"at least {low}" if high is None else f"from {low} to {high}"

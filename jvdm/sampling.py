@@ -1,6 +1,7 @@
 """Samples from a trained model: any number of images, each with its own key."""
 
 import functools
+import logging
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -16,6 +17,8 @@ from jvdm.evaluation.passes import Store
 from jvdm.model import Model
 from jvdm.records import Batch
 from jvdm.registry import Config
+
+log = logging.getLogger("jvdm")
 
 Params = Any
 
@@ -171,6 +174,8 @@ class Sampling:
         place = functools.partial(sharding.to_devices, sharding=sharding.split(self._mesh))
         parts = [Samples(**{**_NOTHING, **rows}) for rows in store.load()] if store else []
         done = sum(len(part.images) for part in parts)
+        if done:
+            log.info("continuing after image %d of %d", min(done, num_images), num_images)
         for start in range(done, num_images, self._batch_size):
             if start > done:
                 preemption.check()

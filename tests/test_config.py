@@ -33,7 +33,9 @@ def plain_fields():
 def test_every_field_is_read(field):
     """As config.section.field, or config.field where a section is passed on; intervals by their name."""
     name = field.rpartition(".")[2]
-    read = re.search(rf"\b(config|training)\.({re.escape(field)}|{name})\b|_due\(\"{name}\"\)", SOURCES)
+    read = re.search(
+        rf"\b(config|training)\.({re.escape(field)}|{name})\b|(_due\(|_WORK = \([^)]*)\"{name}\"", SOURCES
+    )
     assert read, field
 
 

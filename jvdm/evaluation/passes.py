@@ -22,7 +22,7 @@ from jax.sharding import Mesh
 from jvdm import preemption, sharding
 from jvdm.data import evaluation_batches
 from jvdm.errors import UserError
-from jvdm.reporting.files import write_atomically
+from jvdm.reporting.files import read_arrays, write_atomically
 
 log = logging.getLogger("jvdm")
 
@@ -111,7 +111,7 @@ class Store:
         self._folder = folder
         text = json.dumps(settings, indent=2, sort_keys=True)
         path = folder / "settings.json"
-        if not (path.is_file() and path.read_text() == text):
+        if not (path.is_file() and path.read_bytes() == text.encode()):
             self.discard()
             write_atomically(path, lambda file: file.write(text.encode()))
 
@@ -120,12 +120,11 @@ class Store:
         chunks: list[Rows] = []
         done = 0
         while (path := self._path(done)).is_file():
-            try:
-                with np.load(path, allow_pickle=False) as archive:
-                    chunks.append(dict(archive))
-            except (OSError, ValueError, EOFError):
+            rows = read_arrays(path)
+            if not rows or not len(next(iter(rows.values()))):
                 break
-            done += len(next(iter(chunks[-1].values())))
+            chunks.append(rows)
+            done += len(next(iter(rows.values())))
         return chunks
 
     def save(self, first: int, rows: Rows) -> None:

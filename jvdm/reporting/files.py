@@ -57,6 +57,17 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[BinaryIO], o
             raise
 
 
+def read_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray] | None:
+    """The arrays of an .npz by name; None where it is damaged."""
+    try:
+        # numpy does not close a damaged file that it has opened itself.
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
+            return dict(archive)
+    # zipfile, zlib and numpy each have errors of their own for a damaged archive, some by accident.
+    except Exception:
+        return None
+
+
 def write_arrays(path: str | os.PathLike[str], *arrays: np.ndarray, **named: np.ndarray) -> None:
     """Writes an .npz of unnamed arrays, `arr_0` and so on, and of others by name.
 

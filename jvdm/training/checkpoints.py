@@ -50,6 +50,7 @@ class Checkpoints:
             best_fn=lambda m: m[METRIC],
             best_mode="min",
             enable_async_checkpointing=True,
+            cleanup_tmp_directories=True,  # of a process that was killed
         )
         self.folder = folder.absolute()
         _put_unreadable_aside(self.folder)

@@ -219,7 +219,9 @@ class Trainer:
                     self._sample()
             except preemption.Preempted:
                 look(0)
-                self._save(None, todo=tuple(name for name in due[done:] if name != "checkpoint_every"))
+                self._save(
+                    bits_per_dim, todo=tuple(name for name in due[done:] if name != "checkpoint_every")
+                )
                 self.checkpoints.close()
                 log.info("stopped: step %d is saved; the same command goes on", self.step)
                 raise

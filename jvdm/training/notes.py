@@ -6,13 +6,12 @@ metrics are those of one that was never stopped.
 """
 
 import pathlib
-import zipfile
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from jvdm.errors import UserError
-from jvdm.reporting.files import write_arrays
+from jvdm.reporting.files import read_arrays, write_arrays
 from jvdm.training.step import StepMetrics
 
 _LOSS = "loss/"
@@ -52,6 +51,8 @@ def save(folder: pathlib.Path, step: int, notes: Notes, *, keep: set[int]) -> No
     for path in folder.glob("*.npz"):
         if path.stem.isdigit() and int(path.stem) not in keep | {step}:
             path.unlink(missing_ok=True)
+    for path in folder.glob(".*.tmp"):  # of processes that were killed
+        path.unlink(missing_ok=True)
 
 
 def load(folder: pathlib.Path, step: int) -> Notes:
@@ -63,15 +64,11 @@ def load(folder: pathlib.Path, step: int) -> Notes:
     path = _path(folder, step)
     if not path.is_file():
         return Notes([], ())
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = dict(archive)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(
-            f"{path} is damaged ({error}); remove it to go on without the metrics since the last line"
-        ) from error
+    arrays = read_arrays(path)
+    if arrays is None or "todo" not in arrays:
+        raise UserError(f"{path} is damaged; remove it to go on without the metrics since the last line")
     todo = tuple(str(name) for name in arrays.pop("todo"))
-    losses = {name.removeprefix(_LOSS): a for name, a in arrays.items() if name.startswith(_LOSS)}
+    losses: Any = {name.removeprefix(_LOSS): a for name, a in arrays.items() if name.startswith(_LOSS)}
     if not losses:
         return Notes([], todo)
     rest: dict[str, Any] = {name: arrays.get(name) for name in _OTHERS}
