@@ -64,6 +64,12 @@ def initialize(
             if choice == "off"
             else f"{', '.join(missing)} missing: --coordinator, --num_processes and --process_id go together"
         )
+    if coordinator is not None:
+        host, _, port = coordinator.rpartition(":")
+        if not host or not port.isdigit():
+            raise UserError(f"--coordinator={coordinator} is not HOST:PORT")
+    if num_processes is not None and num_processes < 1:
+        raise UserError(f"--num_processes={num_processes}: give 1 or more")
     if num_processes is not None and process_id is not None and not 0 <= process_id < num_processes:
         raise UserError(f"--process_id={process_id} is not from 0 to {num_processes - 1}")
     found = launcher(os.environ)
