@@ -3,8 +3,10 @@
     python benchmarks/scaling.py [--channels=64] [--blocks=4] [--batch=8] [--devices=1,2,4,8] [--repeats=3]
 
 Every row is a process of its own with that many host devices, which share the cores of this machine: its
-memory is what each of so many devices would need, its time only what splitting the same work costs. With
---real the devices are those that jax finds, and the time is theirs. The global batch is the same in all rows.
+memory is what each of so many devices would need, its time only what splitting the same work costs: `CPU s`,
+of all threads, does not count what other programs take. With --real the devices are those that jax finds, and
+the time is theirs. The global batch is the same in all rows. The efficiency compares `CPU s` with that of one
+device, or, with --real, `step s` with an n-th of that of one.
 """
 
 import argparse
@@ -15,7 +17,8 @@ import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
 
-COLUMNS = ("devices", "fsdp", "state MB", "argument MB", "temp MB", "compile s", "step s", "efficiency")
+MEMORY = ("state MB", "argument MB", "temp MB")
+COLUMNS = ("devices", "fsdp", *MEMORY, "compile s", "step s", "CPU s", "efficiency")
 
 
 def measure(args, num_devices: int, fsdp: int) -> tuple[str, ...]:
@@ -56,12 +59,13 @@ def measure(args, num_devices: int, fsdp: int) -> tuple[str, ...]:
     step = make_train_step(model, config, mesh).lower(state, batch).compile()
     compile_time = time.perf_counter() - start
     memory = step.memory_analysis()
-    times = []
+    times, cpu_times = [], []
     for _ in range(args.repeats + 1):
-        start = time.perf_counter()
+        start, cpu_start = time.perf_counter(), time.process_time()
         state, metrics = step(state, batch)
         jax.block_until_ready((state, metrics))
         times.append(time.perf_counter() - start)
+        cpu_times.append(time.process_time() - cpu_start)
     sizes = (held, memory.argument_size_in_bytes, memory.temp_size_in_bytes)
     return (
         str(num_devices),
@@ -69,6 +73,7 @@ def measure(args, num_devices: int, fsdp: int) -> tuple[str, ...]:
         *(f"{size / 1e6:.1f}" for size in sizes),
         f"{compile_time:.1f}",
         f"{np.median(times[1:]):.3f}",
+        f"{np.median(cpu_times[1:]):.3f}",
     )
 
 
@@ -99,7 +104,8 @@ def main() -> None:
             environment = dict(os.environ)
             if not args.real:
                 flag = f"--xla_force_host_platform_device_count={num_devices}"
-                environment.update(JAX_PLATFORMS="cpu", XLA_FLAGS=flag)
+                flags = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
+                environment.update(JAX_PLATFORMS="cpu", XLA_FLAGS=flags)
             done = subprocess.run(
                 [sys.executable, __file__, *sys.argv[1:], f"--row={num_devices},{fsdp}"],
                 env=environment,
@@ -108,7 +114,7 @@ def main() -> None:
                 check=True,
             )
             row = done.stdout.split()
-            seconds = float(row[-1])
+            seconds = float(row[-2 if args.real else -1])
             first = seconds if first is None else first
             # On devices of their own n would take an n-th of the time; sharing the cores, the same.
             ideal = first / num_devices if args.real else first

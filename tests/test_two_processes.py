@@ -138,15 +138,15 @@ def test_two_score_and_sample_like_one(runs):
         finish(one)
         assert outputs[1][1].splitlines() == ["process 1 of 2"]
     paths = [next((folder / f"score_by_{n}" / "scores").glob("*.csv")) for n in ("one", "two")]
-    tables = [list(csv.DictReader(path.open())) for path in paths]
+    tables = [list(csv.DictReader(path.read_text().splitlines())) for path in paths]
     assert [row["image"] for row in tables[1]] == [str(i) for i in range(10)]
     for a, b in zip(*tables, strict=True):
         for name in a:
             assert float(a[name]) == pytest.approx(float(b[name]), rel=1e-5, abs=2e-6)
-    samples = [
-        np.load(folder / f"sample_by_{n}" / "samples" / "samples_5x8x8x1.npz")["arr_0"]
-        for n in ("one", "two")
-    ]
+    samples = []
+    for name in ("one", "two"):
+        with np.load(folder / f"sample_by_{name}" / "samples" / "samples_5x8x8x1.npz") as archive:
+            samples.append(archive["arr_0"])
     # Two batches of four: rounding may turn a pixel between two levels.
     assert (samples[0] != samples[1]).mean() < 0.02
     assert not list((folder / "score_by_two" / "scores").glob("*.partial"))
