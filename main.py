@@ -54,12 +54,14 @@ def main(argv: list[str]) -> None:
                 config_lib.check_complete(FLAGS.config)
         folder = FLAGS.workdir or f"runs/{command_line.config_name(given)}"
         workdir = Workdir(pathlib.Path(folder).expanduser().absolute())
-        print(f"workdir {workdir.path}")
+        if processes.is_main():
+            print(f"workdir {workdir.path}")
         if FLAGS.mode == "report":
             commands.report(workdir, FLAGS.compare, FLAGS.checkpoint)
         else:
             commands.MODES[FLAGS.mode](FLAGS.config, workdir, FLAGS.checkpoint, FLAGS.source)
-    print(f"workdir {workdir.path}")
+    if processes.is_main():
+        print(f"workdir {workdir.path}")
 
 
 if __name__ == "__main__":

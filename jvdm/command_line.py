@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import os
 import pathlib
 import runpy
 import sys
@@ -27,6 +28,21 @@ def fail(message: object) -> None:
     """Print one line on stderr and exit with status 2."""
     print("jvdm: error: " + " ".join(str(message).split()), file=sys.stderr)
     sys.exit(2)
+
+
+def _fail_of_several(message: object) -> None:
+    """The same; a process among several ends at once, since the others may wait for it for ever.
+
+    JAX's coordination service then ends them.
+    """
+    import jax
+
+    if jax.process_count() == 1:
+        fail(message)
+    print(f"jvdm: error: process {jax.process_index()}: {' '.join(str(message).split())}", file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(2)
 
 
 def config_argument(argv: Sequence[str]) -> tuple[str, list[str]]:
@@ -176,16 +192,16 @@ def errors_in_one_line(mode: str) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        fail(error)
+        _fail_of_several(error)
     except preemption.Preempted:
         print("jvdm: stopped by SIGTERM; the same command goes on where it was", file=sys.stderr)
         sys.exit(preemption.EXIT_STATUS)
     except KeyboardInterrupt:
         fail("interrupted" + "; the same command resumes at the last checkpoint" * (mode == "train"))
     except MemoryError:
-        fail(f"out of memory: {LESS_MEMORY}")
+        _fail_of_several(f"out of memory: {LESS_MEMORY}")
     except RuntimeError as error:
         # jax.errors.JaxRuntimeError, whatever the device.
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        fail(f"out of device memory: {LESS_MEMORY}")
+        _fail_of_several(f"out of device memory: {LESS_MEMORY}")

@@ -14,7 +14,7 @@ import optax
 from jax.sharding import Mesh
 
 from jvdm import config as config_lib
-from jvdm import data, importers, inspection, loading, sharding
+from jvdm import data, importers, inspection, loading, processes, sharding
 from jvdm import model as model_lib
 from jvdm.errors import UserError, unknown
 from jvdm.evaluation import passes, record, suite
@@ -59,7 +59,7 @@ def evaluate(config: Config, workdir: Workdir, checkpoint: str | None, source: s
         result = evaluation.result
         results.append(result)
         stores.append(evaluation.store)
-        if jax.process_index() == 0:
+        if processes.is_main():
             result.write(workdir.eval / f"{result.name}.json")
             if "diffusion" in evaluation.rows:
                 _plot_loss(evaluation, workdir)
@@ -73,7 +73,7 @@ def evaluate(config: Config, workdir: Workdir, checkpoint: str | None, source: s
         rows.append({"estimator": "true density", "nats": with_error(nats.mean(), error or 0.0)})
     if trained.model.num_dims == 2 and not trained.model.num_levels:
         _plot_density(config, trained, dataset, mesh, workdir)
-    if jax.process_index() == 0:
+    if processes.is_main():
         for picture in inspection.plot_schedule(trained.model, trained.params, subject.images, workdir):
             print(f"plot    {picture}")
         print(table(rows))
@@ -99,7 +99,7 @@ def _plot_density(
     log_p = {"by the ODE": -passes.bits_per_dim(rows, estimator.terms).mean(axis=1)}
     if dataset.log_density is not None:
         log_p["true density"] = dataset.log_density(grid)
-    if jax.process_index() == 0:
+    if processes.is_main():
         picture = workdir.plots / "density.png"
         plane.densities({k: v.reshape(side, side) for k, v in log_p.items()}, extent, picture)
         print(f"plot    {picture}")
@@ -129,7 +129,7 @@ def score(config: Config, workdir: Workdir, checkpoint: str | None, source: str 
     stores = []
     for evaluation in suite.evaluate(config, trained, subject, mesh, workdir.scores):
         stores.append(evaluation.store)
-        if jax.process_index() == 0:
+        if processes.is_main():
             result = evaluation.result
             where = f"{subject.name}_{subject.split}".replace("/", "_").replace(":", "_")
             path = workdir.scores / f"{where}_{result.name}.csv"
@@ -161,7 +161,9 @@ def sample(config: Config, workdir: Workdir, checkpoint: str | None, source: str
         latents=given_latents(config.sample.latents, model, trained.params, test_images, key),
     )
     store = passes.Store(workdir.samples / f"step{trained.step}.partial", _samples_depend_on(config, trained))
-    with Progress(config.sample.num_images, label="sample", unit="image") as progress:
+    with Progress(
+        config.sample.num_images, label="sample", unit="image", shown=processes.is_main()
+    ) as progress:
         images, log_likelihood, latents = sampling(
             trained.params,
             config.sample.num_images,
@@ -170,7 +172,7 @@ def sample(config: Config, workdir: Workdir, checkpoint: str | None, source: str
             on_batch=progress.update,
             store=store,
         )
-    if jax.process_index() == 0:
+    if processes.is_main():
         path = workdir.samples / f"samples_{'x'.join(map(str, images.shape))}.npz"
         more = {} if log_likelihood is None else {"log_likelihood": log_likelihood}
         image_lib.write_npz(path, images, **more)
@@ -219,6 +221,8 @@ def _plot_trajectories(config: Config, trained: Trained, workdir: Workdir) -> No
 
 def import_(config: Config, workdir: Workdir, checkpoint: str | None, source: str | None) -> None:
     """--mode=import: a checkpoint of another codebase becomes one of jvdm."""
+    if jax.process_count() > 1:
+        raise UserError("--mode=import is for one process: --distributed=off")
     if not source or source not in importers.IMPORTERS:
         raise unknown("--source", source, importers.IMPORTERS)
     if not checkpoint:
@@ -250,6 +254,8 @@ def report(workdir: Workdir, compare: Sequence[str], checkpoint: str | None) -> 
     """--mode=report: a run, or several side by side, as one HTML page."""
     if checkpoint:
         raise UserError("--mode=report shows what lies in --workdir: --checkpoint is not for it")
+    if not processes.is_main():
+        return
     others = [pathlib.Path(path).expanduser().absolute() for path in compare]
     page, notes = write_report(workdir.path, others)
     for note in notes:

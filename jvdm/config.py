@@ -59,6 +59,7 @@ FREE_ON_RESUME = (
     "training.sample_every",
     "training.sample_images",
     "training.sample_steps",
+    "training.fsdp",
 )
 
 # (lowest, highest) of numbers, both allowed.
@@ -79,6 +80,7 @@ RANGES = {
     "score_matching.truncation": (0.0, 0.99),
     "eval.scoreflow.epsilon": (0.0, 0.99),
     "training.microbatches": (1, None),
+    "training.fsdp": (1, None),
     "training.steps_per_dispatch": (1, None),
     "training.eval_images": (0, None),
     "training.eval_draws": (1, None),
@@ -153,6 +155,7 @@ def default() -> Config:
     config.training = ConfigDict()
     config.training.batch_size = 128  # over all devices
     config.training.microbatches = 1
+    config.training.fsdp = 1  # over how many devices parameters, averages and optimizer state are split
     config.training.num_steps = 10_000_000
     config.training.steps_per_dispatch = 1
     config.training.objective = "bound"  # bound | score_matching

@@ -13,6 +13,7 @@ import os
 from collections.abc import Mapping
 
 import jax
+import numpy as np
 
 from jvdm.errors import UserError, unknown
 
@@ -63,6 +64,12 @@ def initialize(
             if choice == "off"
             else f"{', '.join(missing)} missing: --coordinator, --num_processes and --process_id go together"
         )
+    if coordinator is not None:
+        host, _, port = coordinator.rpartition(":")
+        if not host or not port.isdigit():
+            raise UserError(f"--coordinator={coordinator} is not HOST:PORT")
+    if num_processes is not None and num_processes < 1:
+        raise UserError(f"--num_processes={num_processes}: give 1 or more")
     if num_processes is not None and process_id is not None and not 0 <= process_id < num_processes:
         raise UserError(f"--process_id={process_id} is not from 0 to {num_processes - 1}")
     found = launcher(os.environ)
@@ -82,3 +89,27 @@ def initialize(
         jax.process_count(),
         f", started by {found}" if found and missing else "",
     )
+    if not is_main():
+        log.setLevel(logging.ERROR)
+
+
+def is_main() -> bool:
+    """Whether this process is the first one, which alone writes files and tells of progress."""
+    return jax.process_index() == 0
+
+
+def wait_for_all(name: str) -> None:
+    """Return when all processes are here; `name` tells the places apart."""
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices(f"jvdm {name}")
+
+
+def least(value: int) -> int:
+    """The least of all processes' values."""
+    if jax.process_count() == 1:
+        return value
+    from jax.experimental import multihost_utils
+
+    return int(np.min(multihost_utils.process_allgather(np.array(value, np.int32))))

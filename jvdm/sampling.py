@@ -189,7 +189,7 @@ class Sampling:
                     "config.sample.sampler.max_steps or config.sample.sampler.tolerance"
                 )
             parts.append(Samples(*samples))
-            if store and jax.process_index() == 0:
+            if store:
                 store.save(start, {k: a for k, a in parts[-1]._asdict().items() if a is not None})
             if on_batch is not None:
                 on_batch(min(start + self._batch_size, num_images))
@@ -272,6 +272,7 @@ def trajectories(
         [num_steps / every + 1, num, h, w, c], from noise to data.
     """
     context = model.prior_context(jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(num)))
+    params = jax.device_get(params)  # one process draws them, on a device of its own
 
     @jax.jit
     def run(params, key):

@@ -1,7 +1,11 @@
 """The device mesh and how arrays lie on it.
 
-One mesh with a `data` axis over all devices of all processes; one device is the smallest mesh.
-Parameters are replicated, batches are split along their example axis.
+One mesh with the axes `data` and `fsdp` over all devices of all processes; one device is the smallest mesh.
+
+    1. Batches are split along their example axis, over both.
+    2. What training carries is split over `fsdp`: of every leaf its largest dimension that divides, of equals
+       the last. Small leaves, and all of them where `fsdp` is 1, are replicated.
+    3. Evaluation, sampling and pictures take replicated weights.
 """
 
 from collections.abc import Sequence
@@ -13,11 +17,30 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jvdm.errors import UserError
 
+AXES = ("data", "fsdp")
+SMALL = 1024  # elements of a leaf that is not worth splitting
 
-def make_mesh(devices: Sequence[Any] | None = None) -> Mesh:
-    """A mesh with one axis, `data`, over the given devices (all of them by default)."""
+
+def make_mesh(devices: Sequence[Any] | None = None, *, fsdp: int = 1) -> Mesh:
+    """A mesh over the given devices (all of them by default).
+
+    Args:
+        devices: to be used, in any order. A process's own are neighbours in the mesh, so that its part of a
+            batch is one piece of it, and `fsdp` lies within a host where it can.
+        fsdp: over how many devices the state is split.
+
+    Raises:
+        UserError: `fsdp` does not divide the number of devices.
+    """
     devices = jax.devices() if devices is None else devices
-    return jax.make_mesh((len(devices),), ("data",), (AxisType.Auto,), devices=devices)
+    if fsdp < 1 or len(devices) % fsdp:
+        choices = [str(n) for n in range(1, len(devices) + 1) if len(devices) % n == 0]
+        raise UserError(
+            f"config.training.fsdp is {fsdp}, which does not divide {len(devices)} device(s): "
+            f"choose {', '.join(choices)}"
+        )
+    devices = sorted(devices, key=lambda d: (d.process_index, d.id))
+    return Mesh(np.array(devices, object).reshape(-1, fsdp), AXES, axis_types=(AxisType.Auto,) * 2)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -26,8 +49,34 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def split(mesh: Mesh, axis: int = 0) -> NamedSharding:
-    """Split along `axis` over the mesh's `data` axis."""
-    return NamedSharding(mesh, PartitionSpec(*[None] * axis, "data"))
+    """Split along `axis` over all devices."""
+    return NamedSharding(mesh, PartitionSpec(*[None] * axis, AXES))
+
+
+def of_state(tree: Any, mesh: Mesh) -> Any:
+    """How each leaf of what training carries lies on the devices.
+
+    Args:
+        tree: whatever has shapes: arrays, or what `jax.eval_shape` returns.
+        mesh: of `make_mesh`.
+    """
+    parts = mesh.shape["fsdp"]
+
+    def lie(leaf):
+        dividing = [axis for axis, size in enumerate(leaf.shape) if size % parts == 0]
+        if parts == 1 or leaf.size < SMALL or not dividing:
+            return replicated(mesh)
+        axis = max(dividing, key=lambda axis: (leaf.shape[axis], axis))
+        return NamedSharding(mesh, PartitionSpec(*[None] * axis, "fsdp"))
+
+    return jax.tree.map(lie, tree)
+
+
+def gather(tree: Any, mesh: Mesh) -> Any:
+    """The same arrays, replicated; all processes must ask."""
+    if mesh.shape["fsdp"] == 1:
+        return tree
+    return jax.jit(lambda tree: tree, out_shardings=replicated(mesh))(tree)
 
 
 def to_devices(tree: Any, sharding: NamedSharding) -> Any:

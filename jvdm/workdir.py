@@ -9,9 +9,8 @@ import socket
 import uuid
 from collections.abc import Iterator
 
-import jax
-
 from jvdm import config as config_lib
+from jvdm import processes
 from jvdm.errors import UserError
 from jvdm.registry import Config
 from jvdm.reporting.files import write_atomically
@@ -90,7 +89,7 @@ class Workdir:
         Raises:
             UserError: there is one.
         """
-        if jax.process_index():
+        if not processes.is_main():
             yield
             return
         path = self.path / ".training"
@@ -110,6 +109,8 @@ class Workdir:
 
     def save_config(self, config: Config) -> None:
         """Write the resolved config, unless it is there and equal."""
+        if not processes.is_main():
+            return
         text = config_lib.to_json(config)
         if not (self.config.is_file() and self.config.read_text() == text):
             write_atomically(self.config, lambda file: file.write(text.encode()))

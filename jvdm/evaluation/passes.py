@@ -19,7 +19,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jvdm import preemption, sharding
+from jvdm import preemption, processes, sharding
 from jvdm.data import evaluation_batches
 from jvdm.errors import UserError
 from jvdm.reporting.files import read_arrays, write_atomically
@@ -97,7 +97,7 @@ def bits_per_dim(rows: Rows, terms: tuple[str, ...]) -> np.ndarray:
 
 
 class Store:
-    """The chunks of an unfinished pass on disk.
+    """The chunks of an unfinished pass on disk. The first process writes, all of them read.
 
     Args:
         folder: theirs alone.
@@ -111,12 +111,13 @@ class Store:
         self._folder = folder
         text = json.dumps(settings, indent=2, sort_keys=True)
         path = folder / "settings.json"
-        if not (path.is_file() and path.read_bytes() == text.encode()):
+        if processes.is_main() and not (path.is_file() and path.read_bytes() == text.encode()):
             self.discard()
             write_atomically(path, lambda file: file.write(text.encode()))
+        processes.wait_for_all("store")
 
     def load(self) -> list[Rows]:
-        """The chunks from the first image on, up to the first gap or damaged file."""
+        """The chunks from the first image on, up to a gap or a damaged file; the same in all processes."""
         chunks: list[Rows] = []
         done = 0
         while (path := self._path(done)).is_file():
@@ -125,10 +126,12 @@ class Store:
                 break
             chunks.append(rows)
             done += len(next(iter(rows.values())))
-        return chunks
+        return chunks[: processes.least(len(chunks))]
 
     def save(self, first: int, rows: Rows) -> None:
         """Keep the chunk that starts at image `first`."""
+        if not processes.is_main():
+            return
         buffer = io.BytesIO()
         np.savez(buffer, allow_pickle=False, **rows)
         write_atomically(self._path(first), lambda file: file.write(buffer.getvalue()))
@@ -180,7 +183,7 @@ def run(
                 f"the {estimator.name} bound of image {done + bad[0]} (and of {bad.size - 1} more in its "
                 "batch) is not finite: the weights, or the ends of gamma, are broken"
             )
-        if store and jax.process_index() == 0:
+        if store:
             store.save(done, chunk)
         chunks.append(chunk)
         means.append(image_bpd)

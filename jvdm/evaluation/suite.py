@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jax.sharding import Mesh
 
+from jvdm import processes
 from jvdm.data import Subject
 from jvdm.errors import UserError, unknown
 from jvdm.evaluation import passes, record
@@ -139,7 +140,7 @@ def evaluate(
         store = passes.Store(folder / f"{name}.partial", _depends_on(config, origin, one, kind))
         with (
             Progress(len(subject.images), label=estimator.name, unit="image")
-            if show_progress
+            if show_progress and processes.is_main()
             else contextlib.nullcontext()
         ) as progress:
             rows = passes.run(

@@ -43,6 +43,7 @@ class Progress:
       unit: what is counted.
       interval_s: least time between two lines, in seconds; a bar redraws ten times a second.
       stream: where to write, stderr by default. Its `isatty` chooses between bar and lines.
+      shown: False is silent, for every process but the first.
       clock: seconds from any origin; replaced in tests.
     """
 
@@ -55,6 +56,7 @@ class Progress:
         unit: str = "step",
         interval_s: float = 10.0,
         stream: TextIO | None = None,
+        shown: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ):
         self._total, self._done, self._initial = total, initial, initial
@@ -67,7 +69,8 @@ class Progress:
         self._line_time: float | None = None  # when the last line was printed
         self._closed = False
         self._bar = None
-        if self._stream.isatty():
+        self._shown = shown
+        if shown and self._stream.isatty():
             from tqdm import tqdm  # here because most runs write to a log
 
             self._bar = tqdm(
@@ -146,6 +149,8 @@ class Progress:
     def _print_line(self, now: float, last: bool = False) -> None:
         self._line_time = now
         percent = 100 * self._done // self._total if self._total > 0 else 100
+        if not self._shown:
+            return
         parts = [self._label, f"{self._done}/{self._total} {self._unit}", f"{percent}%"]
         elapsed = now - self._start
         rate = self._rate(now)

@@ -17,6 +17,7 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
+from jvdm import processes
 from jvdm.errors import UserError
 from jvdm.training.integrity import checksums
 from jvdm.training.step import TrainState
@@ -30,6 +31,17 @@ CHECKSUMS = "checksums"
 def _one_line(error: BaseException) -> str:
     text = " ".join(str(error).split())
     return text if len(text) <= 300 else text[:300] + "…"
+
+
+class _Manager(ocp.CheckpointManager):
+    """Leaves preemption to `jvdm.preemption`.
+
+    Orbax asks at every save too, by the step, and JAX expects one ascending count of whoever asks: in several
+    processes they would agree on a point that never comes.
+    """
+
+    def reached_preemption(self, step: int) -> bool:
+        return False
 
 
 class Checkpoints:
@@ -53,9 +65,11 @@ class Checkpoints:
             cleanup_tmp_directories=True,  # of a process that was killed
         )
         self.folder = folder.absolute()
-        _put_unreadable_aside(self.folder)
+        if processes.is_main():
+            _put_unreadable_aside(self.folder)
+        processes.wait_for_all("checkpoints")
         try:
-            self._manager = ocp.CheckpointManager(self.folder, options=options)
+            self._manager = _Manager(self.folder, options=options)
         # Orbax reads what is there, and raises many types.
         except Exception as error:
             raise UserError(
@@ -114,14 +128,19 @@ class Checkpoints:
         steps = sorted(_steps(self.folder), reverse=True)
         damaged: list[tuple[int, UserError]] = []
         for step in steps:
+            state, failure = None, UserError(f"{self.folder / str(step)}: another process cannot read it")
             try:
                 state = self.restore(step, like)
             except UserError as error:
-                damaged.append((step, error))
+                failure = error
+            if not processes.least(state is not None):
+                damaged.append((step, failure))
                 continue
+            assert state is not None
             for bad, error in damaged:
                 put_aside(self.folder / str(bad), error)
             if damaged:
+                processes.wait_for_all("damaged")
                 self._manager.reload()
                 log.warning("WARNING: going on from the checkpoint of step %d", step)
             return state, step
@@ -247,7 +266,7 @@ def put_aside(path: pathlib.Path, why: BaseException) -> None:
     """
     target = path.parent.parent / "damaged_checkpoints" / f"{path.name}-{uuid.uuid4().hex[:8]}"
     try:
-        if jax.process_index() == 0:
+        if processes.is_main():
             target.parent.mkdir(exist_ok=True)
             os.rename(path, target)
     except OSError as error:
@@ -274,13 +293,12 @@ class Fitted(NamedTuple):
     left: dict[str, str]
 
 
-def restore_what_fits(path: pathlib.Path, tree: Any, sharding: Any) -> Fitted:
+def restore_what_fits(path: pathlib.Path, tree: Any) -> Fitted:
     """The leaves of a saved state whose name and shape are those of `tree`; the others are left alone.
 
     Args:
         path: of one checkpoint.
-        tree: a dict of some of the fields of a `TrainState`, arrays.
-        sharding: of what is read.
+        tree: a dict of some of the fields of a `TrainState`, arrays that lie as what is read shall.
 
     Raises:
         UserError: the checkpoint is absent or damaged.
@@ -291,7 +309,7 @@ def restore_what_fits(path: pathlib.Path, tree: Any, sharding: Any) -> Fitted:
             have, want = _leaves(saved), _leaves(tree)
             taken = [name for name in want if name in have and have[name].shape == want[name].shape]
             like = {
-                name: jax.ShapeDtypeStruct(want[name].shape, want[name].dtype, sharding=sharding)
+                name: jax.ShapeDtypeStruct(want[name].shape, want[name].dtype, sharding=want[name].sharding)
                 for name in taken
             }
             nested = _nested(like)

@@ -16,7 +16,7 @@ from clu import parameter_overview
 from jax.sharding import Mesh
 
 from jvdm import config as config_lib
-from jvdm import data, inspection, preemption, sharding
+from jvdm import data, inspection, preemption, processes, sharding
 from jvdm import model as model_lib
 from jvdm.errors import UserError
 from jvdm.evaluation import passes, suite
@@ -68,7 +68,7 @@ class Trainer:
     Args:
         config: the resolved config.
         workdir: where the run lives; a run found there is resumed.
-        mesh: the devices to use, all by default.
+        mesh: the devices to use, and how; by default all, by `config.training.fsdp`.
 
     Raises:
         UserError: whatever in config, data or workdir makes the run impossible.
@@ -77,7 +77,7 @@ class Trainer:
     def __init__(self, config: Config, workdir: Workdir, mesh: Mesh | None = None):
         self.config, self.workdir = config, workdir
         check_intervals(config)
-        self.mesh = sharding.make_mesh() if mesh is None else mesh
+        self.mesh = sharding.make_mesh(fsdp=config.training.fsdp) if mesh is None else mesh
         batch_size, microbatches = config.training.batch_size, config.training.microbatches
         sharding.check_batch("config.training.batch_size", batch_size, self.mesh, microbatches)
         workdir.prepare()
@@ -107,17 +107,15 @@ class Trainer:
         )
         self.eval_key, self.sample_key = root_key(config.seed, "eval"), root_key(config.seed, "sample")
 
-        everywhere = sharding.replicated(self.mesh)
-
         def initial_state(key):
             return init_state(self.model, config, key)
 
-        init = jax.jit(initial_state, out_shardings=everywhere)
         key = jax.random.key(config.seed)
+        shapes = jax.eval_shape(initial_state, key)
+        where = sharding.of_state(shapes, self.mesh)
+        init = jax.jit(initial_state, out_shardings=where)
         self.checkpoints = Checkpoints(workdir.checkpoints)
-        shapes = jax.tree.map(
-            lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=everywhere), jax.eval_shape(init, key)
-        )
+        shapes = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), shapes, where)
         newest = self.checkpoints.restore_newest(shapes)
         self.state: TrainState
         if newest is not None:
@@ -125,7 +123,7 @@ class Trainer:
         else:
             self.state, self.step = init(key), 0
             if config.init_from:
-                self.state = init_from(config.init_from, self.state, everywhere)
+                self.state = init_from(config.init_from, self.state)
         # Metrics of the steps since the last line, and what a run that was stopped has left undone.
         self.window, self.todo = notes.load(workdir.notes, self.step)
         if self.step % config.training.steps_per_dispatch:
@@ -148,7 +146,7 @@ class Trainer:
                     f"{self.workdir.path} was trained on other images ({saved.get('name')}, SHA-256 "
                     f"{saved.get('train')}) than {now['name']}, {now['train']}; use another --workdir"
                 )
-        elif jax.process_index() == 0:
+        elif processes.is_main():
             write_atomically(path, lambda file: file.write((json.dumps(now) + "\n").encode()))
 
     def run(self) -> None:
@@ -164,14 +162,17 @@ class Trainer:
             return
         self._describe()
         train_step: Any = self._compile() if self.step < config.num_steps else None
-        is_main = jax.process_index() == 0
+        is_main = processes.is_main()
         redone = "test/" if "eval_every" in self.todo else None
         self.writer = (
             MetricWriter(self.workdir.path, resume_step=self.step, redone=redone) if is_main else NullWriter()
         )
         # Metrics of dispatches whose results have not been looked at: the host stays one ahead of the device.
         pending: collections.deque[tuple[int, StepMetrics]] = collections.deque()
-        with self.writer, Progress(config.num_steps, initial=self.step, label="train") as progress:
+        with (
+            self.writer,
+            Progress(config.num_steps, initial=self.step, label="train", shown=is_main) as progress,
+        ):
 
             def look(leave: int) -> None:
                 while len(pending) > leave:
@@ -196,8 +197,9 @@ class Trainer:
             look(leave=0)
             progress.update(self.step)
         self.checkpoints.close()
+        averages = sharding.gather(self.state.ema_params, self.mesh)
         if is_main:
-            self._plot()
+            self._plot(averages)
 
     def _finish(self, due: tuple[str, ...], look: Callable[[int], None]) -> None:
         """Do what is due after a step; if the process is asked to stop, save, and leave the rest for later.
@@ -231,7 +233,7 @@ class Trainer:
 
     def _save(self, bits_per_dim: float | None, *, todo: tuple[str, ...] = ()) -> None:
         self.writer.sync()
-        if jax.process_index() == 0:
+        if processes.is_main():
             kept = self.checkpoints.steps()
             notes.save(self.workdir.notes, self.step, notes.Notes(self.window, todo), keep=kept)
         if self.step not in self.checkpoints.steps():
@@ -318,7 +320,8 @@ class Trainer:
 
     def _evaluate(self) -> float:
         """The bound of the averaged weights on (the first images of) the test split, in the model's units."""
-        rows = passes.run(self.estimator, self.state.ema_params, self.test_images, self.eval_key)
+        averages = sharding.gather(self.state.ema_params, self.mesh)
+        rows = passes.run(self.estimator, averages, self.test_images, self.eval_key)
         means = {name: float(rows[name].mean(dtype=np.float64)) for name in self.estimator.terms}
         total = math.fsum(means.values())
         name = "bpd" if self.model.num_levels else "nats"
@@ -327,34 +330,34 @@ class Trainer:
 
     def _sample(self) -> None:
         training = self.config.training
+        averages = sharding.gather(self.state.ema_params, self.mesh)
         samples = self.sampling(
-            self.state.ema_params, training.sample_images, self.sample_key, num_steps=training.sample_steps
+            averages, training.sample_images, self.sample_key, num_steps=training.sample_steps
         )
-        if jax.process_index() == 0:
+        if processes.is_main():
             picture = image_lib.picture(samples.images, self.dataset.num_levels)
             if picture is not None:
                 image_lib.write_png(self.workdir.samples / f"step_{self.step:08d}.png", picture)
                 self.writer.image(self.step, "samples", picture)
 
-    def _plot(self) -> None:
+    def _plot(self, averages: Any) -> None:
         plots.training_curves(read_metrics(self.workdir.metrics), self.workdir.plots / "training.png")
-        inspection.plot_schedule(self.model, self.state.ema_params, self.test_images, self.workdir)
+        inspection.plot_schedule(self.model, averages, self.test_images, self.workdir)
 
 
-def init_from(path: str, state: TrainState, everywhere: jax.sharding.NamedSharding) -> TrainState:
+def init_from(path: str, state: TrainState) -> TrainState:
     """The initial state of a new run with the weights of another run, where they fit; the log names the rest.
 
     Args:
         path: a workdir, its folder of checkpoints, or one checkpoint.
         state: the initial state.
-        everywhere: the sharding of its parameters.
 
     Raises:
         UserError: no checkpoint there, a damaged one, or one that has no leaf of this model.
     """
     checkpoint = find(pathlib.Path(path), path, flag="config.init_from")
     fields = {"params": state.params, "ema_params": state.ema_params}
-    fitted = restore_what_fits(checkpoint, fields, everywhere)
+    fitted = restore_what_fits(checkpoint, fields)
     taken, left = fitted.taken, fitted.left
     if not taken:
         raise UserError(f"config.init_from={path}: no leaf of {checkpoint} fits the model of this config")

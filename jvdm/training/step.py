@@ -81,7 +81,7 @@ def make_train_step(model: Model, config: Config, mesh: Mesh) -> Any:
     Args:
         model: what is trained.
         config: all of it.
-        mesh: has a `data` axis.
+        mesh: of `sharding.make_mesh`; the state lies on it as `sharding.of_state` says.
 
     Returns:
         (state, batches) -> (state, metrics). Every field of `batches` and of the metrics has a leading
@@ -112,9 +112,9 @@ def make_train_step(model: Model, config: Config, mesh: Mesh) -> Any:
             dropout_key = jax.random.fold_in(k_dropout, i) if has_dropout else None
             terms, more = gradient(state.params, draws, batch, dropout_key)
             means = {name: scale * jnp.mean(term) for name, term in terms.metrics().items()}
-            return jax.tree.map(lambda a, b: a + b / num_micro, grads, more), means
+            return lying(jax.tree.map(lambda a, b: a + b / num_micro, grads, more)), means
 
-        zeros = jax.tree.map(jnp.zeros_like, state.params)
+        zeros = lying(jax.tree.map(jnp.zeros_like, state.params))
         micro = (u, keys, batch, jnp.arange(num_micro))
         if num_micro == 1:
             grads, terms = accumulate(zeros, jax.tree.map(lambda a: a[0], micro))
@@ -144,12 +144,20 @@ def make_train_step(model: Model, config: Config, mesh: Mesh) -> Any:
     has_dropout = any(getattr(part, "dropout", 0.0) > 0.0 for part in (model.network, model.encoder))
     everywhere, by_example = sharding.replicated(mesh), sharding.split(mesh, axis=1)
 
+    where = sharding.of_state(
+        jax.eval_shape(lambda key: init_state(model, config, key), jax.random.key(0)), mesh
+    )
+
+    def lying(tree):
+        """Gradients lie as their parameters do: each device sums its part alone."""
+        return jax.lax.with_sharding_constraint(tree, where.params)
+
     def train_step(state, batches):
         return jax.lax.scan(step, state, batches)
 
     return jax.jit(
         train_step,
         donate_argnums=0,
-        in_shardings=(everywhere, by_example),
-        out_shardings=everywhere,
+        in_shardings=(where, by_example),
+        out_shardings=(where, everywhere),
     )

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import tiny
 
-from jvdm import sharding
 from jvdm.errors import UserError
 from jvdm.training.checkpoints import Checkpoints
 from jvdm.training.loop import init_from
@@ -35,7 +34,7 @@ def source(tmp_path_factory):
 
 
 def start(path, state):
-    return init_from(str(path), state, sharding.replicated(tiny.mesh()))
+    return init_from(str(path), state)
 
 
 @pytest.mark.parametrize("part", ["", "checkpoints", "checkpoints/3"])
