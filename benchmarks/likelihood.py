@@ -71,7 +71,7 @@ def cost(args) -> None:
     model = for_evaluation(model_lib.build(config, (args.size, args.size, 3), 256))
     params = jax.jit(model.init)(jax.random.key(0))
     z = jax.random.normal(jax.random.key(1), (args.batch, *model.image_shape))
-    context = model.context(jax.tree.map(jnp.asarray, _batch(args, model)))
+    context = model.context(params, jax.tree.map(jnp.asarray, _batch(args, model)))
     forward = (
         jax.jit(lambda p, z: model.predict(p, z, jnp.full(args.batch, 0.5), context).eps)
         .lower(params, z)

@@ -97,7 +97,7 @@ field = likelihood.batched_field(model.ode_drift, trace)
 
 @jax.jit
 def log_density(params, x):
-    context = model.context(Batch(x, jnp.zeros(len(x))))
+    context = model.context(params, Batch(x, jnp.zeros(len(x))))
     c = model.coefficients(model.time_gamma(params, start[None]))
     alpha, log_sigma_1 = c.alpha[0], path.log_sigma(model.schedule(jnp.ones((1, 1, 1))))
 

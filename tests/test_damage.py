@@ -19,7 +19,7 @@ def one_device():
     """The commands' mesh is that of a machine with one device."""
     mesh = tiny.mesh()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("jvdm.sharding.make_mesh", lambda: mesh)
+        patch.setattr("jvdm.sharding.make_mesh", lambda *_, **__: mesh)
         yield
 
 

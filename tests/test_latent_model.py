@@ -357,32 +357,24 @@ def test_other_parameters_have_the_mean_gradient(gradients, name):
         assert abs(values.mean()) < 3.5 * values.std(ddof=1) / math.sqrt(GROUPS)
 
 
-def test_sampling(tmp_path):
+def test_sampling():
     """From the prior's latents or from given ones; of each sample its own, whatever the batch."""
     model, params = setting("k_subset")
     model = for_evaluation(model)
 
-    def sample(n, latents="", **sizes):
+    def sample(n, latents=None, **sizes):
         section = tiny.config().sample
         section.unlock()
-        section.latents = str(latents)
         section.sampler = SAMPLERS.spec("ancestral")
-        sampling = Sampling(model, tiny.mesh(), section, **sizes)
+        sampling = Sampling(model, tiny.mesh(), section, latents=latents, **sizes)
         return sampling(params, n, jax.random.key(3), num_steps=3).images
 
     one = sample(4, batch_size=4)
     # Pixels that rounding (float32) moves across the middle between two levels may differ.
     assert (sample(4, batch_size=3) == one).mean() > 0.99
-    path = tmp_path / "latents.npz"
     given = np.zeros((2, M), np.float32)
     given[0, :K] = given[1, -K:] = 1.0
-    np.savez(path, latents=given)
-    assert (sample(4, path, batch_size=4) != one).mean() > 0.01
-    for wrong in (given[0], given[:, 1:], given[:0]):
-        np.savez(path, latents=wrong)
-        with pytest.raises(UserError, match=rf"not \[N, {M}\]") as error:
-            sample(4, path, batch_size=4)
-        assert "\n" not in str(error.value)
+    assert (sample(4, given, batch_size=4) != one).mean() > 0.01
 
 
 def unet(c):

@@ -197,7 +197,7 @@ def test_gradient_through_the_network():
         """F_hat, and the estimate [b] of its divergence."""
         params = {"network": network, "schedule": {}}
         out, tangent = jax.jvp(
-            lambda z: model.output(params, z, at.gamma, model.context(batch)), (z,), (draws.probe,)
+            lambda z: model.output(params, z, at.gamma, model.context(params, batch)), (z,), (draws.probe,)
         )
         return out, losses.sum_example(draws.probe * tangent)
 

@@ -78,8 +78,9 @@ def test_independent_of_batch_and_devices(setting, whole, batch_size, num_device
     np.testing.assert_array_equal(rows["nfe"], whole["nfe"])
     assert len(np.unique(rows["nfe"])) > 1, "images that need as many steps as each other show nothing"
     for name in ODE.terms:
-        # Matrix products of another height round differently, and the solve amplifies that some ten times.
-        np.testing.assert_allclose(rows[name], whole[name], rtol=2e-5, atol=2e-5)
+        # Matrix products of another height round differently; a step's size follows an estimate of its error,
+        # which that moves, and the result moves by a part of the solver's own error: 2e-3 at this tolerance.
+        np.testing.assert_allclose(rows[name], whole[name], rtol=2e-5, atol=1e-3)
 
 
 def test_terms_sum_to_the_bound(whole):

@@ -152,7 +152,9 @@ class Replay:
         def noise(name):
             return max(float(np.sqrt(np.mean((k[name] - gradient[name]) ** 2))) for k in kicked)
 
-        return {name: Leaf(g, noise(name), params[name], ema_params[name]) for name, g in gradient.items()}
+        return {
+            name: Leaf(g, noise(name), g.size, params[name], ema_params[name]) for name, g in gradient.items()
+        }
 
     def by_source(self, tree: Any) -> dict[str, np.ndarray]:
         """Leaves of a tree like the model's parameters by the peer's names, flat, in float64."""
@@ -299,7 +301,7 @@ def unrolled(network, params, z, time):
         return h @ p["kernel"] + p["bias"]
 
     def residual(p, h):
-        return block.apply({"params": p}, h, condition, train=False)
+        return block.apply({"params": p}, h, condition[:, None, None, :], train=False)
 
     def attend(p, h):
         return attention.apply({"params": p}, h)
