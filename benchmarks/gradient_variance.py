@@ -28,7 +28,7 @@ from jvdm.records import Batch
 from jvdm.reporting.tables import table
 from jvdm.time_densities import TIME_DENSITIES
 from jvdm.time_samplers import TIME_SAMPLERS
-from jvdm.training.objective import bound_gradient
+from jvdm.training.gradients import bound_gradient
 from jvdm.workdir import Workdir
 
 

@@ -32,7 +32,7 @@ import known
 import known_bounds
 import numpy as np
 
-from jvdm import likelihood
+from jvdm import likelihood, objectives
 from jvdm.dequantization import DEQUANTIZATIONS
 from jvdm.records import Batch
 from jvdm.reporting.tables import table, with_error
@@ -73,7 +73,7 @@ def bound(path, name, num_batches=64, batch=16384):
         draws = model.draw(
             jax.random.split(k_noise, batch), stratify(jax.random.uniform(k_time, (1,)), batch)[0]
         )
-        return model.terms(known.EMPTY, draws, images).total.mean()
+        return objectives.bound(model, known.EMPTY, draws, images).total.mean()
 
     keys = jax.random.split(jax.random.key(0), num_batches)
     nats = np.asarray(jax.jit(lambda keys: jax.lax.map(one, keys))(keys), np.float64)

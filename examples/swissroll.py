@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jvdm import likelihood, sampling
+from jvdm import likelihood, objectives, sampling
 from jvdm.data import swissroll
 from jvdm.divergence import ExactTrace
 from jvdm.mlp import MLP
@@ -62,8 +62,8 @@ data = jnp.asarray(swissroll.generate(np.random.default_rng(0), 100_000))
 
 
 def loss_fn(params, draws, batch):
-    terms = model.score_matching(
-        params, draws, batch, weighting="likelihood", truncation=1e-3, dequantize=False
+    terms = objectives.score_matching(
+        model, params, draws, batch, weighting="likelihood", truncation=1e-3, dequantize=False
     )
     return jnp.mean(terms.objective)
 

@@ -17,20 +17,11 @@ from jvdm import checks, losses, schedules, transforms
 from jvdm.encoders import ENCODERS
 from jvdm.errors import UserError, unknown
 from jvdm.latents import LATENTS, NoLatent
-from jvdm.networks import NETWORKS, TIME_INPUTS, GammaInput, TimeInput
+from jvdm.networks import NETWORKS, GammaInput, time_input
 from jvdm.parameterizations import PARAMETERIZATIONS
 from jvdm.paths import PATHS
 from jvdm.pixel_schedules import SCHEDULES
-from jvdm.records import (
-    Batch,
-    Coefficients,
-    Context,
-    Draws,
-    LossTerms,
-    Prediction,
-    ScoreMatching,
-    TimeGamma,
-)
+from jvdm.records import Batch, Coefficients, Context, Draws, Prediction, TimeGamma
 from jvdm.registry import Config
 from jvdm.time_densities import TIME_DENSITIES, UniformDensity, WeightedTimes
 from jvdm.transforms import DATA_MAPS, SCALING
@@ -253,133 +244,6 @@ class Model:
         """What z_0 is multiplied by before it is decoded."""
         return losses.DECODERS[self.decoder](alpha_0)
 
-    def terms(
-        self,
-        params: Params,
-        draws: Draws,
-        batch: Batch,
-        *,
-        dropout_key: jax.Array | None = None,
-        at: TimeGamma | None = None,
-        context: Context | None = None,
-        second_order: float = 0.0,
-    ) -> LossTerms:
-        """The terms of the variational bound for given draws.
-
-        Args:
-            params: the model's.
-            draws: random numbers, one set per example.
-            batch: the images.
-            dropout_key: dropout is on if given.
-            at: gamma and dgamma/dt at the drawn times, where the caller differentiates through
-                them; by default they are computed here.
-            context: likewise.
-            second_order: lambda of the penalty; 0 leaves it out.
-
-        Returns:
-            Each term [b], nats.
-        """
-        if context is None:
-            context = self.context(params, batch, draws.latent, step=draws.step, dropout_key=dropout_key)
-        t, density_weight = self.times(draws.u)
-        if at is None:
-            at = self.time_gamma(params, t, context)
-        c = self.coefficients(at)
-        f = transforms.encode(batch.images, self.num_levels, self.data_map)
-        z = c.alpha * f + c.sigma * draws.eps
-        relation = self.parameterization(c)
-
-        def network(z):
-            return self.output(params, z, c.gamma, context, t=t, dropout_key=dropout_key)
-
-        if second_order:
-            out, tangent = jax.jvp(network, (z,), (draws.probe,))
-        else:
-            out, tangent = network(z), None
-        squared_error = relation.squared_error(out, f, draws.eps)
-        weight = c.dgamma_dt * density_weight[:, None, None, None]
-        if self.timesteps:
-            gamma_s = self.gamma(params, (t - 1.0 / self.timesteps)[:, None, None, None], context)
-            diffusion = losses.diffusion_discrete(self.timesteps, gamma_s, c.gamma, squared_error)
-        else:
-            diffusion = losses.diffusion_continuous(weight, squared_error)
-
-        penalty = None
-        if tangent is not None:
-            penalty = losses.second_order(
-                second_order,
-                jnp.ravel(0.5 * weight * relation.scale**2),
-                losses.sum_example(draws.probe * tangent),
-                losses.sum_example((relation.target(f, draws.eps) - out) ** 2),
-                scale=jnp.ravel(relation.scale),
-                on_eps=jnp.ravel(relation.on_eps),
-                sigma=jnp.ravel(c.sigma),
-                num_dims=self.num_dims,
-            )
-        ends = jnp.array([0.0, 1.0])[:, None, None, None, None]
-        gamma_0, gamma_1 = self.gamma(params, ends, context)
-        alpha_0, _ = self.path.alpha_sigma(gamma_0)
-        alpha_1, _ = self.path.alpha_sigma(gamma_1)
-        return LossTerms(
-            reconstruction=losses.reconstruction(
-                batch.images,
-                draws.eps_0,
-                gamma_0,
-                self.num_levels,
-                self.magnification(alpha_0),
-                self.data_map,
-            ),
-            prior=losses.prior(f, alpha_1, self.path.log_sigma(gamma_1)),
-            diffusion=diffusion,
-            second_order=penalty,
-            latent=context.charge,
-        )
-
-    def score_matching(
-        self,
-        params: Params,
-        draws: Draws,
-        batch: Batch,
-        *,
-        weighting: str,
-        truncation: float,
-        dequantize: bool,
-        dropout_key: jax.Array | None = None,
-    ) -> ScoreMatching:
-        """Denoising score matching (`losses.score_matching`) for given draws.
-
-        Args:
-            params: the model's.
-            draws: random numbers, one set per example.
-            batch: the images.
-            weighting: a name of `losses.WEIGHTINGS`.
-            truncation: the time below which the weight of the likelihood stays what it is there.
-            dequantize: discrete data is spread over its cells, rather than at their centres.
-            dropout_key: dropout is on if given.
-
-        Returns:
-            [b] nats.
-        """
-        context = self.context(params, batch, draws.latent, step=draws.step, dropout_key=dropout_key)
-        t, density_weight = self.times(draws.u)
-        # Stratified times are exactly 0 once in 2^23 / b batches, without noise: an output may be 0 / 0.
-        t = jnp.maximum(t, 2.0**-24)
-        c = self.coefficients(self.time_gamma(params, t, context))
-        if self.num_levels and dequantize:
-            if draws.u_data is None:
-                raise ValueError("these draws have no u_data to dequantize with")
-            f = transforms.dequantize(batch.images, draws.u_data, self.num_levels, self.data_map).y
-        else:
-            f = transforms.encode(batch.images, self.num_levels, self.data_map)
-        z = c.alpha * f + c.sigma * draws.eps
-        out = self.output(params, z, c.gamma, context, t=t, dropout_key=dropout_key)
-        if weighting == "likelihood":
-            density_weight *= jnp.ravel(
-                self.time_gamma(params, jnp.maximum(t, truncation), context).dgamma_dt
-            )
-        squared_error = self.parameterization(c).squared_error(out, f, draws.eps)
-        return ScoreMatching(losses.score_matching(density_weight, squared_error))
-
 
 def _known(context: Context) -> Float[Array, "b ..."]:
     """What a network is told besides the time: the conditioning, and the latent."""
@@ -424,20 +288,8 @@ def build(config: Config, image_shape: tuple[int, int, int], num_levels: int) ->
         timesteps=timesteps,
         time_density=time_density,
         decoder=config.model.decoder,
-        time_input=_time_input(config, schedule),
+        time_input=time_input(config.model.time_input, schedule),
         data_map=data_map,
         latent=latent,
         encoder=encoder,
-    )
-
-
-def _time_input(config: Config, schedule: Any) -> Any:
-    if config.model.time_input not in TIME_INPUTS:
-        raise unknown("config.model.time_input", config.model.time_input, TIME_INPUTS)
-    if config.model.time_input == "t":
-        return TimeInput()
-    return GammaInput(
-        gamma_min=schedule.gamma_min,
-        gamma_max=schedule.gamma_max,
-        of_pixels=config.model.time_input == "pixel_gamma",
     )

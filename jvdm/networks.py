@@ -10,11 +10,13 @@ A network is (z [b, h, w, c], time [b], conditioning [b], train) -> output [b, h
 """
 
 import dataclasses
+from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jvdm.ddpm_unet import DDPMUNet
+from jvdm.errors import unknown
 from jvdm.mlp import MLP
 from jvdm.registry import Registry
 from jvdm.unet import VDMUNet
@@ -23,8 +25,6 @@ NETWORKS = Registry("network")
 NETWORKS.register("vdm_unet")(VDMUNet)
 NETWORKS.register("ddpm_unet")(DDPMUNet)
 NETWORKS.register("mlp")(MLP)
-
-TIME_INPUTS = ("gamma", "t", "pixel_gamma")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,3 +56,25 @@ class TimeInput:
         if t is None:
             raise ValueError("this network sees t, which is not given")
         return t
+
+
+TIME_INPUTS = ("gamma", "t", "pixel_gamma")
+
+
+def time_input(name: str, schedule: Any) -> GammaInput | TimeInput:
+    """What `config.model.time_input` selects.
+
+    Args:
+        name: one of `TIME_INPUTS`.
+        schedule: has `gamma_min` and `gamma_max`.
+
+    Raises:
+        UserError: the name is unknown.
+    """
+    if name not in TIME_INPUTS:
+        raise unknown("config.model.time_input", name, TIME_INPUTS)
+    if name == "t":
+        return TimeInput()
+    return GammaInput(
+        gamma_min=schedule.gamma_min, gamma_max=schedule.gamma_max, of_pixels=name == "pixel_gamma"
+    )

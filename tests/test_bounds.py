@@ -1,4 +1,4 @@
-"""Bits per dimension from `Model.terms` against data whose distribution is known.
+"""Bits per dimension from `objectives.bound` against data whose distribution is known.
 
 The data are the points of `oracles.PointMixture`, the network is the exact denoiser (`known`), so the bound
 must average at least the entropy, and reach it in continuous time over a wide range of gamma.
@@ -16,6 +16,7 @@ import pytest
 from flax import linen as nn
 from known import SHAPE, WIDE, ExactDenoiser
 
+from jvdm import objectives
 from jvdm.records import Batch, Context
 from jvdm.schedules import SCHEDULES
 from jvdm.time_samplers import stratify
@@ -89,7 +90,7 @@ def bits_per_dim(parameterization, **options):
         k_time, k_noise = jax.random.split(key)
         u = stratify(jax.random.uniform(k_time, (NUM_POINTS,)), BATCH).reshape(-1)
         draws = model.draw(jax.random.split(k_noise, len(u)), u)
-        terms = model.terms(params, draws, batch)
+        terms = objectives.bound(model, params, draws, batch)
         return jnp.stack(list(terms.parts().values())).reshape(3, NUM_POINTS, BATCH).mean(-1)
 
     keys = jax.random.split(jax.random.key(0), NUM_BATCHES)
@@ -260,7 +261,7 @@ def test_terms_of_an_example_do_not_depend_on_its_batch():
     @jax.jit
     def total(keys, u, levels):
         draws, batch = model.draw(keys, u), Batch(levels, jnp.zeros(len(u)))
-        return model.terms({"network": {}, "schedule": {}}, draws, batch).total
+        return objectives.bound(model, {"network": {}, "schedule": {}}, draws, batch).total
 
     whole = total(keys, u, levels)
     # Sums over the mixture's points may be vectorised differently: an ulp or two of the terms.

@@ -11,6 +11,7 @@ import tiny
 from known_latents import Enumerated
 from tiny_latents import NAMES, B, K, M, batch, config, draws_of, setting
 
+from jvdm import objectives
 from jvdm.encoders import ENCODERS
 from jvdm.errors import UserError
 from jvdm.evaluation.vlb import for_evaluation
@@ -20,7 +21,7 @@ from jvdm.pixel_schedules import SCHEDULES
 from jvdm.records import Batch, Context
 from jvdm.samplers import SAMPLERS
 from jvdm.sampling import Sampling
-from jvdm.training.objective import bound_gradient
+from jvdm.training.gradients import bound_gradient
 
 
 @functools.cache
@@ -32,7 +33,7 @@ def evaluated(name):
     @jax.jit
     def both(params):
         context = model.context(params, batch(), draws.latent)
-        return context, model.terms(params, draws, batch())
+        return context, objectives.bound(model, params, draws, batch())
 
     return model, *both(params)
 
@@ -140,7 +141,7 @@ def test_the_bound_depends_on_the_latent(schedule):
     @jax.jit
     def diffusion(params, latent):
         context = Context(jnp.zeros(B), latent, jnp.zeros(B))
-        return model.terms(params, draws, batch(), context=context).diffusion
+        return objectives.bound(model, params, draws, batch(), context=context).diffusion
 
     latents = np.zeros((2, B, M), np.float32)
     latents[0, :, :K] = latents[1, :, -K:] = 1.0
@@ -259,7 +260,7 @@ class Gradients:
 
         def losses(params, c):
             context = Context(jnp.zeros(num_subsets), c, jnp.zeros(num_subsets))
-            return model.terms(params, *tiled, context=context).total
+            return objectives.bound(model, params, *tiled, context=context).total
 
         # A loss depends on its own row of c alone.
         f_s, slope = jax.jit(lambda p, c: (losses(p, c), jax.grad(lambda c: jnp.sum(losses(p, c)))(c)))(
@@ -475,6 +476,6 @@ def test_a_latent_with_a_penalty_and_a_fixed_schedule():
     """The second-order penalty is of the diffusion given c: with a gamma of the image there may be one."""
     model, params = setting("k_subset", "fixed_linear")
     draws = draws_of(model)
-    terms = jax.jit(lambda p: model.terms(p, draws, batch(), second_order=0.1))(params)
+    terms = jax.jit(lambda p: objectives.bound(model, p, draws, batch(), second_order=0.1))(params)
     assert terms.second_order.shape == (B,) and np.all(terms.second_order >= 0.0)
     np.testing.assert_allclose(terms.objective, terms.total + terms.second_order, rtol=1e-6)

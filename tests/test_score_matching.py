@@ -11,7 +11,7 @@ import oracles
 import pytest
 from known import EMPTY, SHAPE
 
-from jvdm import transforms
+from jvdm import objectives, transforms
 from jvdm.records import Batch
 from jvdm.time_densities import TIME_DENSITIES
 
@@ -29,7 +29,7 @@ def drawn(model, u=U):
 
 def value(model, draws, batch=BATCH, **options):
     options = {"weighting": "likelihood", "truncation": 1e-3, "dequantize": True, **options}
-    return jax.jit(lambda draws: model.score_matching(EMPTY, draws, batch, **options))(draws)
+    return jax.jit(lambda draws: objectives.score_matching(model, EMPTY, draws, batch, **options))(draws)
 
 
 @pytest.mark.parametrize(
@@ -56,8 +56,8 @@ def test_by_hand(path, density):
     @jax.jit
     def every(draws):
         return [
-            model.score_matching(
-                EMPTY, draws, BATCH, weighting=weighting, truncation=truncation, dequantize=dequantize
+            objectives.score_matching(
+                model, EMPTY, draws, BATCH, weighting=weighting, truncation=truncation, dequantize=dequantize
             )
             for dequantize, (weighting, truncation) in kinds
         ]
@@ -83,7 +83,7 @@ def test_it_is_the_diffusion_term(parameterization, density):
     """With the likelihood's weight, data at the centres of their cells, and a schedule of finite gamma."""
     model = known.build("gaussian", "straight", parameterization, time_density=density, offset=OFFSET)
     draws = drawn(model)
-    terms = jax.jit(lambda draws: model.terms(EMPTY, draws, BATCH))(draws)
+    terms = jax.jit(lambda draws: objectives.bound(model, EMPTY, draws, BATCH))(draws)
     # The same formula, fused otherwise.
     np.testing.assert_allclose(
         value(model, draws, dequantize=False).score_matching, terms.diffusion, rtol=1e-5

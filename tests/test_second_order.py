@@ -10,7 +10,7 @@ import oracles
 import pytest
 import tiny
 
-from jvdm import losses
+from jvdm import losses, objectives
 from jvdm.parameterizations import PARAMETERIZATIONS
 from jvdm.paths import PATHS
 from jvdm.records import Batch, Coefficients
@@ -139,8 +139,8 @@ def test_penalty_of_the_model(path, density, key):
         return (
             draws,
             model.times(u),
-            model.terms(known.EMPTY, draws, batch, second_order=LAMBDA),
-            model.terms(known.EMPTY, draws, batch),
+            objectives.bound(model, known.EMPTY, draws, batch, second_order=LAMBDA),
+            objectives.bound(model, known.EMPTY, draws, batch),
         )
 
     draws, times, value, without = terms(jax.random.split(key, b), jnp.linspace(0.05, 0.95, b))
@@ -186,7 +186,7 @@ def test_gradient_through_the_network():
     @jax.value_and_grad
     def penalty_of_training(network):
         params = {"network": network, "schedule": {}}
-        return model.terms(params, draws, batch, second_order=LAMBDA).second_order.sum()
+        return objectives.bound(model, params, draws, batch, second_order=LAMBDA).second_order.sum()
 
     at = model.coefficients(model.time_gamma({"network": params, "schedule": {}}, draws.u))
     f = losses.encode(batch.images, model.num_levels)

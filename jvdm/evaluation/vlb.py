@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from jvdm import objectives
 from jvdm.errors import UserError
 from jvdm.evaluation.passes import Rows
 from jvdm.evaluation.slices import SlicePass
@@ -70,7 +71,7 @@ class VLB:
             drawn = model.draw(keys, u)
             context = model.context(params, batch, drawn.latent)
             at = model.time_gamma(params, model.times(drawn.u).t, context)
-            terms = model.terms(params, drawn, batch, at=at, context=context).parts()
+            terms = objectives.bound(model, params, drawn, batch, at=at, context=context).parts()
             if context.surrogate is not None:
                 terms["surrogate"] = context.surrogate
             return {name: scale * term for name, term in terms.items()}, at.gamma.mean(axis=(1, 2, 3))

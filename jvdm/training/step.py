@@ -20,7 +20,7 @@ from jvdm.model import Model
 from jvdm.records import Batch
 from jvdm.registry import Config
 from jvdm.time_samplers import TIME_SAMPLERS
-from jvdm.training.objective import objective_gradient
+from jvdm.training.gradients import objective_gradient
 from jvdm.training.optimizer import ema_rate, learning_rate, make_optimizer
 
 Params = Any

@@ -19,7 +19,7 @@ import optax
 import peers
 import pytest
 
-from jvdm import divergence, importers, losses
+from jvdm import divergence, importers, losses, objectives
 from jvdm.importers import flax_checkpoint, vdm
 from jvdm.model import Model
 from jvdm.records import Batch, Context, Draws, LossTerms
@@ -115,7 +115,7 @@ class Replay:
 
         # The images are an argument, so that cases of one model share one compiled program.
         def bits_per_dim(params: Any, draws: Draws, batch: Batch) -> tuple[jax.Array, LossTerms]:
-            terms = self.model.terms(params, draws, batch, second_order=second_order)
+            terms = objectives.bound(self.model, params, draws, batch, second_order=second_order)
             return self.to_bits_per_dim(terms.objective), terms
 
         self._value_and_grad = jit(jax.value_and_grad(bits_per_dim, has_aux=True))

@@ -24,7 +24,7 @@ import peers
 import pytest
 from replays import ROUNDING, Leaf, gradient_tolerance, jit, note, per_image
 
-from jvdm import importers, layers, losses, samplers, transforms
+from jvdm import importers, layers, losses, objectives, samplers, transforms
 from jvdm.importers import addtt, flax_checkpoint, torch_archive
 from jvdm.model import Model
 from jvdm.networks import GammaInput
@@ -101,7 +101,7 @@ class Replay:
 
         # The images are an argument, so that cases of one model share one compiled program.
         def bits_per_dim(params, draws, batch):
-            terms = self.model.terms(params, draws, batch)
+            terms = objectives.bound(self.model, params, draws, batch)
             return jnp.mean(self.to_bits(terms.total)), terms
 
         self.value_and_grad = jit(jax.value_and_grad(bits_per_dim, has_aux=True))

@@ -20,7 +20,7 @@ import sdeflow_case
 from replays import check, jit
 from sdeflow_case import nchw, nhwc
 
-from jvdm import dequantization, losses, samplers, score_bounds, transforms
+from jvdm import dequantization, losses, objectives, samplers, score_bounds, transforms
 from jvdm.divergence import Hutchinson
 from jvdm.evaluation.record import standard_error
 from jvdm.model import Model
@@ -162,8 +162,8 @@ def test_objective_and_its_gradient(replay, name):
     batch = Batch(replay.images, jnp.zeros(len(replay.images)))
 
     def objective(params, weighting, model):
-        return model.score_matching(
-            params, draws, batch, weighting=weighting, truncation=1e-3, dequantize=True
+        return objectives.score_matching(
+            model, params, draws, batch, weighting=weighting, truncation=1e-3, dequantize=True
         ).objective
 
     def mean(network):
@@ -196,8 +196,8 @@ def test_what_the_released_objective_lacks(replay):
     right = dataclasses.replace(model, time_density=Debiased())
     ours = jit(
         lambda params: (
-            right.score_matching(
-                params, draws, batch, weighting="likelihood", truncation=1e-3, dequantize=True
+            objectives.score_matching(
+                right, params, draws, batch, weighting="likelihood", truncation=1e-3, dequantize=True
             ).objective
         )
     )(replay.params)

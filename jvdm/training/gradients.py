@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jvdm import subsets
+from jvdm import objectives, subsets
 from jvdm.model import Model
 from jvdm.records import Batch, Draws, LossTerms, ScoreMatching, TimeGamma
 from jvdm.registry import Config
@@ -35,8 +35,8 @@ def bound_gradient(model: Model, second_order: float = 0.0) -> Gradient:
 
     def terms_of(params, draws, batch, dropout_key) -> tuple[LossTerms, Any]:
         context = model.context(params, batch, draws.latent, step=draws.step, dropout_key=dropout_key)
-        terms = model.terms(
-            params, draws, batch, dropout_key=dropout_key, context=context, second_order=second_order
+        terms = objectives.bound(
+            model, params, draws, batch, dropout_key=dropout_key, context=context, second_order=second_order
         )
         return terms, context.log_ratio
 
@@ -75,7 +75,7 @@ def variance_gradient(model: Model) -> Gradient:
         t = model.times(draws.u).t
 
         def objective(params, at):
-            terms = model.terms(params, draws, batch, dropout_key=dropout_key, at=at)
+            terms = objectives.bound(model, params, draws, batch, dropout_key=dropout_key, at=at)
             return scale * jnp.mean(terms.total), terms
 
         def schedule_at(schedule):
@@ -103,7 +103,8 @@ def score_matching_gradient(model: Model, config: Config) -> Gradient:
 
     def gradient(params, draws, batch, dropout_key):
         def objective(params):
-            terms = model.score_matching(
+            terms = objectives.score_matching(
+                model,
                 params,
                 draws,
                 batch,

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import tiny
 
+from jvdm import objectives
 from jvdm.errors import UserError
 from jvdm.records import Batch, TimeGamma
 from jvdm.schedules import SCHEDULES
-from jvdm.training.objective import bound_gradient, variance_gradient
+from jvdm.training.gradients import bound_gradient, variance_gradient
 
 
 @pytest.fixture(scope="module")
@@ -32,10 +33,10 @@ def direct(model, params, draws, batch):
     scale = model.units_per_nat
 
     def bound(params):
-        return scale * jnp.mean(model.terms(params, draws, batch).total)
+        return scale * jnp.mean(objectives.bound(model, params, draws, batch).total)
 
     def squared(params):
-        return jnp.mean((scale * model.terms(params, draws, batch).diffusion) ** 2)
+        return jnp.mean((scale * objectives.bound(model, params, draws, batch).diffusion) ** 2)
 
     grads, second = jax.jit(jax.grad(bound))(params), jax.jit(jax.grad(squared))(params)
     ends = model.schedule.endpoints
@@ -80,7 +81,10 @@ def test_time_gamma_given_is_time_gamma_computed(setting):
     model, params, draws, batch = setting
     at = jax.jit(lambda p: model.time_gamma(p, model.times(draws.u).t))(params)
     given, computed = jax.jit(
-        lambda p: (model.terms(p, draws, batch, at=TimeGamma(*at)), model.terms(p, draws, batch))
+        lambda p: (
+            objectives.bound(model, p, draws, batch, at=TimeGamma(*at)),
+            objectives.bound(model, p, draws, batch),
+        )
     )(params)
     # gamma is rounded once where it is given, and may be fused where it is computed.
     for name, term in given.parts().items():
