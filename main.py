@@ -56,10 +56,9 @@ def main(argv: list[str]) -> None:
         workdir = Workdir(pathlib.Path(folder).expanduser().absolute())
         if processes.is_main():
             print(f"workdir {workdir.path}")
-        if FLAGS.mode == "report":
-            commands.report(workdir, FLAGS.compare, FLAGS.checkpoint)
-        else:
-            commands.MODES[FLAGS.mode](FLAGS.config, workdir, FLAGS.checkpoint, FLAGS.source)
+        config = FLAGS.config if given else None
+        request = commands.Request(config, workdir, FLAGS.checkpoint, FLAGS.source, FLAGS.compare)
+        commands.MODES[FLAGS.mode](request)
     if processes.is_main():
         print(f"workdir {workdir.path}")
 

@@ -11,7 +11,6 @@ norm of its mean: the inverse of a signal-to-noise ratio.
 import argparse
 import dataclasses
 import os
-import pathlib
 import sys
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
@@ -19,17 +18,14 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 
-from jvdm import config as config_lib
-from jvdm import data, sharding
-from jvdm.commands import load_trained
+import jvdm
+from jvdm import data
 from jvdm.records import Batch
 from jvdm.reporting.tables import table
 from jvdm.time_densities import TIME_DENSITIES
 from jvdm.time_samplers import TIME_SAMPLERS
 from jvdm.training.gradients import bound_gradient
-from jvdm.workdir import Workdir
 
 
 def main() -> None:
@@ -38,11 +34,8 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--batches", type=int, default=64)
     args = parser.parse_args()
-    workdir = Workdir(pathlib.Path(args.workdir).absolute())
-    config = config_lib.default()
-    config.unlock()
-    config.update(ConfigDict(config_lib.read_json(workdir.config)))
-    trained = load_trained(config, workdir, None, sharding.make_mesh(jax.devices()[:1]))
+    trained = jvdm.load(args.workdir, devices=jax.devices()[:1])
+    config = trained.config
     dataset = data.load(config.data.source, num_levels=config.data.num_levels, data_dir=config.data.data_dir)
     sampler = TIME_SAMPLERS.build(config.time_sampler)
     rows = []

@@ -11,7 +11,6 @@ evaluations and seconds per image, and the difference of bits/dim from the fines
 
 import argparse
 import os
-import pathlib
 import sys
 import time
 
@@ -22,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+import jvdm
 from jvdm import config as config_lib
 from jvdm import model as model_lib
 from jvdm import sharding
@@ -106,15 +106,9 @@ def _batch(args, model):
 def compare(args) -> None:
     """Solvers on the test split of a trained run."""
     from jvdm import data
-    from jvdm.commands import load_trained
-    from jvdm.workdir import Workdir
 
-    workdir = Workdir(pathlib.Path(args.workdir).absolute())
-    config = config_lib.default()
-    config.unlock()
-    config.update(ConfigDict(config_lib.read_json(workdir.config)))
-    mesh = sharding.make_mesh(jax.devices()[:1])
-    trained = load_trained(config, workdir, None, mesh)
+    trained = jvdm.load(args.workdir, devices=jax.devices()[:1])
+    config, mesh = ConfigDict(trained.config.to_dict()), trained.mesh
     dataset = data.load(config.data.source, num_levels=config.data.num_levels, data_dir=config.data.data_dir)
     images, key = dataset.test[: args.images], root_key(config.seed, "eval")
     rows, numbers = [], []

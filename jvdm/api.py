@@ -27,7 +27,7 @@ from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from jvdm import config as config_lib
-from jvdm import data, loading, sharding, transforms
+from jvdm import loading, overrides, sharding, transforms
 from jvdm.data.subject import Subject, check_shape
 from jvdm.errors import UserError, unknown
 from jvdm.evaluation import passes, record, suite
@@ -39,7 +39,7 @@ from jvdm.records import Context
 from jvdm.registry import Config
 from jvdm.reporting.progress import Progress
 from jvdm.sampling import Samples, Sampling, given_latents
-from jvdm.training import checkpoints
+from jvdm.training import restoring
 from jvdm.workdir import Workdir
 
 log = logging.getLogger("jvdm")
@@ -129,12 +129,8 @@ class LoadedModel:
         """
         if estimator not in suite.ESTIMATORS:
             raise unknown("estimator", estimator, suite.ESTIMATORS)
-        config = self._config_with("eval", settings)
-        config.eval.estimators = estimator
-        if draws is not None:
-            _set(config, "eval", "ode.draws" if estimator == "ode" else "draws", draws)
-        _seed(config, seed)
-        config_lib.check_complete(config)
+        field = "ode.draws" if estimator == "ode" else "draws"
+        config = self._config_with("eval", settings, seed, estimators=estimator, **{field: draws})
         subject = self._subject(images)
         key = json.dumps(config.eval.to_dict(), sort_keys=True)
         if key not in self._built:
@@ -184,12 +180,7 @@ class LoadedModel:
             UserError: an unknown field, settings that do not go together, latents that are not the model's,
                 or a solver that does not come to its end.
         """
-        config = self._config_with("sample", settings)
-        _set(config, "sample", "num_images", num_images)
-        if steps is not None:
-            _set(config, "sample", "steps", steps)
-        _seed(config, seed)
-        config_lib.check_complete(config)
+        config = self._config_with("sample", settings, seed, num_images=num_images, steps=steps)
         latents = None if latents is None else self._checked_latents(latents)
         size = min(config.sample.batch_size, num_images)
         # Steps and seed are no part of the compiled sampler, latents are.
@@ -277,19 +268,20 @@ class LoadedModel:
         assert latents is not None
         return latents
 
-    def _config_with(self, section: str, settings: Settings | None) -> Config:
-        """A copy of the config with other fields of one section."""
+    def _config_with(
+        self, section: str, settings: Settings | None, seed: int | None, **arguments: Any
+    ) -> Config:
+        """A copy of the config with other fields of one section; arguments that are None are not given."""
         config = ConfigDict(self.config.to_dict())
-        settings = settings or {}
-        # Components first, so that options are those of the new one.
-        for field, value in settings.items():
-            if f"{section}.{field}" in _ARGUMENTS:
-                raise UserError(f"config.{section}.{field} is given by the arguments, not by settings")
-            component = f"{section}.{field}".removesuffix(".name")
-            if field.endswith(".name") and component in config_lib.COMPONENTS:
-                config_lib.choose(config, component, value)
-        for field, value in settings.items():
-            _set(config, section, field, value)
+        values = {f"{section}.{field}": value for field, value in (settings or {}).items()}
+        for field in _ARGUMENTS:
+            if field in values:
+                raise UserError(f"config.{field} is given by the arguments, not by settings")
+        values.update({f"{section}.{name}": a for name, a in arguments.items() if a is not None})
+        if seed is not None:
+            values["seed"] = int(seed) if isinstance(seed, np.integer) else seed
+        overrides.put(config, values)
+        config_lib.check_complete(config)
         return config
 
     def _subject(self, images: Any) -> Subject:
@@ -361,7 +353,6 @@ def load(
     path: str | pathlib.Path,
     *,
     config: Config | None = None,
-    image_shape: tuple[int, int, int] | None = None,
     devices: Sequence[Any] | None = None,
 ) -> LoadedModel:
     """A trained run: its averaged weights, with the model that its config describes.
@@ -369,7 +360,6 @@ def load(
     Args:
         path: a workdir, whose newest checkpoint is taken, or one checkpoint, `<workdir>/checkpoints/<step>`.
         config: in place of the workdir's `config.json`; it must describe the same model.
-        image_shape: (h, w, c) of a run on `npz:` or `folder:` images, which then need not be at hand.
         devices: to hold the weights and to compute on, all of jax's by default, whatever the run was
             trained on.
 
@@ -377,7 +367,7 @@ def load(
         UserError: no checkpoint there, a damaged one, or one of another model.
     """
     folder = pathlib.Path(path).expanduser()
-    found = checkpoints.find(folder, str(folder), flag="path")
+    found = restoring.find(folder, str(folder), flag="path")
     saved = Workdir(found.parent.parent)
     chosen: Config = config
     if config is not None:
@@ -388,58 +378,6 @@ def load(
         chosen = loading.saved_config(saved.config)
     else:
         raise UserError(f"{saved.path} has no config.json; give jvdm.load(..., config=CONFIG)")
-    shape, num_levels = _image_spec(chosen, image_shape)
     mesh = sharding.make_mesh(devices)
-    trained = loading.restore(chosen, found, shape, num_levels, mesh, older=not folder.name.isdigit())
+    trained = loading.restore(chosen, found, mesh, older=not folder.name.isdigit())
     return LoadedModel(trained, ConfigDict(chosen.to_dict()).lock(), mesh)
-
-
-def _image_spec(config: Config, image_shape: tuple[int, int, int] | None) -> tuple[tuple[int, int, int], int]:
-    """(h, w, c) and the number of levels.
-
-    Raises:
-        UserError: as `data.image_spec`.
-    """
-    source, num_levels = config.data.source, config.data.num_levels
-    local = source.startswith(("npz:", "folder:"))
-    if local and image_shape is not None:
-        return image_shape, num_levels or 256
-    try:
-        return data.image_spec(source, num_levels=num_levels)
-    except UserError as error:
-        if not local:
-            raise
-        raise UserError(f"{error}; or give jvdm.load(..., image_shape=(h, w, c))") from error
-
-
-def _seed(config: Config, seed: int | None) -> None:
-    """Another seed, if one is given.
-
-    Raises:
-        UserError: it is no integer.
-    """
-    if seed is None:
-        return
-    if not isinstance(seed, int | np.integer):
-        raise UserError(f"seed is {seed!r}, not an int")
-    config.seed = int(seed)
-
-
-def _set(config: Config, section: str, field: str, value: Any) -> None:
-    """Set a field of a section by its dotted name.
-
-    Raises:
-        UserError: an unknown field, or a value of another type.
-    """
-    *parents, last = field.split(".")
-    node = config[section]
-    for name in parents:
-        node = node[name] if isinstance(node, ConfigDict) and name in node else None
-    if not (isinstance(node, ConfigDict) and last in node):
-        leaves = config_lib.leaves({section: config[section].to_dict()})
-        raise unknown("field", f"config.{section}.{field}", [f"config.{name}" for name, _ in leaves])
-    try:
-        node[last] = value
-    except TypeError as error:
-        kind = type(node[last]).__name__
-        raise UserError(f"config.{section}.{field} is {value!r}, not a {kind}") from error

@@ -23,6 +23,14 @@ LESS_MEMORY = (
     "raise config.training.microbatches, or set config.network.remat=True"
 )
 
+# Flags that not every mode takes. Training resumes from the newest checkpoint of its workdir, and a report
+# shows all of it.
+_ONLY_FOR = {
+    "checkpoint": ("eval", "score", "sample", "import"),
+    "source": ("import",),
+    "compare": ("report",),
+}
+
 
 def fail(message: object) -> None:
     """Print one line on stderr and exit with status 2."""
@@ -85,14 +93,14 @@ def load_config(given: str, overrides: Sequence[str] = ()) -> Any:
     except Exception as error:
         raise UserError(f"--config={given}: {type(error).__name__}: {error}") from error
     from jvdm import config as config_lib
+    from jvdm import overrides as overrides_lib
 
     with in_config_file(given):
         config_lib.check_complete(config)
     for override in overrides:
-        field, equals, name = override.lstrip("-").partition("=")
-        section = field.removeprefix("config.").removesuffix(".name")
-        if equals and field == f"config.{section}.name" and section in config_lib.COMPONENTS:
-            config_lib.choose(config, section, name)
+        field, equals, value = override.lstrip("-").partition("=")
+        if equals and field.startswith("config."):
+            overrides_lib.choose_components(config, {field.removeprefix("config."): value})
     return config.lock()
 
 
@@ -122,8 +130,11 @@ def parse(argv: list[str], *, usage: str, modes: Sequence[str]) -> list[str]:
             raise UserError(f"unexpected argument {rest[1]!r}: flags are given as --name=value")
         if FLAGS.mode is None:
             raise UserError(f"--mode is missing: one of {', '.join(modes)}")
-        if FLAGS.mode != "report" and FLAGS.compare:
-            raise UserError("--compare is for --mode=report")
+        for name, mode_names in _ONLY_FOR.items():
+            if name in FLAGS and FLAGS[name].value and FLAGS.mode not in mode_names:
+                raise UserError(
+                    f"--{name} is for --mode={', '.join(mode_names)}; --mode={FLAGS.mode} does not take it"
+                )
         if FLAGS.mode == "report" and not (FLAGS.workdir or given):
             raise UserError("--workdir is missing: the folder of the run to report on")
         if FLAGS.mode != "report" and not given:

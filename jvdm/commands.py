@@ -1,12 +1,11 @@
 """What each --mode does."""
 
 import dataclasses
-import json
 import logging
 import math
 import pathlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -30,7 +29,7 @@ from jvdm.reporting.progress import Progress
 from jvdm.reporting.report import write_report
 from jvdm.reporting.tables import table, with_error
 from jvdm.sampling import Sampling, given_latents, trajectories
-from jvdm.training import checkpoints
+from jvdm.training import checkpoints, restoring
 from jvdm.training.loop import train as train_loop
 from jvdm.training.step import init_state
 from jvdm.workdir import Workdir
@@ -38,22 +37,40 @@ from jvdm.workdir import Workdir
 log = logging.getLogger("jvdm")
 
 
-def train(config: Config, workdir: Workdir, checkpoint: str | None, source: str | None) -> None:
+class Request(NamedTuple):
+    """What a mode is asked for.
+
+    Attributes:
+        config: all of it; None for a report that is given none.
+        workdir: of the run.
+        checkpoint: another one than the workdir's newest; with --mode=import the file to import.
+        source: the codebase that an imported checkpoint is from.
+        compare: folders of other runs, for a report.
+    """
+
+    config: Config
+    workdir: Workdir
+    checkpoint: str | None = None
+    source: str | None = None
+    compare: Sequence[str] = ()
+
+
+def train(request: Request) -> None:
     """--mode=train: run, or resume, training."""
-    if checkpoint:
-        raise UserError("--mode=train resumes the newest checkpoint of --workdir: --checkpoint is not for it")
-    train_loop(config, workdir)
+    train_loop(request.config, request.workdir)
 
 
-def evaluate(config: Config, workdir: Workdir, checkpoint: str | None, source: str | None) -> None:
+def evaluate(request: Request) -> None:
     """--mode=eval: bits/dim of the averaged weights over the test split, by every estimator."""
+    config, workdir = request.config, request.workdir
     suite.names(config)
     mesh = sharding.make_mesh()
-    trained = load_trained(config, workdir, checkpoint, mesh)
+    trained = load_trained(request, mesh)
     dataset = data.load(config.data.source, num_levels=config.data.num_levels, data_dir=config.data.data_dir)
     subject = data.Subject(
         name=dataset.name, version=dataset.version, split="test", images=dataset.test, names=None
     ).first(config.eval.num_images)
+    data.check_shape(subject, trained.model.image_shape)
     results, stores = [], []
     for evaluation in suite.evaluate(config, trained, subject, mesh, workdir.eval):
         result = evaluation.result
@@ -64,7 +81,7 @@ def evaluate(config: Config, workdir: Workdir, checkpoint: str | None, source: s
             if "diffusion" in evaluation.rows:
                 _plot_loss(evaluation, workdir)
     # A pass that is stopped does not lose those before it.
-    for store in stores if jax.process_index() == 0 else ():
+    for store in stores:
         store.discard()
     rows = [result.row() for result in results]
     if dataset.log_density is not None:
@@ -114,11 +131,12 @@ def _plot_loss(evaluation: suite.Evaluation, workdir: Workdir) -> None:
     print(f"plot    {picture}")
 
 
-def score(config: Config, workdir: Workdir, checkpoint: str | None, source: str | None) -> None:
+def score(request: Request) -> None:
     """--mode=score: bits/dim of every image of any data, one CSV per estimator."""
+    config, workdir = request.config, request.workdir
     suite.names(config)
     mesh = sharding.make_mesh()
-    trained = load_trained(config, workdir, checkpoint, mesh)
+    trained = load_trained(request, mesh)
     subject = data.load_subject(
         config.score.source or config.data.source,
         config.score.split,
@@ -138,14 +156,15 @@ def score(config: Config, workdir: Workdir, checkpoint: str | None, source: str 
             result.write(path.with_suffix(".json"))
             print(f"mean    {result.text()} {result.units} by {result.description()}")
             print(f"scores  {path}")
-    for store in stores if jax.process_index() == 0 else ():
+    for store in stores:
         store.discard()
 
 
-def sample(config: Config, workdir: Workdir, checkpoint: str | None, source: str | None) -> None:
+def sample(request: Request) -> None:
     """--mode=sample: `samples_<N>x<H>x<W>x<C>.npz` and a grid as PNG."""
+    config, workdir = request.config, request.workdir
     mesh = sharding.make_mesh()
-    trained = load_trained(config, workdir, checkpoint, mesh)
+    trained = load_trained(request, mesh)
     model = for_evaluation(trained.model)
 
     def test_images():
@@ -193,16 +212,13 @@ def sample(config: Config, workdir: Workdir, checkpoint: str | None, source: str
 
 def _samples_depend_on(config: Config, trained: Trained) -> dict[str, Any]:
     """What sample i depends on: not on the number of samples, on batch size or number of devices."""
-    settings = config_lib.to_json(config)
-    sections = {field.removesuffix(".").partition(".")[0] for field in config_lib.MODEL_SECTIONS}
-    kept = {
-        name: part for name, part in json.loads(settings).items() if name in {*sections, "sample", "seed"}
-    }
+    section = config.sample.to_dict()
     for name in ("num_images", "batch_size"):
-        del kept["sample"][name]
+        del section[name]
+    kept = {"model": config_lib.model_fields(config), "sample": section, "seed": config.seed}
     weights = record.weights_hash(trained.params)
     versions = record.environment()["versions"]
-    return {"config": kept, "step": trained.step, "weights": weights, "versions": versions}
+    return {**kept, "step": trained.step, "weights": weights, "versions": versions}
 
 
 def _plot_trajectories(config: Config, trained: Trained, workdir: Workdir) -> None:
@@ -219,8 +235,9 @@ def _plot_trajectories(config: Config, trained: Trained, workdir: Workdir) -> No
     print(f"plot    {picture}")
 
 
-def import_(config: Config, workdir: Workdir, checkpoint: str | None, source: str | None) -> None:
+def import_(request: Request) -> None:
     """--mode=import: a checkpoint of another codebase becomes one of jvdm."""
+    config, workdir, checkpoint, source, _ = request
     if jax.process_count() > 1:
         raise UserError("--mode=import is for one process: --distributed=off")
     if not source or source not in importers.IMPORTERS:
@@ -231,9 +248,9 @@ def import_(config: Config, workdir: Workdir, checkpoint: str | None, source: st
     model = model_lib.build(config, shape, num_levels)
     imported = importers.load(source, checkpoint, model)
     workdir.prepare()
-    target = checkpoints.Checkpoints(workdir.checkpoints)
-    if target.latest() is not None:
+    if restoring.steps_in(workdir.checkpoints):
         raise UserError(f"--workdir={workdir.path} holds checkpoints already; give another")
+    target = checkpoints.Checkpoints(workdir.checkpoints)
     state = jax.jit(lambda key: init_state(model, config, key))(jax.random.key(config.seed))
     # A fresh optimizer that has the imported step count: the warm-up is over.
     opt_state = optax.tree_utils.tree_set(state.opt_state, count=jax.numpy.int32(imported.step))
@@ -247,36 +264,42 @@ def import_(config: Config, workdir: Workdir, checkpoint: str | None, source: st
     target.save(jax.tree.map(jax.numpy.asarray, state), imported.step, None)
     target.close()
     workdir.save_config(config)
+    workdir.save_data({"name": config.data.source, "image_shape": shape, "num_levels": num_levels})
     print(f"checkpoint {workdir.checkpoints / str(imported.step)}")
 
 
-def report(workdir: Workdir, compare: Sequence[str], checkpoint: str | None) -> None:
+def report(request: Request) -> None:
     """--mode=report: a run, or several side by side, as one HTML page."""
-    if checkpoint:
-        raise UserError("--mode=report shows what lies in --workdir: --checkpoint is not for it")
     if not processes.is_main():
         return
-    others = [pathlib.Path(path).expanduser().absolute() for path in compare]
-    page, notes = write_report(workdir.path, others)
+    others = [pathlib.Path(path).expanduser().absolute() for path in request.compare]
+    page, notes = write_report(request.workdir.path, others)
     for note in notes:
         log.warning("WARNING: %s", note)
     print(f"report  {page}")
 
 
-def load_trained(config: Config, workdir: Workdir, checkpoint: str | None, mesh: Mesh) -> Trained:
+def load_trained(request: Request, mesh: Mesh) -> Trained:
     """The averaged weights of a checkpoint, with the model of the config.
 
     Raises:
         UserError: no such checkpoint, a damaged one, or one of another model.
     """
-    path = checkpoints.find(workdir.path, checkpoint)
+    config, workdir, checkpoint = request.config, request.workdir, request.checkpoint
+    path = restoring.find(workdir.path, checkpoint)
     saved = Workdir(path.parent.parent)
     if saved.config.exists():
         config_lib.check_model(config_lib.read_json(saved.config), config, saved.path)
     workdir.prepare()
-    shape, num_levels = data.image_spec(config.data.source, num_levels=config.data.num_levels)
     is_named = checkpoint is not None and pathlib.Path(checkpoint).name.isdigit()
-    return loading.restore(config, path, shape, num_levels, mesh, older=not is_named)
+    return loading.restore(config, path, mesh, older=not is_named)
 
 
-MODES = {"train": train, "eval": evaluate, "score": score, "sample": sample, "import": import_}
+MODES = {
+    "train": train,
+    "eval": evaluate,
+    "score": score,
+    "sample": sample,
+    "import": import_,
+    "report": report,
+}

@@ -12,7 +12,7 @@ from jvdm.data import AUGMENTATIONS
 from jvdm.dequantization import DEQUANTIZATIONS
 from jvdm.divergence import TRACES
 from jvdm.encoders import ENCODERS
-from jvdm.errors import UserError, unknown
+from jvdm.errors import UserError, unknown, wrong_type
 from jvdm.latents import LATENTS
 from jvdm.networks import NETWORKS
 from jvdm.parameterizations import PARAMETERIZATIONS
@@ -100,16 +100,16 @@ RANGES = {
     "sample.steps": (1, None),
 }
 
-# What makes the function that the weights belong to.
+# What makes the function that the weights belong to, but for how its trunk is computed.
 MODEL_SECTIONS = (
-    "model.",
-    "network.",
-    "schedule.",
-    "path.",
-    "parameterization.",
-    "data_map.",
-    "latent.",
-    "encoder.",
+    "model",
+    "network",
+    "schedule",
+    "path",
+    "parameterization",
+    "data_map",
+    "latent",
+    "encoder",
 )
 
 
@@ -214,27 +214,6 @@ def default() -> Config:
     return config.lock()
 
 
-def choose(config: Config, section: str, name: str) -> None:
-    """Put another component into a section; options that the old one has too keep their values.
-
-    Args:
-        config: changed in place.
-        section: a key of `COMPONENTS`.
-        name: of the component.
-
-    Raises:
-        UserError: the name is unknown.
-    """
-    *parents, last = section.split(".")
-    where = config
-    for parent in parents:
-        where = where[parent]
-    old, options = dict(where[last]), COMPONENTS[section].options(name)
-    kept = {key: value for key, value in old.items() if type(options.get(key)) is type(value)}
-    with config.unlocked():
-        where[last] = COMPONENTS[section].spec(name, **kept)
-
-
 def check_complete(config: Any) -> None:
     """Refuse a config that lacks a field of `default`, has one more, or has one of another type or range.
 
@@ -262,7 +241,7 @@ def check_complete(config: Any) -> None:
                 not isinstance(given[name], type(value))
                 and not (isinstance(value, float) and isinstance(given[name], int))
             ):
-                raise UserError(f"{field} is {given[name]!r}, not a {type(value).__name__}")
+                raise wrong_type(field, given[name], type(value))
 
     check(default().to_dict(), config, "config")
     for field, value in leaves(config.to_dict()):
@@ -340,16 +319,25 @@ def check_resume(saved: dict[str, Any], current: Config, where: pathlib.Path) ->
         )
 
 
+def makes_the_model(field: str) -> bool:
+    """Whether the function that weights belong to depends on a field, by its dotted name."""
+    section, _, name = field.partition(".")
+    return section in MODEL_SECTIONS and not (
+        section in ("network", "encoder") and name in ("remat", "dtype", "dropout")
+    )
+
+
+def model_fields(config: Config) -> dict[str, Any]:
+    """(dotted name, value) of every field that makes the model."""
+    return {field: value for field, value in leaves(config.to_dict()) if makes_the_model(field)}
+
+
 def check_model(saved: dict[str, Any], current: Config, where: pathlib.Path) -> None:
     """Refuse to use weights with a config of another model.
 
     Raises:
         UserError: naming the fields that differ.
     """
-    # How the trunk is computed is not what the weights mean.
-    free = tuple(
-        f"{part}.{name}" for part in ("network", "encoder") for name in ("remat", "dtype", "dropout")
-    )
-    changed = [c for c in differences(saved, current) if c[0].startswith(MODEL_SECTIONS) and c[0] not in free]
+    changed = [change for change in differences(saved, current) if makes_the_model(change[0])]
     if changed:
         raise UserError(f"the weights in {where} belong to another model: {_describe(changed)}")

@@ -18,3 +18,9 @@ def unknown(kind: str, value: object, choices: Iterable[str]) -> UserError:
     near = difflib.get_close_matches(str(value), choices, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
     return UserError(f"unknown {kind} {value!r}{hint} (choices: {', '.join(choices) or 'none'})")
+
+
+def wrong_type(field: str, value: object, wanted: type) -> UserError:
+    """The error for a value that is not of the type of its field."""
+    article = "an" if wanted.__name__[0] in "aeiou" else "a"
+    return UserError(f"{field} is {value!r}, not {article} {wanted.__name__}")

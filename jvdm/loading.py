@@ -10,12 +10,13 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from jvdm import config as config_lib
+from jvdm import data, sharding
 from jvdm import model as model_lib
-from jvdm import sharding
 from jvdm.errors import UserError
 from jvdm.evaluation.suite import Trained
 from jvdm.registry import Config
-from jvdm.training import checkpoints
+from jvdm.training import restoring
+from jvdm.workdir import Workdir
 
 log = logging.getLogger("jvdm")
 
@@ -23,8 +24,6 @@ log = logging.getLogger("jvdm")
 def restore(
     config: Config,
     path: pathlib.Path,
-    image_shape: tuple[int, int, int],
-    num_levels: int,
     mesh: Mesh,
     *,
     older: bool,
@@ -34,24 +33,37 @@ def restore(
     Args:
         config: all of it.
         path: `<workdir>/checkpoints/<step>`.
-        image_shape: (h, w, c).
-        num_levels: K, 0 of continuous data.
         mesh: has a `data` axis.
         older: whether, if it is damaged, the one before will do, which the log then says.
 
     Raises:
         UserError: a damaged checkpoint, or one of another model.
     """
-    model = model_lib.build(config, image_shape, num_levels)
+    model = model_lib.build(config, *_image_spec(config, Workdir(path.parent.parent)))
     shapes = {
         "step": jax.ShapeDtypeStruct((), np.int32),
         "ema_params": jax.eval_shape(model.init, jax.random.key(0)),
     }
     everywhere = sharding.replicated(mesh)
     like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=everywhere), shapes)
-    state, path = checkpoints.restore_readable(path, like, older=older)
+    state, path = restoring.restore_readable(path, like, older=older)
     log.info("weights of step %d from %s", int(state["step"]), path)
     return Trained(model, state["ema_params"], int(state["step"]), path)
+
+
+def _image_spec(config: Config, workdir: Workdir) -> tuple[tuple[int, int, int], int]:
+    """(h, w, c) and the number of levels: what the run has noted of its own data, or those of other data.
+
+    Raises:
+        UserError: as `data.image_spec`, or what was noted cannot be read.
+    """
+    source, num_levels = config.data.source, config.data.num_levels
+    if workdir.data.is_file() and workdir.config.is_file():
+        noted, section = config_lib.read_json(workdir.data), config_lib.read_json(workdir.config)["data"]
+        if (section["source"], section["num_levels"]) == (source, num_levels) and "image_shape" in noted:
+            height, width, channels = noted["image_shape"]
+            return (height, width, channels), noted["num_levels"]
+    return data.image_spec(source, num_levels=num_levels)
 
 
 def saved_config(path: pathlib.Path) -> Config:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import ml_collections
 
-from jvdm.errors import UserError, unknown
+from jvdm.errors import UserError, unknown, wrong_type
 
 T = TypeVar("T", bound=type)
 
@@ -90,9 +90,7 @@ class Registry:
             if type(default) is tuple and type(value) is list:  # as JSON writes it
                 value = options[option] = tuple(value)
             if type(value) is not type(default) and not (type(default) is float and type(value) is int):
-                raise UserError(
-                    f"{self.kind} {name!r}: option {option} is {value!r}, not a {type(default).__name__}"
-                )
+                raise wrong_type(f"{self.kind} {name!r}: option {option}", value, type(default))
         given = {f.name: given[f.name] for f in self._fields(name) if f.name in given}
         try:
             return component(**options, **given)

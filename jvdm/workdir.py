@@ -3,11 +3,13 @@
 import contextlib
 import dataclasses
 import fcntl
+import json
 import os
 import pathlib
 import socket
 import uuid
 from collections.abc import Iterator
+from typing import Any
 
 from jvdm import config as config_lib
 from jvdm import processes
@@ -30,6 +32,11 @@ class Workdir:
     def config(self) -> pathlib.Path:
         """The resolved config the run was started with."""
         return self.path / "config.json"
+
+    @property
+    def data(self) -> pathlib.Path:
+        """What the run was trained on: name, version, SHA-256, and the images' shape and levels."""
+        return self.path / "data.json"
 
     @property
     def metrics(self) -> pathlib.Path:
@@ -114,3 +121,8 @@ class Workdir:
         text = config_lib.to_json(config)
         if not (self.config.is_file() and self.config.read_text() == text):
             write_atomically(self.config, lambda file: file.write(text.encode()))
+
+    def save_data(self, record: dict[str, Any]) -> None:
+        """Write `data`."""
+        if processes.is_main():
+            write_atomically(self.data, lambda file: file.write((json.dumps(record) + "\n").encode()))

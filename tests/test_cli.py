@@ -263,7 +263,7 @@ MISTAKES = {
     "surplus field": (["--mode=train", "--config={tmp}/surplus.py"], "did you mean 'batch_size'"),
     "type of an option": (
         ["--mode=train", "--config={tmp}/option.py"],
-        "channels is 'many', not a int",
+        "channels is 'many', not an int",
     ),
 }
 

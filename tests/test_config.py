@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from jvdm import config as config_lib
 from jvdm import model as model_lib
-from jvdm import sharding
+from jvdm import overrides, sharding
 from jvdm.data import AUGMENTATIONS, TrainBatches
 from jvdm.errors import UserError
 from jvdm.records import Batch
@@ -130,14 +130,14 @@ def test_sections_with_a_name_are_the_components():
 
 def test_another_component_keeps_what_both_have():
     c = tiny.config()
-    config_lib.choose(c, "schedule", "monotone_network")
+    overrides.choose(c, "schedule", "monotone_network")
     assert (c.schedule.gamma_min, c.schedule.gamma_max, c.schedule.hidden) == (-7.0, 5.0, 1024)
-    config_lib.choose(c, "eval.ode.solver", "fixed")
+    overrides.choose(c, "eval.ode.solver", "fixed")
     assert c.eval.ode.solver.num_steps > 0 and "tolerance" not in c.eval.ode.solver
     config_lib.check_complete(c)
     assert c.is_locked and c.eval.is_locked
     with pytest.raises(UserError, match="did you mean 'fixed_linear'"):
-        config_lib.choose(c, "schedule", "fixed_liner")
+        overrides.choose(c, "schedule", "fixed_liner")
 
 
 def test_what_may_change_on_resume(tmp_path):
@@ -172,7 +172,7 @@ def test_incomplete_configs():
     with pytest.raises(UserError, match="did you mean 'seed'"):
         config_lib.check_complete(c)
     c = ConfigDict({**config_lib.default().to_dict(), "seed": "x"})
-    with pytest.raises(UserError, match="config.seed is 'x', not a int"):
+    with pytest.raises(UserError, match="config.seed is 'x', not an int"):
         config_lib.check_complete(c)
     with pytest.raises(UserError, match="NoneType"):
         config_lib.check_complete(None)

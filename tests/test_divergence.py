@@ -158,7 +158,7 @@ def test_a_batch_is_its_examples(name, key):
         ("hutchinson", {"probes": 0}, "probes is 0: give 1 or more"),
         ("hutchinson", {"distribution": "gauss"}, "did you mean 'gaussian'.*choices: gaussian, rademacher"),
         ("exact", {"at_a_time": 0}, "at_a_time is 0: give 1 or more"),
-        ("hutchinson", {"probes": 1.5}, "probes is 1.5, not a int"),
+        ("hutchinson", {"probes": 1.5}, "probes is 1.5, not an int"),
         ("skilling", {}, "choices: exact, hutchinson"),
     ],
 )

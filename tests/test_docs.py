@@ -89,7 +89,7 @@ def test_examples_run(page, project):
     for block in blocks(page):
         if block.language == "bash" and "--mode=train --config=my_project/my_config.py" in block.text:
             c = command_line.load_config(str(project / "my_config.py"))
-            commands.train(c, Workdir(project / "runs" / "my_config"), None, None)
+            commands.train(commands.Request(c, Workdir(project / "runs" / "my_config")))
         if block.language != "python":
             continue
         if block.title:

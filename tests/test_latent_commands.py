@@ -35,7 +35,7 @@ def workdir(tmp_path_factory):
     workdir = Workdir(pathlib.Path(tmp_path_factory.mktemp("latent")))
     c = config()
     for mode in (commands.train, commands.evaluate, commands.sample, commands.score):
-        mode(c, workdir, None, None)
+        mode(commands.Request(c, workdir))
     return workdir
 
 

@@ -327,7 +327,7 @@ def test_a_model_has_the_ends_of_its_schedule(name):
         ("pixel_monotone", {"num_steps": 0}, "num_steps is 0: give 1 or more"),
         ("pixel_monotone", {"hidden": 0}, "hidden is 0: give 1 or more"),
         ("polynomial", {"hidden": 0}, "hidden is 0: give 1 or more"),
-        ("polynomial", {"hidden": 1.5}, "option hidden is 1.5, not a int"),
+        ("polynomial", {"hidden": 1.5}, "option hidden is 1.5, not an int"),
     ],
 )
 def test_refused_options(name, options, message):

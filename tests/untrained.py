@@ -27,4 +27,5 @@ def run(config, path, *, step=2):
     checkpoints.save(jax.tree.map(jnp.asarray, state), step, None)
     checkpoints.close()
     workdir.save_config(config)
+    workdir.save_data({"image_shape": shape, "num_levels": num_levels})
     return workdir

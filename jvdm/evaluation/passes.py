@@ -138,7 +138,8 @@ class Store:
 
     def discard(self) -> None:
         """Remove the folder."""
-        shutil.rmtree(self._folder, ignore_errors=True)
+        if processes.is_main():
+            shutil.rmtree(self._folder, ignore_errors=True)
 
     def _path(self, first: int) -> pathlib.Path:
         return self._folder / f"{first:09d}.npz"

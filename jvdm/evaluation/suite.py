@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jax.sharding import Mesh
 
+from jvdm import config as config_lib
 from jvdm import processes
 from jvdm.data import Subject
 from jvdm.errors import UserError, unknown
@@ -205,19 +206,9 @@ def _depends_on(config: Config, origin: Provenance, one: Built, kind: str) -> di
     """What a pass's numbers depend on: not on batch size or number of devices."""
     fields = dataclasses.asdict(origin)
     del fields["num_devices"]
-    sections = (
-        "model",
-        "path",
-        "parameterization",
-        "time_density",
-        "data_map",
-        "schedule",
-        "latent",
-        "encoder",
-    )
     depends_on = {
         "provenance": fields,
-        "model": {name: config[name].to_dict() for name in sections},
+        "model": {**config_lib.model_fields(config), "time_density": config.time_density.to_dict()},
         "ode": one.ode,
         "slices": one.slices,
         "kind": kind,

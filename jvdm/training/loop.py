@@ -2,7 +2,6 @@
 
 import collections
 import dataclasses
-import json
 import logging
 import math
 import os
@@ -26,12 +25,12 @@ from jvdm.records import Batch
 from jvdm.registry import Config
 from jvdm.reporting import images as image_lib
 from jvdm.reporting import plots
-from jvdm.reporting.files import write_atomically
 from jvdm.reporting.progress import Progress
 from jvdm.reporting.writers import MetricWriter, NullWriter, read_metrics
 from jvdm.sampling import Sampling
 from jvdm.training import notes
-from jvdm.training.checkpoints import Checkpoints, find, restore_what_fits
+from jvdm.training.checkpoints import Checkpoints
+from jvdm.training.restoring import find, restore_what_fits
 from jvdm.training.step import StepMetrics, TrainState, init_state, make_train_step
 from jvdm.workdir import Workdir
 
@@ -136,18 +135,16 @@ class Trainer:
 
     def _check_data(self) -> None:
         """Refuse to continue on other images than the run was started with."""
-        path = self.workdir.path / "data.json"
         now = {"name": self.dataset.name, "version": self.dataset.version}
         now["train"] = self.dataset.fingerprint("train")
-        if path.exists():
-            saved = config_lib.read_json(path)
-            if saved.get("train") != now["train"]:
-                raise UserError(
-                    f"{self.workdir.path} was trained on other images ({saved.get('name')}, SHA-256 "
-                    f"{saved.get('train')}) than {now['name']}, {now['train']}; use another --workdir"
-                )
-        elif processes.is_main():
-            write_atomically(path, lambda file: file.write((json.dumps(now) + "\n").encode()))
+        saved = config_lib.read_json(self.workdir.data) if self.workdir.data.exists() else {}
+        if saved.get("train", now["train"]) != now["train"]:
+            raise UserError(
+                f"{self.workdir.path} was trained on other images ({saved.get('name')}, SHA-256 "
+                f"{saved['train']}) than {now['name']}, {now['train']}; use another --workdir"
+            )
+        spec = {"image_shape": self.dataset.image_shape, "num_levels": self.dataset.num_levels}
+        self.workdir.save_data({**now, **spec})
 
     def run(self) -> None:
         """Train to `config.training.num_steps`.

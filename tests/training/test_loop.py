@@ -13,7 +13,7 @@ import tiny
 from jvdm import preemption
 from jvdm.errors import UserError
 from jvdm.reporting.writers import read_metrics
-from jvdm.training import checkpoints, integrity
+from jvdm.training import checkpoints, integrity, restoring
 from jvdm.training import loop as loop_lib
 from jvdm.training.loop import Trainer, train
 from jvdm.workdir import Workdir
@@ -125,7 +125,7 @@ def test_a_damaged_checkpoint_is_put_aside(finished, tmp_path, damage, caplog):
     if damage is flip_bits:
         again.run()
         assert tiny.max_difference(again.state.ema_params, complete.state.ema_params) == 0.0
-        assert checkpoints.find(tmp_path / "run", None).name == "4"
+        assert restoring.find(tmp_path / "run", None).name == "4"
 
 
 def test_nothing_but_damaged_checkpoints_is_one_line(finished, tmp_path):
@@ -190,7 +190,7 @@ def test_non_finite_loss_stops(tmp_path):
     t.state.params["network"]["conv_out"] = bad
     with pytest.raises(UserError, match=r"step 3: loss nan .* the checkpoint of step 2 is kept"):
         t.run()
-    assert checkpoints.find(tmp_path, None).name == "2"
+    assert restoring.find(tmp_path, None).name == "2"
 
 
 def test_failed_save_keeps_the_previous(tmp_path, monkeypatch):
@@ -205,15 +205,15 @@ def test_failed_save_keeps_the_previous(tmp_path, monkeypatch):
     monkeypatch.setattr(t.checkpoints._manager, "save", full)
     with pytest.raises(UserError, match=r"No space left on device.*step 2 is kept"):
         t.run()
-    restored = checkpoints.restore(checkpoints.find(tmp_path, None), t.state)
+    restored = restoring.restore(restoring.find(tmp_path, None), t.state)
     assert int(restored.step) == 2
 
 
 def test_part_of_a_checkpoint(finished):
     """The averaged weights alone are those of the whole state, and those of another model are refused."""
     path, t = finished
-    newest = checkpoints.find(path, None)
-    part = checkpoints.restore(newest, {"ema_params": t.state.ema_params})
+    newest = restoring.find(path, None)
+    part = restoring.restore(newest, {"ema_params": t.state.ema_params})
     assert part.keys() == {"ema_params"}
     assert tiny.max_difference(part["ema_params"], t.state.ema_params) == 0.0
     for field, value in (("channels", 16), ("num_blocks", 2), ("attention", True)):
@@ -221,7 +221,7 @@ def test_part_of_a_checkpoint(finished):
         c.network[field] = value
         other = jax.eval_shape(tiny.model(c).init, jax.random.key(0))
         with pytest.raises(UserError, match="not a readable checkpoint of this model"):
-            checkpoints.restore(newest, {"ema_params": other})
+            restoring.restore(newest, {"ema_params": other})
 
 
 def test_best_and_newest_are_kept(tmp_path):
