@@ -115,28 +115,15 @@ class DDPMUNet(nn.Module):
     dtype: str = "float32"
 
     def __post_init__(self):
-        if self.channels < 4 or self.channels % 2:
-            raise ValueError(f"channels is {self.channels}: give an even number from 4")
+        layers.check_options(self)
         for option in ("multipliers", "attention_resolutions"):
             value = getattr(self, option)
             if not isinstance(value, tuple) or any(type(n) is not int or n < 1 for n in value):
                 raise ValueError(f"{option} is {value!r}: give a tuple of whole numbers from 1")
         if not self.multipliers:
             raise ValueError("multipliers is empty: give one number for each level")
-        if self.num_res_blocks < 1:
-            raise ValueError(f"num_res_blocks is {self.num_res_blocks}: give 1 or more")
         if self.downsample_padding not in _PADDING:
             raise ValueError(f"downsample_padding is {self.downsample_padding!r}: give same or symmetric")
-        # Every normalisation is over a multiple of the channels.
-        if self.num_groups < 0 or self.channels % self.groups:
-            raise ValueError(f"num_groups {self.num_groups} does not divide channels {self.channels}")
-        for option in ("time_scale", "norm_epsilon"):
-            if not getattr(self, option) > 0.0:
-                raise ValueError(f"{option} is {getattr(self, option)}: give a positive number")
-        if self.dtype not in ("float32", "bfloat16"):
-            raise ValueError(f"dtype is {self.dtype!r}: give float32 or bfloat16")
-        if not 0.0 <= self.dropout < 1.0:
-            raise ValueError(f"dropout is {self.dropout}: give a probability below 1")
         super().__post_init__()
 
     @property

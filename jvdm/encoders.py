@@ -90,10 +90,9 @@ class CNNEncoder(nn.Module):
     dtype: str = "float32"
 
     def __post_init__(self):
-        if self.channels < 1 or self.num_layers < 1:
-            raise ValueError(f"channels is {self.channels} and num_layers {self.num_layers}: give 1 or more")
-        if self.dtype not in ("float32", "bfloat16"):
-            raise ValueError(f"dtype is {self.dtype!r}: give float32 or bfloat16")
+        layers.check_options(self)
+        if self.channels < 1:
+            raise ValueError(f"channels is {self.channels}: give 1 or more")
         super().__post_init__()
 
     @nn.compact

@@ -32,15 +32,9 @@ class MLP(nn.Module):
     dtype: str = "float32"
 
     def __post_init__(self):
-        for option in ("hidden", "num_layers"):
-            if getattr(self, option) < 1:
-                raise ValueError(f"{option} is {getattr(self, option)}: give 1 or more")
+        layers.check_options(self)
         if self.time_features < 4 or self.time_features % 2:
             raise ValueError(f"time_features is {self.time_features}: give an even number from 4")
-        if not self.time_scale > 0.0:
-            raise ValueError(f"time_scale is {self.time_scale}: give a positive number")
-        if self.dtype not in ("float32", "bfloat16"):
-            raise ValueError(f"dtype is {self.dtype!r}: give float32 or bfloat16")
         super().__post_init__()
 
     @nn.compact

@@ -19,8 +19,9 @@ as sums of what is not negative, to a few ulp:
     4. s(v t + u) - s(u) = s(v t + u) s(-u) (1 - e^(-v t))
 """
 
+import dataclasses
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -48,10 +49,22 @@ def _coefficients(
     return [nn.Dense(size, name=name)(h).reshape(len(latent), *shape) for name in names]
 
 
-def _check_positive(schedule: Any, *options: str) -> None:
-    for option in options:
-        if getattr(schedule, option) < 1:
-            raise ValueError(f"{option} is {getattr(schedule, option)}: give 1 or more")
+class _PixelSchedule(nn.Module):
+    """The options that both schedules have."""
+
+    image_shape: tuple[int, int, int]
+    gamma_min: float = -13.3
+    gamma_max: float = 5.0
+    hidden: int = 1024
+    endpoints: ClassVar[tuple[str, ...]] = ()
+    has_interior: ClassVar[bool] = True
+    per_pixel: ClassVar[bool] = True
+
+    def __post_init__(self):
+        for option in {"hidden", "num_steps"} & {field.name for field in dataclasses.fields(self)}:
+            if getattr(self, option) < 1:
+                raise ValueError(f"{option} is {getattr(self, option)}: give 1 or more")
+        super().__post_init__()
 
 
 # Points and weights of (3).
@@ -82,7 +95,7 @@ def _(primals, tangents):
 
 
 @SCHEDULES.register("polynomial")
-class Polynomial(nn.Module):
+class Polynomial(_PixelSchedule):
     """Schedule (1).
 
     Attributes:
@@ -90,18 +103,6 @@ class Polynomial(nn.Module):
         gamma_min, gamma_max: the ends.
         hidden: features of the network's hidden layers.
     """
-
-    image_shape: tuple[int, int, int]
-    gamma_min: float = -13.3
-    gamma_max: float = 5.0
-    hidden: int = 1024
-    endpoints: ClassVar[tuple[str, ...]] = ()
-    has_interior: ClassVar[bool] = True
-    per_pixel: ClassVar[bool] = True
-
-    def __post_init__(self):
-        _check_positive(self, "hidden")
-        super().__post_init__()
 
     @nn.compact
     def __call__(self, t: Float[Array, "... b 1 1 1"], context: Context) -> Gamma:
@@ -113,7 +114,7 @@ class Polynomial(nn.Module):
 
 
 @SCHEDULES.register("pixel_monotone")
-class PixelMonotone(nn.Module):
+class PixelMonotone(_PixelSchedule):
     """Schedule (2).
 
     Attributes:
@@ -123,18 +124,7 @@ class PixelMonotone(nn.Module):
         num_steps: j, sigmoids of every pixel.
     """
 
-    image_shape: tuple[int, int, int]
-    gamma_min: float = -13.3
-    gamma_max: float = 5.0
-    hidden: int = 1024
     num_steps: int = 3
-    endpoints: ClassVar[tuple[str, ...]] = ()
-    has_interior: ClassVar[bool] = True
-    per_pixel: ClassVar[bool] = True
-
-    def __post_init__(self):
-        _check_positive(self, "hidden", "num_steps")
-        super().__post_init__()
 
     @nn.compact
     def __call__(self, t: Float[Array, "... b 1 1 1"], context: Context) -> Gamma:

@@ -198,7 +198,12 @@ def sample(
 
     Returns:
         [b, h, w, c] z_0, or [T / every + 1, b, h, w, c] from z_1 to z_0.
+
+    Raises:
+        ValueError: `every` does not divide the number of steps.
     """
+    if every and num_steps % every:
+        raise ValueError(f"every {every} does not divide the number of steps, {num_steps}")
     draw = jax.vmap(lambda key, i: jax.random.normal(jax.random.fold_in(key, i), shape), in_axes=(0, None))
     b = keys.shape[0]
 

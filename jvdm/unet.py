@@ -186,16 +186,7 @@ def check(network: Any) -> None:
     Raises:
         ValueError: naming the option.
     """
-    if network.channels < 4 or network.channels % 2:
-        raise ValueError(f"channels is {network.channels}: give an even number from 4")
-    if network.num_blocks < 1:
-        raise ValueError(f"num_blocks is {network.num_blocks}: give 1 or more")
-    if network.num_groups < 0 or network.channels % network.groups:
-        raise ValueError(f"num_groups {network.num_groups} does not divide channels {network.channels}")
-    if network.dtype not in ("float32", "bfloat16"):
-        raise ValueError(f"dtype is {network.dtype!r}: give float32 or bfloat16")
-    if not 0.0 <= network.dropout < 1.0:
-        raise ValueError(f"dropout is {network.dropout}: give a probability below 1")
+    layers.check_options(network)
     if network.fourier and network.fourier_last < network.fourier_first:
         raise ValueError(
             f"fourier_last {network.fourier_last} is below fourier_first {network.fourier_first}"
@@ -236,10 +227,8 @@ class VDMUNet(nn.Module):
 
     def __post_init__(self):
         check(self)
-        if self.num_heads < 1 or self.channels % self.num_heads:
+        if self.channels % self.num_heads:
             raise ValueError(f"num_heads {self.num_heads} does not divide channels {self.channels}")
-        if not self.norm_epsilon > 0.0:
-            raise ValueError(f"norm_epsilon is {self.norm_epsilon}: give a positive number")
         super().__post_init__()
 
     @property

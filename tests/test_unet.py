@@ -165,7 +165,7 @@ def test_a_latent_and_a_time_for_every_pixel(per_pixel):
     ("options", "message"),
     [
         ({"num_heads": 3}, "num_heads 3 does not divide channels 8"),
-        ({"num_heads": 0}, "num_heads 0 does not divide"),
+        ({"num_heads": 0}, "num_heads is 0: give 1 or more"),
         ({"norm_epsilon": 0.0}, "norm_epsilon is 0.0"),
     ],
 )

@@ -6,7 +6,7 @@ their cells, log P(x) >= E_u[ log p(y) - log q(y | x) ] (`jvdm.dequantization`).
 noise, a time, noise at all times, and probes of its own (`jvdm.evaluation.slices`).
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
 import jax
@@ -20,7 +20,7 @@ from jvdm.errors import UserError, unknown
 from jvdm.evaluation.passes import Rows
 from jvdm.evaluation.slices import SlicePass
 from jvdm.model import Model
-from jvdm.records import Batch
+from jvdm.records import Batch, Coefficients
 from jvdm.registry import Config
 
 Params = Any
@@ -35,11 +35,6 @@ def _continuous(model: Model, images: jax.Array, keys: jax.Array, alpha: jax.Arr
     return dequantization.uniform(images, u, alpha, model.num_levels, model.data_map)
 
 
-def _refuse_latents(model: Model, name: str) -> None:
-    if model.latent is not None:
-        raise UserError(f"the estimator {name} is not for models with a latent: choose vlb or ode")
-
-
 def _normal(model: Model, keys: jax.Array) -> jax.Array:
     return jax.vmap(lambda key: jax.random.normal(key, model.image_shape))(keys)
 
@@ -49,48 +44,76 @@ def _split(keys: jax.Array, n: int) -> jax.Array:
     return jnp.moveaxis(jax.vmap(lambda key: jax.random.split(key, n))(keys), 1, 0)
 
 
-class RandomSliceELBO:
-    """The compiled random-slice bound.
+class _ScoreBound:
+    """What both bounds have in common.
 
     Its rows are the terms and `gamma`, all [N, n], in the model's units.
 
     Args:
         model: as `for_evaluation` returns it, in continuous time.
         mesh: has a `data` axis.
-        config: the section `eval.elbo`.
+        config: the section `eval.elbo` or `eval.scoreflow`.
         batch_size: images at a time.
         draws: n, per image.
 
     Raises:
-        UserError: no draws or no images at a time, or an unknown prior.
+        UserError: no draws or no images at a time, a model with a latent, or settings that do not suit it.
     """
 
-    name: ClassVar[str] = "elbo"
-    terms: ClassVar[tuple[str, ...]] = ("prior", "score", "divergence", "dequantization")
+    name: ClassVar[str]
+    terms: ClassVar[tuple[str, ...]]
     shown: ClassVar[tuple[str, ...]] = ()
     latent: Any = None
 
     def __init__(self, model: Model, mesh: Mesh, config: Config, *, batch_size: int, draws: int):
-        _refuse_latents(model, self.name)
-        if config.prior not in score_bounds.PRIORS:
-            raise unknown("config.eval.elbo.prior", config.prior, score_bounds.PRIORS)
-        trace = TRACES.build(config.trace)
-        prior, scale = score_bounds.PRIORS[config.prior], model.units_per_nat
+        if model.latent is not None:
+            raise UserError(f"the estimator {self.name} is not for models with a latent: choose vlb or ode")
+        bound, scale = self._bound(model, config), model.units_per_nat
 
         def one_draw(params, images, u, keys):
-            k_data, k_eps, k_eps_1, k_probe = _split(keys, 4)
             context = model.context(params, Batch(images, jnp.zeros(images.shape[0])))
 
             def coefficients(t):
                 return model.coefficients(model.time_gamma(params, t, context))
 
+            def eps_hat_at(t):
+                return lambda z: model.predict(params, z, t, context).eps
+
+            terms, log_q, at_t = bound(images, u, keys, coefficients, eps_hat_at)
+            rows = {**terms._asdict(), "dequantization": log_q}
+            return {name: scale * row for name, row in rows.items()}, at_t.gamma.mean(axis=(1, 2, 3))
+
+        self._pass = SlicePass(one_draw, mesh, batch_size=batch_size, draws=draws)
+
+    def _bound(self, model: Model, config: Config) -> Callable[..., tuple[Any, jax.Array, Coefficients]]:
+        """(images, u, keys, t -> coefficients, t -> eps_hat) -> (terms, log q, coefficients at t)."""
+        raise NotImplementedError
+
+    def rows(self, params: Params, images: np.ndarray, key: jax.Array, *, first: int = 0) -> Iterator[Rows]:
+        """As `VLB.rows`."""
+        return self._pass(params, images, key, first)
+
+
+class RandomSliceELBO(_ScoreBound):
+    """The compiled random-slice bound; `config` is the section `eval.elbo`."""
+
+    name = "elbo"
+    terms = ("prior", "score", "divergence", "dequantization")
+
+    def _bound(self, model: Model, config: Config) -> Callable[..., tuple[Any, jax.Array, Coefficients]]:
+        if config.prior not in score_bounds.PRIORS:
+            raise unknown("config.eval.elbo.prior", config.prior, score_bounds.PRIORS)
+        trace, prior = TRACES.build(config.trace), score_bounds.PRIORS[config.prior]
+
+        def bound(images, u, keys, coefficients, eps_hat_at):
+            k_data, k_eps, k_eps_1, k_probe = _split(keys, 4)
             # Not 0, to which u may be rounded: there may be no noise at all.
             t = jnp.maximum(u, 2.0**-24)
             at_s, at_t, at_1 = (coefficients(a) for a in (jnp.zeros_like(t), t, jnp.ones_like(t)))
             data = _continuous(model, images, k_data, at_s.alpha)
             probes = jnp.moveaxis(jax.vmap(lambda key: trace.draw(key, model.image_shape))(k_probe), 1, 0)
             terms = score_bounds.random_slice(
-                lambda z: model.predict(params, z, t, context).eps,
+                eps_hat_at(t),
                 data.z,
                 eps=_normal(model, k_eps),
                 eps_1=_normal(model, k_eps_1),
@@ -104,41 +127,22 @@ class RandomSliceELBO:
                 prior=prior,
                 log_sigma_1=model.path.log_sigma(at_1.gamma),
             )
-            rows = {**terms._asdict(), "dequantization": data.log_q}
-            return {name: scale * row for name, row in rows.items()}, at_t.gamma.mean(axis=(1, 2, 3))
+            return terms, data.log_q, at_t
 
-        self._pass = SlicePass(one_draw, mesh, batch_size=batch_size, draws=draws)
-
-    def rows(self, params: Params, images: np.ndarray, key: jax.Array, *, first: int = 0) -> Iterator[Rows]:
-        """As `VLB.rows`."""
-        return self._pass(params, images, key, first)
+        return bound
 
 
-class ScoreFlowBound:
-    """The compiled truncated bound.
+class ScoreFlowBound(_ScoreBound):
+    """The compiled truncated bound; `config` is the section `eval.scoreflow`.
 
-    Its rows are the terms and `gamma`, all [N, n], in the model's units.
-
-    Args:
-        model: as `for_evaluation` returns it, in continuous time, with a fixed schedule if times are
-            uniform in gamma.
-        mesh: has a `data` axis.
-        config: the section `eval.scoreflow`.
-        batch_size: images at a time.
-        draws: n, per image.
-
-    Raises:
-        UserError: no draws or no images at a time, or no noise at the time of the truncation.
+    Times that are uniform in gamma need a fixed schedule.
     """
 
-    name: ClassVar[str] = "scoreflow"
-    terms: ClassVar[tuple[str, ...]] = ("prior", "diffusion", "reconstruction", "dequantization")
-    shown: ClassVar[tuple[str, ...]] = ()
-    latent: Any = None
+    name = "scoreflow"
+    terms = ("prior", "diffusion", "reconstruction", "dequantization")
 
-    def __init__(self, model: Model, mesh: Mesh, config: Config, *, batch_size: int, draws: int):
-        _refuse_latents(model, self.name)
-        epsilon, importance, scale = config.epsilon, config.importance, model.units_per_nat
+    def _bound(self, model: Model, config: Config) -> Callable[..., tuple[Any, jax.Array, Coefficients]]:
+        epsilon, importance = config.epsilon, config.importance
         if not epsilon and model.schedule.gamma_min == -np.inf:
             raise UserError(
                 "config.eval.scoreflow.epsilon is 0, where this schedule has no noise: "
@@ -147,13 +151,8 @@ class ScoreFlowBound:
         if importance and not hasattr(model.schedule, "inverse"):
             raise UserError("config.eval.scoreflow.importance=True needs a fixed schedule: set it to False")
 
-        def one_draw(params, images, u, keys):
+        def bound(images, u, keys, coefficients, eps_hat_at):
             k_data, k_eps, k_eps_1, k_eps_e = _split(keys, 4)
-            context = model.context(params, Batch(images, jnp.zeros(images.shape[0])))
-
-            def coefficients(t):
-                return model.coefficients(model.time_gamma(params, t, context))
-
             t_e, one = jnp.full_like(u, epsilon), jnp.ones_like(u)
             t, span = epsilon + (1.0 - epsilon) * u, (1.0 - epsilon) * one
             if importance:
@@ -163,8 +162,8 @@ class ScoreFlowBound:
             at_t, at_e, at_1 = (coefficients(a) for a in (t, t_e, one))
             data = _continuous(model, images, k_data, jnp.ones_like(at_t.alpha))
             terms = score_bounds.truncated(
-                lambda z: model.predict(params, z, t, context).eps,
-                lambda z: model.predict(params, z, t_e, context).eps,
+                eps_hat_at(t),
+                eps_hat_at(t_e),
                 data.z,
                 eps=_normal(model, k_eps),
                 eps_1=_normal(model, k_eps_1),
@@ -176,11 +175,6 @@ class ScoreFlowBound:
                 at_1=at_1,
                 log_sigma_1=model.path.log_sigma(at_1.gamma),
             )
-            rows = {**terms._asdict(), "dequantization": data.log_q}
-            return {name: scale * row for name, row in rows.items()}, at_t.gamma.mean(axis=(1, 2, 3))
+            return terms, data.log_q, at_t
 
-        self._pass = SlicePass(one_draw, mesh, batch_size=batch_size, draws=draws)
-
-    def rows(self, params: Params, images: np.ndarray, key: jax.Array, *, first: int = 0) -> Iterator[Rows]:
-        """As `VLB.rows`."""
-        return self._pass(params, images, key, first)
+        return bound
