@@ -4,7 +4,7 @@
 
 Flips, rotations and channel permutations, with a conditioning scalar that says whether an image was
 augmented; bits/dim are of unaugmented test images. Published: 2.42 bits/dim by the ODE with 20 importance
-samples. Two probes of the trace make that number a bound (README, "What a reported number means").
+samples. Two probes of the trace make that number a bound (docs/evaluation.md, "K samples").
 """
 
 from jvdm import config as config_lib

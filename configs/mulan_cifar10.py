@@ -5,7 +5,7 @@
 
 Published: 2.55 bits/dim by the ODE, with a latent whose charge is no bound
 (--config.latent.name=k_hot_surrogate); a valid charge makes that 2.56 to 2.57. The latent here is the exact
-k-subset. This library has not been trained that far; what was measured is in the README.
+k-subset. This library has not been trained that far; what was measured is in docs/results.md.
 """
 
 from jvdm import config as config_lib

@@ -3,7 +3,7 @@
     python main.py --mode=train --config=configs/vdm_cifar10.py
 
 Published: 2.65 bits/dim after 10M steps on 8 TPUv3 chips (the paper's table; its public checkpoint 2.637).
-This library has not been trained that far; what was measured is in the README.
+This library has not been trained that far; what was measured is in docs/results.md.
 """
 
 from jvdm import config as config_lib

@@ -152,10 +152,10 @@ def parse(argv: list[str], *, usage: str, modes: Sequence[str]) -> list[str]:
 
 
 def config_name(given: str) -> str:
-    """The config's file name without suffix, and its argument."""
+    """The config's file name without suffix, and the parts of its argument, of files likewise."""
     path, _, argument = given.partition(":")
-    parts = [pathlib.Path(path).stem] + [pathlib.Path(argument).stem] * bool(argument)
-    return "-".join(parts)
+    parts = [path, *(part for part in argument.split(",") if part)]
+    return "-".join(pathlib.Path(part).stem for part in parts)
 
 
 def configure_logging() -> None:

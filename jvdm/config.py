@@ -59,7 +59,10 @@ FREE_ON_RESUME = (
     "training.sample_every",
     "training.sample_images",
     "training.sample_steps",
+    # Where and how it is computed, which changes rounding alone.
     "training.fsdp",
+    "network.remat",
+    "encoder.remat",
 )
 
 # (lowest, highest) of numbers, both allowed.

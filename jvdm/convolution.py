@@ -1,7 +1,7 @@
 """A 3 x 3 convolution whose derivatives are fast inside a scan on a CPU.
 
 XLA for CPU runs the forward convolution at the speed of a matrix product, inside a loop or not. Its
-own derivatives, inside a loop, are 5 times (with respect to the input) and 50 times (with respect
+own derivatives, inside a loop, are 6 times (with respect to the input) and 50 times (with respect
 to the kernel) slower, because they become convolutions with reversed windows or windows as large as
 the image. Here the convolution is a bilinear primitive whose transposes are written out:
 

@@ -5,11 +5,17 @@ What launchers say in the environment, and JAX reads from there:
     Slurm        SLURM_JOB_ID, SLURM_STEP_NUM_TASKS (or SLURM_NTASKS) above 1
     Open MPI     OMPI_COMM_WORLD_SIZE above 1
     Kubernetes   KUBERNETES_SERVICE_HOST and JOB_COMPLETION_INDEX, of an indexed Job or a JobSet
-    TPU pod      TPU_WORKER_HOSTNAMES with more than one name, or MEGASCALE_COORDINATOR_ADDRESS
+    TPU pod      TPU_WORKER_HOSTNAMES or TPU_PROCESS_ADDRESSES with more than one name, or
+                 MEGASCALE_COORDINATOR_ADDRESS
+
+A TPU virtual machine says nothing there: with libtpu installed, its metadata server is asked for the workers.
 """
 
+import http.client
+import importlib.util
 import logging
 import os
+import urllib.request
 from collections.abc import Mapping
 
 import jax
@@ -20,10 +26,15 @@ from jvdm.errors import UserError, unknown
 log = logging.getLogger("jvdm")
 
 CHOICES = ("auto", "on", "off")
+METADATA_S = 3.0  # for the metadata server to answer
 
 
 def launcher(environment: Mapping[str, str]) -> str | None:
-    """Which launcher has started several processes, by the environment's variables; None if none has."""
+    """Which launcher has started several processes; None if none has.
+
+    Args:
+        environment: variables by name.
+    """
 
     def number(*names: str) -> int:
         values = [environment[name] for name in names if environment.get(name, "").isdigit()]
@@ -35,10 +46,27 @@ def launcher(environment: Mapping[str, str]) -> str | None:
         return "Open MPI"
     if "KUBERNETES_SERVICE_HOST" in environment and "JOB_COMPLETION_INDEX" in environment:
         return "Kubernetes"
-    hosts = [name for name in environment.get("TPU_WORKER_HOSTNAMES", "").split(",") if name]
-    if len(hosts) > 1 or "MEGASCALE_COORDINATOR_ADDRESS" in environment:
+    names = environment.get("TPU_PROCESS_ADDRESSES") or environment.get("TPU_WORKER_HOSTNAMES")
+    if "MEGASCALE_COORDINATOR_ADDRESS" in environment:
+        return "TPU pod"
+    if len((names or _tpu_workers(environment)).split(",")) > 1:
         return "TPU pod"
     return None
+
+
+def _tpu_workers(environment: Mapping[str, str]) -> str:
+    """The workers of the slice that this TPU virtual machine belongs to, with commas; "" elsewhere."""
+    # JAX leaves the server alone where this is set.
+    if "TPU_SKIP_MDS_QUERY" in environment or importlib.util.find_spec("libtpu") is None:
+        return ""
+    server = environment.get("GCE_METADATA_HOST", "metadata.google.internal")
+    path = "computeMetadata/v1/instance/attributes/worker-network-endpoints"
+    request = urllib.request.Request(f"http://{server}/{path}", headers={"Metadata-Flavor": "Google"})
+    try:
+        with urllib.request.urlopen(request, timeout=METADATA_S) as answer:
+            return answer.read(1 << 16).decode(errors="replace")
+    except (OSError, http.client.HTTPException):
+        return ""
 
 
 def initialize(

@@ -143,7 +143,7 @@ def test_another_component_keeps_what_both_have():
 def test_what_may_change_on_resume(tmp_path):
     saved = tiny.config().to_dict()
     c = tiny.config(num_steps=8, log_every=1)
-    c.eval.draws = 7
+    c.eval.draws, c.network.remat = 7, True
     config_lib.check_resume(saved, c, tmp_path)
     c.optimizer.linear_decay = True
     with pytest.raises(UserError, match=r"optimizer.linear_decay .*training.num_steps \(saved 4, given 8\)"):

@@ -1,5 +1,8 @@
 """Who has started several processes, and mistakes in the flags that say so."""
 
+import http.server
+import threading
+
 import jax
 import pytest
 
@@ -34,6 +37,46 @@ POD = {"KUBERNETES_SERVICE_HOST": "10.0.0.1", "JOB_COMPLETION_INDEX": "0"}
 )
 def test_launchers(environment, expected):
     assert processes.launcher(environment) == expected
+
+
+@pytest.fixture
+def metadata(monkeypatch):
+    """What the metadata server has of the workers, and the environment that leads to it; with libtpu."""
+    workers = [b""]
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            found = workers[0] and self.headers["Metadata-Flavor"] == "Google"
+            self.send_response(200 if found and self.path.endswith("/worker-network-endpoints") else 404)
+            self.end_headers()
+            self.wfile.write(workers[0])
+
+        def log_message(self, *_):
+            pass
+
+    monkeypatch.setattr(processes.importlib.util, "find_spec", lambda name: name == "libtpu" or None)
+    with http.server.HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, daemon=True)
+        thread.start()
+        yield workers, {"GCE_METADATA_HOST": f"127.0.0.1:{server.server_port}"}
+        server.shutdown()
+        thread.join()
+
+
+def test_the_workers_of_a_tpu_virtual_machine(metadata, monkeypatch):
+    workers, environment = metadata
+    assert processes.launcher(environment) is None, "none, as outside of a slice"
+    workers[0] = b"10.0.0.1"
+    assert processes.launcher(environment) is None
+    workers[0] = b"unknown:unknown:10.0.0.1,unknown:unknown:10.0.0.2"
+    assert processes.launcher(environment) == "TPU pod"
+    assert processes.launcher({**environment, "TPU_SKIP_MDS_QUERY": "1"}) is None
+    assert processes.launcher({**environment, "TPU_WORKER_HOSTNAMES": "one"}) is None, (
+        "the variable is enough"
+    )
+    assert processes.launcher({"GCE_METADATA_HOST": "127.0.0.1:9"}) is None, "nobody there"
+    monkeypatch.setattr(processes.importlib.util, "find_spec", lambda name: None)
+    assert processes.launcher(environment) is None, "no libtpu, no TPU"
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@
 2. With K > 1, a Hutchinson trace needs at least two probes, so that the result is a bound
    (`jvdm.likelihood`, equation 2).
 3. The error of the solver is estimated by solving a random subset of images again, with the same
-   noise and probes, at a tenth of the tolerance, or in half the steps.
+   noise and probes, at a tenth of the tolerance, or in twice the steps.
 """
 
 import dataclasses

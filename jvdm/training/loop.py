@@ -30,7 +30,7 @@ from jvdm.reporting.writers import MetricWriter, NullWriter, read_metrics
 from jvdm.sampling import Sampling
 from jvdm.training import notes
 from jvdm.training.checkpoints import Checkpoints
-from jvdm.training.restoring import find, restore_what_fits
+from jvdm.training.restoring import find, restore_what_fits, steps_in
 from jvdm.training.step import StepMetrics, TrainState, init_state, make_train_step
 from jvdm.workdir import Workdir
 
@@ -80,7 +80,8 @@ class Trainer:
         batch_size, microbatches = config.training.batch_size, config.training.microbatches
         sharding.check_batch("config.training.batch_size", batch_size, self.mesh, microbatches)
         workdir.prepare()
-        if workdir.config.exists():
+        # A run that has saved nothing is not resumed, but started again.
+        if workdir.config.exists() and steps_in(workdir.checkpoints):
             config_lib.check_resume(config_lib.read_json(workdir.config), config, workdir.path)
 
         self.dataset = data.load(
@@ -137,7 +138,8 @@ class Trainer:
         """Refuse to continue on other images than the run was started with."""
         now = {"name": self.dataset.name, "version": self.dataset.version}
         now["train"] = self.dataset.fingerprint("train")
-        saved = config_lib.read_json(self.workdir.data) if self.workdir.data.exists() else {}
+        resumed = self.step and self.workdir.data.exists()
+        saved = config_lib.read_json(self.workdir.data) if resumed else {}
         if saved.get("train", now["train"]) != now["train"]:
             raise UserError(
                 f"{self.workdir.path} was trained on other images ({saved.get('name')}, SHA-256 "
