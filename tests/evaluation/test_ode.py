@@ -9,7 +9,6 @@ import numpy as np
 import oracles
 import pytest
 import tiny
-from flax import linen as nn
 
 from jvdm.dequantization import DEQUANTIZATIONS
 from jvdm.divergence import TRACES
@@ -25,23 +24,9 @@ from jvdm.transforms import Identity
 N = 5
 
 
-class Small(nn.Module):
-    """A network that compiles in no time, mixes pixels, and is neither linear nor stiff."""
-
-    dtype: str = "float32"
-    z_dtype: str | None = None
-
-    @nn.compact
-    def __call__(self, z, gamma, conditioning, *, train=False):
-        z = z.astype(self.z_dtype or z.dtype).astype(z.dtype)
-        flat = z.reshape(len(z), -1)
-        hidden = nn.tanh(nn.Dense(16)(jnp.concatenate([2.0 * flat, 0.2 * gamma[:, None]], axis=-1)))
-        return z + nn.Dense(flat.shape[-1])(hidden).reshape(z.shape)
-
-
 @pytest.fixture(scope="module")
 def setting():
-    model = dataclasses.replace(for_evaluation(tiny.model(tiny.config())), network=Small())
+    model = dataclasses.replace(for_evaluation(tiny.model(tiny.config())), network=tiny.Small())
     return model, jax.jit(model.init)(jax.random.key(0))
 
 
@@ -291,7 +276,7 @@ def test_record(whole, setting):
 def test_lower_precision_would_move_the_number(setting):
     """What float32 evaluation is for: rounding z to bfloat16 before the network moves bits/dim."""
     model, params = setting
-    rounded = dataclasses.replace(model, network=Small(z_dtype="bfloat16"))
+    rounded = dataclasses.replace(model, network=tiny.Small(z_dtype="bfloat16"))
     full, _ = evaluate(setting, batch_size=N)
     again, _ = evaluate((rounded, params), batch_size=N)
     difference = np.abs(passes.bits_per_dim(full, ODE.terms) - passes.bits_per_dim(again, ODE.terms))
