@@ -67,8 +67,8 @@ def test_independent_of_batch_and_devices(setting, whole, batch_size, num_device
     np.testing.assert_array_equal(rows["nfe"], whole["nfe"])
     assert len(np.unique(rows["nfe"])) > 1, "images that need as many steps as each other show nothing"
     for name in ODE.terms:
-        # Matrix products of another height round differently, by 1e-16 of at most 12. In float32 that moves the
-        # estimate of a step's error, with it the size of the step, and the result by up to 3e-4.
+        # Matrix products of another height round differently, by 1e-16 of at most 12. In float32 that moves
+        # the estimate of a step's error, with it the size of the step, and the result by up to 3e-4.
         np.testing.assert_allclose(rows[name], whole[name], rtol=0, atol=1e-11)
 
 
