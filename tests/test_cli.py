@@ -7,6 +7,7 @@ import pathlib
 import subprocess
 import sys
 
+import forked
 import numpy as np
 import pytest
 import quick
@@ -41,12 +42,12 @@ DIGITS = "--config=configs/digits.py"
 VLB = "--config.eval.estimators=vlb"
 
 
-def run(*arguments, **environment):
-    """main.py in a process of its own, on one device."""
+def run_alone(*command):
+    """A process of its own, not forked, on one device."""
     return subprocess.run(
-        [sys.executable, "main.py", *map(str, arguments)],
+        command,
         cwd=ROOT,
-        env={**os.environ, "XLA_FLAGS": quick.FLAGS, **environment},
+        env={**os.environ, "XLA_FLAGS": quick.FLAGS},
         capture_output=True,
         text=True,
         timeout=300,
@@ -57,7 +58,7 @@ def run(*arguments, **environment):
 def trained(tmp_path_factory):
     """A workdir after --mode=train, and what that printed."""
     workdir = tmp_path_factory.mktemp("cli") / "run"
-    done = run("--mode=train", DIGITS, f"--workdir={workdir}", *TINY)
+    done = run_alone(sys.executable, "main.py", "--mode=train", DIGITS, f"--workdir={workdir}", *TINY)
     assert done.returncode == 0, done.stderr
     return workdir, done
 
@@ -73,7 +74,7 @@ def test_train(trained):
 
 def test_eval(trained):
     workdir, _ = trained
-    done = run("--mode=eval", DIGITS, f"--workdir={workdir}", *TINY)
+    done = forked.run("--mode=eval", DIGITS, f"--workdir={workdir}", *TINY)
     assert done.returncode == 0, done.stderr
     record = json.loads((workdir / "eval" / "vlb_continuous_step2_10x2_seed0.json").read_text())
     origin = record["provenance"]
@@ -88,7 +89,7 @@ def test_eval(trained):
     assert f"{record['value']:.4f} ± " in done.stdout
     assert not list((workdir / "eval").glob("*.partial")), "finished passes leave nothing"
     assert (workdir / "plots" / "loss_against_gamma_vlb_continuous_step2_10x2_seed0.png").stat().st_size > 0
-    again = run("--mode=eval", DIGITS, f"--workdir={workdir}", "--config.eval.timesteps=5", VLB, *TINY)
+    again = forked.run("--mode=eval", DIGITS, f"--workdir={workdir}", "--config.eval.timesteps=5", VLB, *TINY)
     assert again.returncode == 0, again.stderr
     assert json.loads((workdir / "eval" / "vlb_T5_step2_10x2_seed0.json").read_text())["timesteps"] == 5
 
@@ -100,7 +101,7 @@ def test_score(trained, tmp_path):
     for name in ("b.png", "a, 1.png", "c.png"):
         image_lib.write_png(tmp_path / "set" / name, rng.integers(0, 17, (8, 8), dtype=np.uint8))
     source = f"--config.score.source=folder:{tmp_path / 'set'}"
-    done = run("--mode=score", DIGITS, f"--workdir={workdir}", source, *TINY)
+    done = forked.run("--mode=score", DIGITS, f"--workdir={workdir}", source, *TINY)
     assert done.returncode == 0, done.stderr
     tables = {path.stem.split("_")[3]: path for path in (workdir / "scores").glob("*.csv")}
     assert tables.keys() == {"vlb", "ode"}
@@ -120,7 +121,7 @@ def test_score(trained, tmp_path):
 def test_sample(trained):
     workdir, _ = trained
     path = workdir / "checkpoints" / "2"
-    done = run("--mode=sample", DIGITS, f"--workdir={workdir}", f"--checkpoint={path}", *TINY)
+    done = forked.run("--mode=sample", DIGITS, f"--workdir={workdir}", f"--checkpoint={path}", *TINY)
     assert done.returncode == 0, done.stderr
     with np.load(workdir / "samples" / "samples_3x8x8x1.npz") as saved:
         assert saved.files == ["arr_0"]
@@ -130,8 +131,7 @@ def test_sample(trained):
 
 def test_summary(trained):
     """What `make demo` ends with: every record, and where things lie. After the tests of eval and sample."""
-    command = [sys.executable, "-m", "jvdm.reporting.summary", str(trained[0])]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = run_alone(sys.executable, "-m", "jvdm.reporting.summary", str(trained[0]))
     assert done.returncode == 0, done.stderr
     for path in [*(trained[0] / "eval").glob("*.json"), *(trained[0] / "samples").glob("samples_*")]:
         assert str(path) in done.stdout
@@ -140,7 +140,7 @@ def test_summary(trained):
 
 
 def test_help():
-    done = run("--help")
+    done = run_alone(sys.executable, "main.py", "--help")
     assert done.returncode == 0
     assert "--mode" in done.stdout
 
@@ -297,7 +297,7 @@ def test_mistakes_are_one_line(folder, mistake):
     arguments = [a.replace("{tmp}", str(folder)) for a in arguments]
     if not any(a.startswith("--workdir") for a in arguments):
         arguments.append(f"--workdir={folder}/run")
-    done = run(*arguments)
+    done = forked.run(*arguments)
     assert done.returncode != 0
     lines = done.stderr.splitlines()
     assert len(lines) == 1, done.stderr
@@ -309,7 +309,7 @@ def test_mistakes_are_one_line(folder, mistake):
 def test_mistakes_with_weights_are_one_line(trained, folder, mistake):
     arguments, expected = MISTAKES_AFTER_TRAINING[mistake]
     arguments = [a.replace("{tmp}", str(folder)) for a in arguments]
-    done = run(arguments[0], DIGITS, f"--workdir={trained[0]}", *TINY, *arguments[1:])
+    done = forked.run(arguments[0], DIGITS, f"--workdir={trained[0]}", *TINY, *arguments[1:])
     assert done.returncode != 0
     errors = [line for line in done.stderr.splitlines() if "error" in line]
     assert errors == done.stderr.splitlines()[-1:], done.stderr
@@ -321,11 +321,11 @@ def test_mistakes_with_weights_are_one_line(trained, folder, mistake):
 def test_changed_config_is_refused(trained):
     workdir, _ = trained
     before = sorted(p.name for p in (workdir / "checkpoints").iterdir())
-    done = run("--mode=train", DIGITS, f"--workdir={workdir}", *TINY, "--config.optimizer.b1=0.8")
+    done = forked.run("--mode=train", DIGITS, f"--workdir={workdir}", *TINY, "--config.optimizer.b1=0.8")
     assert done.returncode != 0
     assert "optimizer.b1 (saved 0.9, given 0.8)" in done.stderr
     assert sorted(p.name for p in (workdir / "checkpoints").iterdir()) == before
-    done = run("--mode=eval", DIGITS, f"--workdir={workdir}", *TINY, "--config.network.channels=16")
+    done = forked.run("--mode=eval", DIGITS, f"--workdir={workdir}", *TINY, "--config.network.channels=16")
     assert "network.channels (saved 8, given 16)" in done.stderr
     assert len(done.stderr.splitlines()) == 1
 
@@ -338,18 +338,11 @@ def test_full_disk_while_saving(trained, tmp_path):
     command = [sys.executable, "main.py", "--mode=train", DIGITS, f"--workdir={workdir}", *more]
     quoted = " ".join(f"'{c}'" for c in command)
     # 32 blocks of 1024 bytes: metrics and config fit, the state's arrays do not.
-    done = subprocess.run(
-        ["bash", "-c", f"trap '' XFSZ; ulimit -f 32; exec {quoted}"],
-        cwd=ROOT,
-        env={**os.environ, "XLA_FLAGS": quick.FLAGS},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    done = run_alone("bash", "-c", f"trap '' XFSZ; ulimit -f 32; exec {quoted}")
     assert done.returncode != 0
     assert "Traceback" not in done.stderr
     assert done.stderr.splitlines()[-1].startswith("jvdm: error: ")
-    after = run("--mode=sample", DIGITS, f"--workdir={workdir}", *TINY)
+    after = forked.run("--mode=sample", DIGITS, f"--workdir={workdir}", *TINY)
     assert after.returncode == 0, after.stderr
     assert "weights of step 2" in after.stderr
 
@@ -357,7 +350,7 @@ def test_full_disk_while_saving(trained, tmp_path):
 def test_no_tensorflow(trained):
     """Nothing that any mode imports imports TensorFlow."""
     code = "import sys, jvdm.commands; assert 'tensorflow' not in sys.modules; print('tf-free')"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = run_alone(sys.executable, "-c", code)
     assert done.stdout.strip() == "tf-free", done.stderr
 
 
@@ -367,5 +360,5 @@ def test_core_needs_few_packages():
         "import sys, jvdm.model, jvdm.training.step, jvdm.samplers, jvdm.config; "
         "print({'tensorflow_datasets', 'clu', 'tensorboardX', 'grain', 'sklearn'} & set(sys.modules))"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    done = run_alone(sys.executable, "-c", code)
     assert done.stdout.strip() == "set()", done.stderr

@@ -6,6 +6,7 @@ import pathlib
 import subprocess
 import sys
 
+import forked
 import numpy as np
 import pytest
 
@@ -34,24 +35,16 @@ SMALL = [
 ]
 
 
-def run(*arguments, check=True, **environment):
-    done = subprocess.run(
-        [sys.executable, *arguments],
-        cwd=ROOT,
-        env={**os.environ, "JAX_PLATFORMS": "cpu", **environment},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    assert not check or done.returncode == 0, done.stderr
+def run(*arguments):
+    done = forked.run(*arguments)
+    assert done.returncode == 0, done.stderr
     return done
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("roll")
-    run("main.py", "--mode=train", CONFIG, *SMALL, f"--workdir={workdir}")
+    run("--mode=train", CONFIG, *SMALL, f"--workdir={workdir}")
     return workdir
 
 
@@ -66,7 +59,7 @@ def test_training_records_the_objective_and_nats(trained):
 
 
 def test_evaluation_in_nats(trained):
-    done = run("main.py", "--mode=eval", CONFIG, *SMALL, f"--workdir={trained}")
+    done = run("--mode=eval", CONFIG, *SMALL, f"--workdir={trained}")
     assert "true density" in done.stdout and "bits/dim" not in done.stdout
     assert (trained / "plots/density.png").exists()
     results = [json.loads(path.read_text()) for path in (trained / "eval").glob("*.json")]
@@ -81,7 +74,7 @@ def test_evaluation_in_nats(trained):
 
 def test_scores_of_points(trained):
     done = run(
-        "main.py", "--mode=score", CONFIG, *SMALL, f"--workdir={trained}", "--config.score.num_images=20",
+        "--mode=score", CONFIG, *SMALL, f"--workdir={trained}", "--config.score.num_images=20",
         "--config.eval.estimators=ode",
     )  # fmt: skip
     (line,) = (line for line in done.stdout.splitlines() if line.startswith("scores"))
@@ -91,7 +84,7 @@ def test_scores_of_points(trained):
 
 
 def test_samples_and_trajectories(trained):
-    run("main.py", "--mode=sample", CONFIG, *SMALL, f"--workdir={trained}")
+    run("--mode=sample", CONFIG, *SMALL, f"--workdir={trained}")
     with np.load(trained / "samples/samples_100x1x1x2.npz") as archive:
         samples = archive["arr_0"]
     assert samples.dtype == np.float32 and samples.shape == (100, 1, 1, 2)
@@ -112,7 +105,7 @@ def test_samples_and_trajectories(trained):
     ids=lambda a: a[0] if isinstance(a, list) else "",
 )
 def test_mistakes_are_one_line(trained, arguments, message):
-    done = run("main.py", "--mode=eval", CONFIG, *SMALL, f"--workdir={trained}", *arguments, check=False)
+    done = forked.run("--mode=eval", CONFIG, *SMALL, f"--workdir={trained}", *arguments)
     assert done.returncode != 0
     errors = [line for line in done.stderr.splitlines() if "error" in line]
     assert len(errors) == 1 and message in errors[0] and "Traceback" not in done.stderr

@@ -13,17 +13,22 @@ import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
 import quick
+import tiny
 
+from jvdm import sharding
 from jvdm.reporting.writers import read_metrics
+from jvdm.training import checkpoints
+from jvdm.training.step import init_state
 
 ROOT = pathlib.Path(__file__).parent.parent
 TINY = [
     "--config." + field
     for field in (
-        "network.channels=8",
+        "network.channels=16",
         "network.num_blocks=1",
         "network.dropout=0.0",
         "training.batch_size=8",
@@ -45,9 +50,17 @@ TINY = [
 ]
 
 
-def start(mode, workdir, *arguments, num_steps=4):
+# main.py where a process that is gone is missed after 10 s, not the usual 100.
+IMPATIENT = """
+import functools, jax, runpy
+jax.distributed.initialize = functools.partial(jax.distributed.initialize, heartbeat_timeout_seconds=10)
+runpy.run_path("main.py", run_name="__main__")
+"""
+
+
+def start(mode, workdir, *arguments, num_steps=4, program=("main.py",)):
     """One process of main.py on one device."""
-    command = [sys.executable, "main.py", f"--mode={mode}", "--config=configs/digits.py", *TINY]
+    command = [sys.executable, *program, f"--mode={mode}", "--config=configs/digits.py", *TINY]
     return subprocess.Popen(
         [*command, f"--workdir={workdir}", f"--config.training.num_steps={num_steps}", *arguments],
         cwd=ROOT,
@@ -58,12 +71,17 @@ def start(mode, workdir, *arguments, num_steps=4):
     )
 
 
-def start_two(mode, workdir, *arguments, **steps):
+def start_two(mode, workdirs, *arguments, of_each=((), ()), **options):
+    """Two of them: in one workdir or in one each, with arguments of both and of each."""
+    workdirs = workdirs if isinstance(workdirs, tuple) else (workdirs, workdirs)
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     together = ["--distributed=on", f"--coordinator=localhost:{port}", "--num_processes=2"]
-    return [start(mode, workdir, *together, f"--process_id={i}", *arguments, **steps) for i in range(2)]
+    return [
+        start(mode, workdirs[i], *together, f"--process_id={i}", *arguments, *of_each[i], **options)
+        for i in range(2)
+    ]
 
 
 def finish(*processes, status=0):
@@ -79,12 +97,6 @@ def finish(*processes, status=0):
 
 def arrays(workdir, step):
     """The averaged weights."""
-    import jax
-    import tiny
-
-    from jvdm.training import checkpoints
-    from jvdm.training.step import init_state
-
     c = tiny.config()
     config = json.loads((workdir / "config.json").read_text())
     with c.unlocked():
@@ -103,54 +115,111 @@ def arrays(workdir, step):
 def runs(tmp_path_factory):
     """Workdirs of one process and of two after four steps, and what the two printed."""
     folder = tmp_path_factory.mktemp("processes")
-    one = start("train", folder / "one")
+    finish(start("train", folder / "one"))
     outputs = finish(*start_two("train", folder / "two"))
-    finish(one)
+    finish(*start_two("train", folder / "fsdp", "--config.training.fsdp=2"))
     return folder, outputs
 
 
-def test_two_train_like_one(runs):
-    import tiny
-
-    folder, outputs = runs
+@pytest.mark.parametrize("by_two", ["two", "fsdp"])
+def test_two_train_like_one(runs, by_two):
+    """Each with the whole state, or with its half of it."""
+    folder, _ = runs
+    expected = arrays(folder / "one", 4)
+    assert sum(leaf.size >= sharding.SMALL for leaf in jax.tree.leaves(expected)) > 5, "nothing to split"
     # Sums in another order, and Adam's first steps divide by the gradient's size; the rate is below 1e-4.
-    assert tiny.max_difference(arrays(folder / "one", 4), arrays(folder / "two", 4)) < 2e-5
-    one, two = (read_metrics(folder / name / "metrics.jsonl") for name in ("one", "two"))
+    assert tiny.max_difference(expected, arrays(folder / by_two, 4)) < 2e-5
+    one, two = (read_metrics(folder / name / "metrics.jsonl") for name in ("one", by_two))
     assert [line["step"] for line in two] == [2, 4, 4] == [line["step"] for line in one]
     for a, b in zip(one, two, strict=True):
         assert a.keys() == b.keys()
         for name in a.keys() - {"time"}:
             assert b[name] == pytest.approx(a[name], rel=1e-4)
-    assert len(list((folder / "two").glob("events.out.tfevents.*"))) == 1
+    assert len(list((folder / by_two).glob("events.out.tfevents.*"))) == 1
 
-    (out, err), (quiet_out, quiet_err) = outputs
+
+def test_the_first_of_two_speaks(runs):
+    folder, ((out, err), (quiet_out, quiet_err)) = runs
     assert out.count(f"workdir {folder / 'two'}") == 2 and "4/4 step" in err
     assert "workdir" not in quiet_out and quiet_err.splitlines() == ["process 1 of 2"]
 
 
-def test_two_score_and_sample_like_one(runs):
-    """The same checkpoint, read by one process and by two."""
+def files(folder):
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def used(runs):
+    """Folders of each mode on one checkpoint: by one process, by the first of two and by the second."""
     folder, _ = runs
     checkpoint = f"--checkpoint={folder / 'two' / 'checkpoints' / '4'}"
-    for mode in ("score", "sample"):
-        one = start(mode, folder / f"{mode}_by_one", checkpoint)
-        outputs = finish(*start_two(mode, folder / f"{mode}_by_two", checkpoint))
-        finish(one)
+    folders = {}
+    for mode in ("eval", "score", "sample"):
+        one, *two = folders[mode] = [folder / f"{mode}_by_{name}" for name in ("one", "first", "second")]
+        finish(start(mode, one, checkpoint))
+        outputs = finish(*start_two(mode, tuple(two), checkpoint))
         assert outputs[1][1].splitlines() == ["process 1 of 2"]
-    paths = [next((folder / f"score_by_{n}" / "scores").glob("*.csv")) for n in ("one", "two")]
+    return folders
+
+
+@pytest.mark.parametrize("mode", ["eval", "score", "sample"])
+def test_the_first_of_two_writes(used, mode):
+    """The files of one process, each by the first alone; nothing unfinished is left."""
+    one, first, second = used[mode]
+    assert files(first) == files(one)
+    assert not any(".tmp" in name or ".partial" in name for name in files(first))
+    assert files(second) == set()
+
+
+def test_two_evaluate_like_one(used):
+    records = [json.loads(next((path / "eval").glob("*.json")).read_text()) for path in used["eval"][:2]]
+    assert [record["num_images"] for record in records] == [10, 10]
+    assert [record["provenance"]["num_devices"] for record in records] == [1, 2]
+    for name in ("value", "standard_error", "monte_carlo_error"):
+        # Matrix products of another height round differently (float32).
+        assert records[1][name] == pytest.approx(records[0][name], rel=1e-5)
+    for name, term in records[0]["terms"].items():
+        assert records[1]["terms"][name]["mean"] == pytest.approx(term["mean"], rel=1e-5, abs=1e-7)
+
+
+def test_two_score_like_one(used):
+    paths = [next((path / "scores").glob("*.csv")) for path in used["score"][:2]]
     tables = [list(csv.DictReader(path.read_text().splitlines())) for path in paths]
     assert [row["image"] for row in tables[1]] == [str(i) for i in range(10)]
     for a, b in zip(*tables, strict=True):
         for name in a:
+            # Six decimals each.
             assert float(a[name]) == pytest.approx(float(b[name]), rel=1e-5, abs=2e-6)
+
+
+def test_two_sample_like_one(used):
     samples = []
-    for name in ("one", "two"):
-        with np.load(folder / f"sample_by_{name}" / "samples" / "samples_5x8x8x1.npz") as archive:
+    for path in used["sample"][:2]:
+        with np.load(path / "samples" / "samples_5x8x8x1.npz") as archive:
             samples.append(archive["arr_0"])
     # Two batches of four: rounding may turn a pixel between two levels.
     assert (samples[0] != samples[1]).mean() < 0.02
-    assert not list((folder / "score_by_two" / "scores").glob("*.partial"))
-    assert not [p for p in (folder / "sample_by_two").rglob("*") if ".tmp" in p.name]
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_one_that_fails_ends_the_other(tmp_path, failing):
+    """A mistake that one process alone finds, such as a file that its host lacks."""
+    of_each: list[tuple[str, ...]] = [(), ()]
+    of_each[failing] = (f"--config.data.source=npz:{tmp_path / 'none.npz'}",)
+    processes = start_two("train", tmp_path, of_each=of_each, program=("-c", IMPATIENT))
+    try:
+        _, err = processes[failing].communicate(timeout=120)
+        failed = time.monotonic()
+        processes[1 - failing].communicate(timeout=60)
+    finally:
+        for process in processes:
+            process.kill()
+    assert processes[failing].returncode == 2
+    errors = [line for line in err.splitlines() if not line.startswith("process ")]
+    assert len(errors) == 1 and errors[0].startswith(f"jvdm: error: process {failing}: no file"), err
+    assert processes[1 - failing].returncode not in (0, -signal.SIGKILL)
+    assert time.monotonic() - failed < 30
+    assert not list(tmp_path.glob("checkpoints/*"))
 
 
 def test_sigterm_to_one_stops_both(tmp_path):

@@ -1,7 +1,9 @@
 """A config, a data set and a mesh small enough for tests."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 
 from jvdm import config as config_lib
 from jvdm import model as model_lib
@@ -45,6 +47,20 @@ def config(**training):
     for name, value in training.items():
         c.training[name] = value
     return c.lock()
+
+
+class Small(nn.Module):
+    """A network that compiles in no time, mixes pixels, and is neither linear nor stiff."""
+
+    dtype: str = "float32"
+    z_dtype: str | None = None
+
+    @nn.compact
+    def __call__(self, z, gamma, conditioning, *, train=False):
+        z = z.astype(self.z_dtype or z.dtype).astype(z.dtype)
+        flat = z.reshape(len(z), -1)
+        hidden = nn.tanh(nn.Dense(16)(jnp.concatenate([2.0 * flat, 0.2 * gamma[:, None]], axis=-1)))
+        return z + nn.Dense(flat.shape[-1])(hidden).reshape(z.shape)
 
 
 def mesh(num_devices=1):

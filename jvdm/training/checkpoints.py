@@ -18,6 +18,7 @@ from orbax.checkpoint import checkpoint_managers
 
 from jvdm import processes
 from jvdm.errors import UserError
+from jvdm.reporting.files import write_atomically
 from jvdm.training.integrity import checksums
 from jvdm.training.restoring import CHECKSUMS, one_line, restore, steps_in
 from jvdm.training.step import TrainState
@@ -90,6 +91,20 @@ class Checkpoints:
         # Orbax and its storage raise many types for a full or vanished disk, some of them in its threads.
         except Exception as error:
             raise self._save_error(step, error) from error
+
+    def rate(self, step: int, bits_per_dim: float) -> None:
+        """Say how good the checkpoint is that was saved at `step` before it was evaluated.
+
+        Raises:
+            UserError: it could not be written.
+        """
+        self.wait()
+        if processes.is_main():
+            path = self.folder / str(step) / "metrics" / "metrics"
+            text = json.dumps(json.loads(path.read_text()) | {METRIC: bits_per_dim})
+            write_atomically(path, lambda file: file.write(text.encode()))
+        processes.wait_for_all("rated")
+        self._manager.reload()
 
     def wait(self) -> None:
         """Return when every save is on disk.

@@ -216,6 +216,8 @@ class Trainer:
                     return
                 if due[done] == "eval_every":
                     bits_per_dim = self._evaluate()
+                    if self.step in self.checkpoints.steps():  # saved when the run was asked to stop
+                        self.checkpoints.rate(self.step, bits_per_dim)
                 elif due[done] == "sample_every":
                     self._sample()
             except preemption.Preempted:

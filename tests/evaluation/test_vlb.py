@@ -5,6 +5,7 @@ import json
 import jax
 import numpy as np
 import pytest
+import quick
 import tiny
 
 from jvdm.errors import UserError
@@ -31,7 +32,8 @@ def mean_bpd(rows):
 def evaluate(setting, *, batch_size, num_devices=1, draws=3, timesteps=None):
     model, params = setting
     model = for_evaluation(model, timesteps)
-    estimator = VLB(model, tiny.mesh(num_devices), batch_size=batch_size, draws=draws)
+    with quick.as_for_users():
+        estimator = VLB(model, tiny.mesh(num_devices), batch_size=batch_size, draws=draws)
     return passes.run(estimator, params, tiny.images(N), jax.random.key(7))
 
 
@@ -44,11 +46,10 @@ def whole(setting):
 def test_independent_of_batch_and_devices(setting, whole, batch_size, num_devices):
     result = evaluate(setting, batch_size=batch_size, num_devices=num_devices)
     assert result["gamma"].shape == (N, 3)
-    # The draws are the same numbers; matrix products of another height may round differently: some twenty
-    # layers by 6e-8 each, and Fourier features, of 8 periods per unit, multiply the rounding of z by 50.
+    # The draws are the same numbers; matrix products of another height may round differently (float32).
     np.testing.assert_array_equal(result["gamma"], whole["gamma"])
     for name in VLB.terms:
-        np.testing.assert_allclose(result[name], whole[name], rtol=1.5e-5, atol=1e-7)
+        np.testing.assert_allclose(result[name], whole[name], rtol=3e-6, atol=1e-7)
 
 
 def test_draws_of_an_image_are_stratified(setting, whole):

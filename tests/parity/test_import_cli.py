@@ -1,15 +1,12 @@
 """`--mode=import` of a recorded checkpoint, then `--mode=eval` and `--mode=sample` with the result."""
 
 import json
-import os
 import pathlib
-import subprocess
-import sys
 
+import forked
 import numpy as np
 import peers
 import pytest
-import quick
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 SCHEDULES = {
@@ -21,14 +18,7 @@ PATHS = {"VP": "variance_preserving", "SP": "straight"}
 
 
 def main(*arguments):
-    done = subprocess.run(
-        [sys.executable, "main.py", *map(str, arguments)],
-        cwd=ROOT,
-        env={**os.environ, "XLA_FLAGS": quick.FLAGS},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    done = forked.run(*arguments)
     assert done.returncode == 0, done.stderr
     return done
 

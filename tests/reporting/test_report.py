@@ -4,9 +4,8 @@ import html.parser
 import json
 import pathlib
 import re
-import subprocess
-import sys
 
+import forked
 import made_up_run
 import numpy as np
 import pytest
@@ -428,16 +427,11 @@ def test_short_curves(num):
             Page(chart)
 
 
-def main(*arguments):
-    command = [sys.executable, "main.py", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
-
-
 def test_command(workdir, tmp_path):
     """Without a config; a note is a warning on the terminal too."""
     (workdir / "config.json").write_text("{")
     other = made_up_run.write(tmp_path / "other")
-    done = main("--mode=report", f"--workdir={workdir}", f"--compare={other}")
+    done = forked.run("--mode=report", f"--workdir={workdir}", f"--compare={other}")
     assert done.returncode == 0, done.stderr
     assert f"report  {workdir / 'report.html'}" in done.stdout
     (warning,) = done.stderr.splitlines()
@@ -458,7 +452,7 @@ MISTAKES = {
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_mistakes_are_one_line(mistake):
     arguments, expected = MISTAKES[mistake]
-    done = main(*arguments)
+    done = forked.run(*arguments)
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
     assert line.startswith("jvdm: error: ") and expected in line

@@ -181,6 +181,21 @@ def test_a_run_that_is_asked_to_stop_loses_nothing(finished, tmp_path, monkeypat
     assert lines == expected
 
 
+@pytest.mark.parametrize("stop_at", [2, 3, 4, 5])
+def test_a_run_that_is_asked_to_stop_keeps_its_best(tmp_path, monkeypatch, stop_at):
+    """The checkpoint of step 2, whether it is saved before its evaluation, between the two, or after both."""
+    values, polls = {2: 1.0, 4: 3.0, 6: 2.0, 8: 2.5}, itertools.count(1)
+    monkeypatch.setattr(Trainer, "_evaluate", lambda self: values[self.step])
+    monkeypatch.setattr(preemption, "requested", lambda: next(polls) == stop_at)
+    c = tiny.config(num_steps=8)
+    with pytest.raises(preemption.Preempted):
+        trainer(tmp_path, c).run()
+    again = trainer(tmp_path, c)
+    assert again.step == (3 if stop_at == 5 else 2)
+    again.run()
+    assert sorted(int(p.name) for p in (tmp_path / "checkpoints").iterdir()) == [2, 6, 8]
+
+
 def test_non_finite_loss_stops(tmp_path):
     """A learning rate that overflows the parameters at once: the step is named and step 2's state is kept."""
     trainer(tmp_path, tiny.config(num_steps=2)).run()
