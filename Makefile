@@ -26,6 +26,7 @@ demo: $(VENV)/.installed
 	$(RUN) --mode=train
 	$(RUN) --mode=eval
 	$(RUN) --mode=sample
+	$(RUN) --mode=report
 	@$(BIN)/python -m jvdm.reporting.summary $(DEMO)
 
 test: $(VENV)/.installed-dev

@@ -46,30 +46,40 @@ def _schedule_objective(config: Config, schedule: Any) -> None:
             )
 
 
+def _needs_fixed(what: str, config: Config, schedule: Any, *, linear: bool = False) -> None:
+    """Refuse `what` in discrete time, with a schedule that learns, or with another than `fixed_linear`."""
+    fits = isinstance(schedule, schedules.FixedLinear) if linear else not _learns(schedule)
+    if config.model.timesteps or not fits:
+        needed = "the schedule fixed_linear" if linear else "a fixed schedule"
+        raise UserError(
+            f"{what} needs continuous time and {needed}, "
+            f"not {config.schedule.name} with config.model.timesteps={config.model.timesteps}"
+        )
+
+
+def _learns(schedule: Any) -> bool:
+    return bool(schedule.has_interior or schedule.endpoints)
+
+
 def _fixed_parts(config: Config, schedule: Any, path: Any, time_density: Any) -> None:
     """What needs continuous time and a fixed schedule."""
-    timesteps, name = config.model.timesteps, config.time_density.name
-    learned = schedule.has_interior or schedule.endpoints
-    here = f"not {config.schedule.name} with config.model.timesteps={timesteps}"
-    linear = isinstance(schedule, schedules.FixedLinear)
-    if time_density.needs == "fixed_linear" and (timesteps or not linear):
-        raise UserError(
-            f"config.time_density.name={name} needs continuous time and the schedule fixed_linear, {here}"
-        )
+    name = config.time_density.name
+    if time_density.needs == "fixed_linear":
+        _needs_fixed(f"config.time_density.name={name}", config, schedule, linear=True)
     if time_density.needs == "fixed_linear" and not hasattr(path, "alpha2_cumulative"):
         raise UserError(
             f"config.time_density.name={name} needs config.path.name=variance_preserving or straight, "
             f"not {config.path.name}"
         )
-    if time_density.needs == "inverse" and (timesteps or learned):
-        raise UserError(f"config.time_density.name={name} needs continuous time and a fixed schedule, {here}")
+    if time_density.needs == "inverse":
+        _needs_fixed(f"config.time_density.name={name}", config, schedule)
     if not time_density.unbiased and config.training.objective == "bound":
         raise UserError(
             f"config.time_density.name={name} is for config.training.objective=score_matching: with it the "
             "loss is no bound"
         )
-    if config.training.second_order and (timesteps or learned):
-        raise UserError(f"config.training.second_order needs continuous time and a fixed schedule, {here}")
+    if config.training.second_order:
+        _needs_fixed("config.training.second_order", config, schedule)
 
 
 def _data(config: Config, data_map: Any, num_levels: int) -> None:
@@ -83,16 +93,10 @@ def _data(config: Config, data_map: Any, num_levels: int) -> None:
 
 
 def _objective(config: Config, schedule: Any) -> None:
-    timesteps = config.model.timesteps
-    learned = schedule.has_interior or schedule.endpoints
-    here = f"not {config.schedule.name} with config.model.timesteps={timesteps}"
     if config.training.objective not in ("bound", "score_matching"):
         raise unknown("config.training.objective", config.training.objective, ("bound", "score_matching"))
     if config.training.objective == "score_matching":
-        if timesteps or learned:
-            raise UserError(
-                f"config.training.objective=score_matching needs continuous time and a fixed schedule, {here}"
-            )
+        _needs_fixed("config.training.objective=score_matching", config, schedule)
         if config.training.second_order:
             raise UserError("config.training.second_order is a penalty of config.training.objective=bound")
         weighting = config.score_matching.weighting

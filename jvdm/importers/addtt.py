@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from jvdm.errors import UserError
-from jvdm.importers import shapes, torch_archive
+from jvdm.importers import shapes, torch_archive, torch_layers
 from jvdm.importers.inert_pickle import brief, kind
 from jvdm.importers.records import Imported
 
@@ -59,8 +59,6 @@ _ATTENTION = {
     "layers.3": ("out", "pointwise"),
 }
 _SHORTCUT = {"skip_conv": ("shortcut", "pointwise")}
-# Axes of a kernel beyond output and input.
-_WINDOWS = {"dense": (), "embedding": (), "pointwise": (1, 1), "conv": (3, 3), "input": (3, 3)}
 _SCHEDULES = {"fixed_linear": "fixed_linear", "learned_linear": "learned_scalar"}
 
 
@@ -70,7 +68,7 @@ class Leaf(NamedTuple):
     Attributes:
         source: its dotted name.
         targets: '/'-joined paths, each of an equal part of the source's first axis.
-        layout: scalar, vector, or a key of `_WINDOWS`.
+        layout: a key of `torch_layers.LAYOUTS`, or input.
         entry: which one of a target's first axis, or None for all of the target.
     """
 
@@ -228,29 +226,14 @@ def _layers(
 def _arrange(source: Mapping[str, np.ndarray], leaf: Leaf, name: str) -> list[np.ndarray]:
     """One array for each target, in our order, outputs last, float32."""
     array, where = source[leaf.source], f"{name!r}: {leaf.source!r}"
-    shape = array.shape
-    if array.dtype.kind in "biuc":
-        raise UserError(f"{where} holds {array.dtype}, not floating point")
-    window = _WINDOWS.get(leaf.layout)
-    if leaf.layout == "scalar":
-        fits = shape in ((), (1,))
-    elif window is None:
-        fits = len(shape) == 1
-    else:
-        fits = len(shape) == 2 + len(window) and shape[2:] == window
-    if 0 in shape or not fits or (len(leaf.targets) > 1 and shape[0] % len(leaf.targets)):
-        raise UserError(f"{where} has shape {brief(str(shape))}, which no such layer has")
-    array = np.array(array, np.float32)
-    if not np.isfinite(array).all():
-        raise UserError(f"{where} has values that are not finite")
-    if leaf.layout == "scalar":
-        return [array.reshape(())]
-    if leaf.layout == "embedding":
-        array = np.concatenate([array, np.zeros((shape[0], 1), np.float32)], axis=1)
-    elif leaf.layout == "input":
+    if leaf.layout == "input":
+        torch_layers.check(array, "conv", where)
         array = _channel_by_channel(array, source["model.conv_out.2.bias"].size, where)
-    if window is not None:
-        array = array.transpose(2, 3, 1, 0) if window == (3, 3) else array.reshape(array.shape[:2]).T
+    array = torch_layers.arrange(array, "conv" if leaf.layout == "input" else leaf.layout, where)
+    if not array.ndim:
+        return [array]
+    if array.shape[-1] % len(leaf.targets):
+        raise UserError(f"{where} has {array.shape[-1]} outputs, which are not of {len(leaf.targets)} layers")
     return [np.ascontiguousarray(part) for part in np.split(array, len(leaf.targets), axis=-1)]
 
 

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from jvdm.errors import UserError
-from jvdm.importers import shapes, torch_archive
+from jvdm.importers import shapes, torch_archive, torch_layers
 from jvdm.importers.inert_pickle import Record, brief
 from jvdm.importers.records import Imported
 
@@ -145,7 +145,7 @@ def convert(source: Mapping[str, np.ndarray]) -> dict[str, Any]:
         node = network
         for parent in parents:
             node = node.setdefault(parent, {})
-        node[last] = _arrange(source[leaf.source], leaf)
+        node[last] = torch_layers.arrange(source[leaf.source], leaf.layout, repr(leaf.source))
     return {"network": network, "schedule": {}}
 
 
@@ -223,27 +223,6 @@ def _layer(source: str, target: str, layout: str) -> Iterator[Leaf]:
     else:
         yield Leaf(f"{source}.weight", f"{target}/kernel", layout)
         yield Leaf(f"{source}.bias", f"{target}/bias", "vector")
-
-
-def _arrange(array: np.ndarray, leaf: Leaf) -> np.ndarray:
-    """A parameter in our layout, float32."""
-    if array.dtype.kind in "biuc":
-        raise UserError(f"{leaf.source!r} holds {array.dtype}, not floating point")
-    shape, layout = array.shape, leaf.layout
-    ends = {"vector": (), "pointwise": (1, 1), "conv": (3, 3)}.get(layout, ())
-    axes = 1 if layout == "vector" else 2
-    if 0 in shape or array.ndim != axes + len(ends) or shape[axes:] != ends:
-        raise UserError(f"{leaf.source!r} has shape {brief(str(shape))}, not that of a {layout} layer")
-    array = np.array(array, np.float32)
-    if not np.isfinite(array).all():
-        raise UserError(f"{leaf.source!r} has values that are not finite")
-    if layout == "embedding":
-        array = np.concatenate([array, np.zeros((shape[0], 1), np.float32)], axis=1)
-    if layout in ("dense", "embedding", "pointwise"):
-        array = array.reshape(array.shape[:2]).T
-    elif layout == "conv":
-        array = array.transpose(2, 3, 1, 0)
-    return np.ascontiguousarray(array)
 
 
 class _Saved(NamedTuple):

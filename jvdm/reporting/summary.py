@@ -23,6 +23,7 @@ def summary(workdir: pathlib.Path) -> str:
         "samples": sorted(workdir.glob("samples/samples_*")),
         "curves": sorted(workdir.glob("plots/*.png")),
         "metrics": sorted(workdir.glob("metrics.jsonl")),
+        "report": sorted(workdir.glob("report.html")),
     }
     lines = [f"{name:<11}{path}" for name, paths in groups.items() for path in paths]
     return "\n".join(([table(rows), ""] if rows else []) + lines)
