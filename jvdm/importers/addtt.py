@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from jvdm import trees
 from jvdm.errors import UserError
 from jvdm.importers import shapes, torch_archive, torch_layers
 from jvdm.importers.inert_pickle import brief, kind
@@ -174,14 +175,10 @@ def convert(source: Any, name: str = "model") -> dict[str, Any]:
                 raise UserError(f"{name!r}: {leaf.source!r} has not the shape of its fellow in block 0")
             stack.append(array)
     stacked = {target for leaf in leaves if leaf.entry is not None for target in leaf.targets}
-    params: dict[str, Any] = {"network": {}, "schedule": {}}
-    for target, arrays in stacks.items():
-        *parents, last = target.split("/")
-        node = params
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[last] = np.stack(arrays) if target in stacked else arrays[0]
-    return params
+    params = {
+        target: np.stack(arrays) if target in stacked else arrays[0] for target, arrays in stacks.items()
+    }
+    return {"network": {}, "schedule": {}} | trees.nest(params)
 
 
 def correspondence(names: Any) -> Iterator[Leaf]:

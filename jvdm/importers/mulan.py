@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from jvdm import trees
 from jvdm.errors import UserError
 from jvdm.importers import flax_checkpoint, vdm
 from jvdm.importers.records import Imported
@@ -79,7 +80,7 @@ def convert(tree: flax_checkpoint.Tree, name: str = "params") -> dict[str, Any]:
                 f"'dense_layer_final_sigma/{leaf}' {halves[1].shape}"
             )
         arrays[f"encoder/logits/{leaf}"] = np.concatenate(halves, axis=-1)
-    return vdm.nest(arrays)
+    return trees.nest(arrays)
 
 
 def _with_conditioning(arrays: dict[str, np.ndarray], name: str) -> np.ndarray:

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from jvdm import trees
 from jvdm.errors import UserError
 from jvdm.importers import shapes, torch_archive, torch_layers
 from jvdm.importers.inert_pickle import Record, brief
@@ -139,14 +140,11 @@ def convert(source: Mapping[str, np.ndarray]) -> dict[str, Any]:
         if source[name].size != 1 or source[name].item() != 1.0:
             raise UserError(f"{name} is not 1, the end of our times")
 
-    network: dict[str, Any] = {}
-    for leaf in leaves:
-        *parents, last = leaf.target.split("/")
-        node = network
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[last] = torch_layers.arrange(source[leaf.source], leaf.layout, repr(leaf.source))
-    return {"network": network, "schedule": {}}
+    network = {
+        leaf.target: torch_layers.arrange(source[leaf.source], leaf.layout, repr(leaf.source))
+        for leaf in leaves
+    }
+    return {"network": trees.nest(network), "schedule": {}}
 
 
 def architecture(source: Mapping[str, np.ndarray]) -> Architecture:

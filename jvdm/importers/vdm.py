@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from jvdm import trees
 from jvdm.errors import UserError
 from jvdm.importers import flax_checkpoint
 from jvdm.importers.records import Imported
@@ -130,7 +131,7 @@ def convert(tree: flax_checkpoint.Tree, name: str = "params", codebase: str = CO
     for target in ("schedule/b", "schedule/w"):
         if target in arrays and arrays[target].shape == (1,):
             arrays[target] = arrays[target].reshape(())
-    return {"network": {}, "schedule": {}} | nest(arrays)
+    return {"network": {}, "schedule": {}} | trees.nest(arrays)
 
 
 def gather(
@@ -175,18 +176,6 @@ def gather(
         target: np.stack(arrays) if target in stacked else np.asarray(arrays[0])
         for target, arrays in stacks.items()
     }
-
-
-def nest(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Nested dicts from arrays by '/'-joined path."""
-    tree: dict[str, Any] = {}
-    for path, array in arrays.items():
-        *parents, last = path.split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[last] = array
-    return tree
 
 
 def correspondence(paths: Iterable[str]) -> Iterator[Leaf]:

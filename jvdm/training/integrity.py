@@ -9,6 +9,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jvdm import trees
+
 
 def _words(a: jax.Array) -> jax.Array:
     if jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
@@ -36,7 +38,6 @@ def _sums(leaves: list[jax.Array]) -> list[jax.Array]:
 
 def checksums(tree: Any) -> dict[str, int]:
     """The checksum of every leaf by its name, such as "params/network/conv_in/kernel"."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in leaves]
-    sums = jax.device_get(_sums([jnp.asarray(leaf) for _, leaf in leaves]))
-    return {name: int(total) for name, total in zip(names, sums, strict=True)}
+    leaves = trees.leaves(tree)
+    sums = jax.device_get(_sums([jnp.asarray(leaf) for leaf in leaves.values()]))
+    return {name: int(total) for name, total in zip(leaves, sums, strict=True)}

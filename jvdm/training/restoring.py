@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import orbax.checkpoint as ocp
 
+from jvdm import trees
 from jvdm.errors import UserError
 from jvdm.training.integrity import checksums
 
@@ -131,13 +132,13 @@ def restore_what_fits(path: pathlib.Path, tree: Any) -> Fitted:
     try:
         with ocp.PyTreeCheckpointer() as checkpointer:
             saved = checkpointer.metadata(path.absolute() / "default").item_metadata.tree
-            have, want = _leaves(saved), _leaves(tree)
+            have, want = trees.leaves(saved), trees.leaves(tree)
             taken = [name for name in want if name in have and have[name].shape == want[name].shape]
             like = {
                 name: jax.ShapeDtypeStruct(want[name].shape, want[name].dtype, sharding=want[name].sharding)
                 for name in taken
             }
-            nested = _nested(like)
+            nested = trees.nest(like)
             read = {}
             if taken:
                 arguments = ocp.args.PyTreeRestore(
@@ -145,7 +146,7 @@ def restore_what_fits(path: pathlib.Path, tree: Any) -> Fitted:
                     restore_args=ocp.checkpoint_utils.construct_restore_args(nested),
                     partial_restore=True,
                 )
-                read = _leaves(checkpointer.restore(path.absolute() / "default", args=arguments))
+                read = trees.leaves(checkpointer.restore(path.absolute() / "default", args=arguments))
     # Orbax and its storage raise many types for damaged files.
     except Exception as error:
         raise UserError(f"{path}: not a readable checkpoint ({one_line(error)})") from error
@@ -155,29 +156,8 @@ def restore_what_fits(path: pathlib.Path, tree: Any) -> Fitted:
         if name not in read
     }
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    values = [read.get(_name(path), leaf) for path, leaf in leaves]
+    values = [read.get(trees.name_of(path), leaf) for path, leaf in leaves]
     return Fitted(jax.tree.unflatten(jax.tree.structure(tree), values), taken, left)
-
-
-def _name(path: Any) -> str:
-    return jax.tree_util.keystr(path, simple=True, separator="/")
-
-
-def _leaves(tree: Any) -> dict[str, Any]:
-    """Whatever has a shape, by name."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda a: hasattr(a, "shape"))
-    return {_name(path): leaf for path, leaf in leaves}
-
-
-def _nested(leaves: dict[str, Any]) -> dict[str, Any]:
-    tree: dict[str, Any] = {}
-    for name, leaf in leaves.items():
-        *parents, last = name.split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[last] = leaf
-    return tree
 
 
 def _check_shapes(saved: Any, like: Any) -> None:
@@ -186,7 +166,7 @@ def _check_shapes(saved: Any, like: Any) -> None:
     Raises:
         ValueError: naming the first leaf that differs.
     """
-    have, want = ({name: tuple(leaf.shape) for name, leaf in _leaves(t).items()} for t in (saved, like))
+    have, want = ({name: tuple(leaf.shape) for name, leaf in trees.leaves(t).items()} for t in (saved, like))
     for leaf in sorted(have.keys() | want.keys()):
         if have.get(leaf) != want.get(leaf):
             raise ValueError(f"{leaf} is saved as {have.get(leaf)}, the model has {want.get(leaf)}")
