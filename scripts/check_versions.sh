@@ -32,12 +32,13 @@ for each in $which; do
   test -x "$bin/python" || "$python" -m venv "$venvs/$each"
   "$bin/python" -m pip install --quiet --upgrade pip
   "$bin/python" -m pip install --quiet --upgrade --upgrade-strategy eager \
-    --constraint "$venvs/$each.txt" -r requirements.txt "pytest>=8" "beartype>=0.21"
+    --constraint "$venvs/$each.txt" -r requirements.txt "pytest>=8" "pytest-xdist>=3.6" "beartype>=0.21" "hypothesis>=6.100"
   echo
   echo "== $each: $("$bin/python" -m pip list --format=freeze | tr _ - \
     | grep -iE "^($(echo "$names" | tr _ -)|jaxlib)==" | paste -sd ' ')"
   # The suite's own files make the package importable from here: nothing is installed but its dependencies.
   echo "pytest $*"
-  "$bin/python" -m pytest -o addopts="-q --strict-markers" "$@" | sed '/^[.sx]* *\[ *[0-9]*%\]$/d' || failed=1
+  "$bin/python" -m pytest -o addopts="-q --strict-markers" -n 2 --dist loadfile "$@" \
+    | sed '/^[.sx]* *\[ *[0-9]*%\]$/d' || failed=1
 done
 exit $failed
