@@ -196,18 +196,8 @@ class UniformDequantization:
 
 @DEQUANTIZATIONS.register("uniform_released")
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class UniformReleased:
+class UniformReleased(UniformDequantization):
     """Dequantization (5) as the i-DODE code has it, z not scaled by alpha: a bound, of another model."""
-
-    start_gamma: float = -11.8
-    analytic_entropy: ClassVar[bool] = False
-    discrete: ClassVar[bool] = True
-
-    def draw(
-        self, key: jax.Array, levels: Levels, at: Start, num_levels: int, data_map: DataMap = SCALING
-    ) -> Array:
-        """u of one example, [h, w, c] levels."""
-        return jax.random.uniform(key, levels.shape)
 
     def __call__(
         self, levels: Levels, u: Data, at: Start, num_levels: int, data_map: DataMap = SCALING
