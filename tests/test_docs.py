@@ -189,6 +189,14 @@ def test_every_component_is_on_the_page_of_systems():
         assert f"`{source}`" in rows["`data.source`"], source
 
 
+def test_every_option_of_a_component_is_on_the_page_of_systems():
+    text = (ROOT / "docs" / "systems.md").read_text().partition("Their options,")[2].partition("## ")[0]
+    for field, registry in config_lib.COMPONENTS.items():
+        for name in registry.names():
+            for option in registry.options(name):
+                assert f"`{option}`" in text, f"{field} {name}: {option}"
+
+
 def test_every_page_is_in_the_navigation():
     nav = (ROOT / "mkdocs.yml").read_text().partition("\nnav:")[2]
     listed = set(re.findall(r"[\w/]+\.md", nav))
