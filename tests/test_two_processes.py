@@ -21,7 +21,7 @@ import tiny
 
 from jvdm import sharding
 from jvdm.reporting.writers import read_metrics
-from jvdm.training import checkpoints
+from jvdm.training import restoring
 from jvdm.training.step import init_state
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -108,7 +108,7 @@ def arrays(workdir, step):
             lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=at), shapes.ema_params
         )
     }
-    return checkpoints.restore(workdir / "checkpoints" / str(step), like)
+    return restoring.restore(workdir / "checkpoints" / str(step), like)
 
 
 @pytest.fixture(scope="module")
