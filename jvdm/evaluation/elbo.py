@@ -6,6 +6,7 @@ their cells, log P(x) >= E_u[ log p(y) - log q(y | x) ] (`jvdm.dequantization`).
 noise, a time, noise at all times, and probes of its own (`jvdm.evaluation.slices`).
 """
 
+import abc
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
@@ -44,7 +45,7 @@ def _split(keys: jax.Array, n: int) -> jax.Array:
     return jnp.moveaxis(jax.vmap(lambda key: jax.random.split(key, n))(keys), 1, 0)
 
 
-class _ScoreBound:
+class _ScoreBound(abc.ABC):
     """What both bounds have in common.
 
     Its rows are the terms and `gamma`, all [N, n], in the model's units.
@@ -85,9 +86,9 @@ class _ScoreBound:
 
         self._pass = SlicePass(one_draw, mesh, batch_size=batch_size, draws=draws)
 
+    @abc.abstractmethod
     def _bound(self, model: Model, config: Config) -> Callable[..., tuple[Any, jax.Array, Coefficients]]:
         """(images, u, keys, t -> coefficients, t -> eps_hat) -> (terms, log q, coefficients at t)."""
-        raise NotImplementedError
 
     def rows(self, params: Params, images: np.ndarray, key: jax.Array, *, first: int = 0) -> Iterator[Rows]:
         """As `VLB.rows`."""
