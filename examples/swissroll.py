@@ -53,7 +53,7 @@ model = Model(
 params = model.init(jax.random.key(0))
 
 # %% [markdown]
-# Training: denoising score matching. `model.draw` makes all random numbers, `model.score_matching` is
+# Training: denoising score matching. `model.draw` makes all random numbers, `objectives.score_matching` is
 # deterministic.
 
 # %%

@@ -80,9 +80,6 @@ def evaluate(request: Request) -> None:
             result.write(workdir.eval / f"{result.name}.json")
             if "diffusion" in evaluation.rows:
                 _plot_loss(evaluation, workdir)
-    # A pass that is stopped does not lose those before it.
-    for store in stores:
-        store.discard()
     rows = [result.row() for result in results]
     if dataset.log_density is not None:
         nats = -dataset.log_density(subject.images)
@@ -90,6 +87,9 @@ def evaluate(request: Request) -> None:
         rows.append({"estimator": "true density", "nats": with_error(nats.mean(), error or 0.0)})
     if trained.model.num_dims == 2 and not trained.model.num_levels:
         _plot_density(config, trained, dataset, mesh, workdir)
+    # Now that nothing more can be stopped: a pass that is does not lose those before it.
+    for store in stores:
+        store.discard()
     if processes.is_main():
         for picture in inspection.plot_schedule(trained.model, trained.params, subject.images, workdir):
             print(f"plot    {picture}")
@@ -172,14 +172,16 @@ def sample(request: Request) -> None:
         return data.load(source, num_levels=config.data.num_levels, data_dir=config.data.data_dir).test
 
     key = root_key(config.seed, "latents")
+    latents = given_latents(config.sample.latents, model, trained.params, test_images, key)
     sampling = Sampling(
         model,
         mesh,
         config.sample,
         batch_size=min(config.sample.batch_size, config.sample.num_images),
-        latents=given_latents(config.sample.latents, model, trained.params, test_images, key),
+        latents=latents,
     )
-    store = passes.Store(workdir.samples / f"step{trained.step}.partial", _samples_depend_on(config, trained))
+    depends_on = _samples_depend_on(config, trained, latents)
+    store = passes.Store(workdir.samples / f"step{trained.step}.partial", depends_on)
     with Progress(
         config.sample.num_images, label="sample", unit="image", shown=processes.is_main()
     ) as progress:
@@ -210,7 +212,7 @@ def sample(request: Request) -> None:
             _plot_trajectories(config, trained, workdir)
 
 
-def _samples_depend_on(config: Config, trained: Trained) -> dict[str, Any]:
+def _samples_depend_on(config: Config, trained: Trained, latents: np.ndarray | None) -> dict[str, Any]:
     """What sample i depends on: not on the number of samples, on batch size or number of devices."""
     section = config.sample.to_dict()
     for name in ("num_images", "batch_size"):
@@ -218,7 +220,8 @@ def _samples_depend_on(config: Config, trained: Trained) -> dict[str, Any]:
     kept = {"model": config_lib.model_fields(config), "sample": section, "seed": config.seed}
     weights = record.weights_hash(trained.params)
     versions = record.environment()["versions"]
-    return {**kept, "step": trained.step, "weights": weights, "versions": versions}
+    given = record.weights_hash(latents)
+    return {**kept, "step": trained.step, "weights": weights, "latents": given, "versions": versions}
 
 
 def _plot_trajectories(config: Config, trained: Trained, workdir: Workdir) -> None:

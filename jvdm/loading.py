@@ -59,8 +59,10 @@ def _image_spec(config: Config, workdir: Workdir) -> tuple[tuple[int, int, int],
     """
     source, num_levels = config.data.source, config.data.num_levels
     if workdir.data.is_file() and workdir.config.is_file():
-        noted, section = config_lib.read_json(workdir.data), config_lib.read_json(workdir.config)["data"]
-        if (section["source"], section["num_levels"]) == (source, num_levels) and "image_shape" in noted:
+        noted, saved = config_lib.read_json(workdir.data), config_lib.read_json(workdir.config)
+        section = saved.get("data", {})
+        same = section.get("source") == source and section.get("num_levels", 0) == num_levels
+        if same and {"image_shape", "num_levels"} <= noted.keys():
             height, width, channels = noted["image_shape"]
             return (height, width, channels), noted["num_levels"]
     return data.image_spec(source, num_levels=num_levels)

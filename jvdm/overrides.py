@@ -44,6 +44,8 @@ def choose_components(config: Config, values: Mapping[str, Any]) -> None:
     for field, value in values.items():
         section = field.removesuffix(".name")
         if section != field and section in config_lib.COMPONENTS:
+            if not isinstance(value, str):
+                raise wrong_type(f"config.{field}", value, str)
             choose(config, section, value)
 
 

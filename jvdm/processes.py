@@ -11,10 +11,12 @@ What launchers say in the environment, and JAX reads from there:
 A TPU virtual machine says nothing there: with libtpu installed, its metadata server is asked for the workers.
 """
 
+import http
 import http.client
 import importlib.util
 import logging
 import os
+import urllib.error
 import urllib.request
 from collections.abc import Mapping
 
@@ -26,7 +28,7 @@ from jvdm.errors import UserError, unknown
 log = logging.getLogger("jvdm")
 
 CHOICES = ("auto", "on", "off")
-METADATA_S = 3.0  # for the metadata server to answer
+METADATA_S, METADATA_TRIES = 3.0, 3  # for the metadata server to answer
 
 
 def launcher(environment: Mapping[str, str]) -> str | None:
@@ -59,14 +61,19 @@ def _tpu_workers(environment: Mapping[str, str]) -> str:
     # JAX leaves the server alone where this is set.
     if "TPU_SKIP_MDS_QUERY" in environment or importlib.util.find_spec("libtpu") is None:
         return ""
-    server = environment.get("GCE_METADATA_HOST", "metadata.google.internal")
+    server = environment.get("GCE_METADATA_IP", "metadata.google.internal")  # as JAX does
     path = "computeMetadata/v1/instance/attributes/worker-network-endpoints"
     request = urllib.request.Request(f"http://{server}/{path}", headers={"Metadata-Flavor": "Google"})
-    try:
-        with urllib.request.urlopen(request, timeout=METADATA_S) as answer:
-            return answer.read(1 << 16).decode(errors="replace")
-    except (OSError, http.client.HTTPException):
-        return ""
+    for _ in range(METADATA_TRIES):
+        try:
+            with urllib.request.urlopen(request, timeout=METADATA_S) as answer:
+                return answer.read(1 << 16).decode(errors="replace")
+        except urllib.error.HTTPError as error:
+            if error.code == http.HTTPStatus.NOT_FOUND:  # no slice
+                return ""
+        except (OSError, http.client.HTTPException):
+            pass
+    return ""
 
 
 def initialize(
@@ -100,7 +107,7 @@ def initialize(
         raise UserError(f"--num_processes={num_processes}: give 1 or more")
     if num_processes is not None and process_id is not None and not 0 <= process_id < num_processes:
         raise UserError(f"--process_id={process_id} is not from 0 to {num_processes - 1}")
-    found = launcher(os.environ)
+    found = launcher(os.environ) if choice != "off" and missing else None
     if choice == "off" or (choice == "auto" and missing and found is None):
         return
     try:
@@ -141,3 +148,12 @@ def least(value: int) -> int:
     from jax.experimental import multihost_utils
 
     return int(np.min(multihost_utils.process_allgather(np.array(value, np.int32))))
+
+
+def of_main(value: int) -> int:
+    """The first process's value, in all of them."""
+    if jax.process_count() == 1:
+        return value
+    from jax.experimental import multihost_utils
+
+    return int(multihost_utils.broadcast_one_to_all(np.array(value, np.int32)))

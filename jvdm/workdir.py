@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import fcntl
 import json
+import logging
 import os
 import pathlib
 import socket
@@ -16,6 +17,8 @@ from jvdm import processes
 from jvdm.errors import UserError
 from jvdm.registry import Config
 from jvdm.reporting.files import write_atomically
+
+log = logging.getLogger("jvdm")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,15 +103,25 @@ class Workdir:
             yield
             return
         path = self.path / ".training"
-        with open(path, "a+") as file:
+        try:
+            opened = open(path, "a+")  # noqa: SIM115, closed below
+        except OSError as error:
+            raise UserError(f"{path} cannot be opened ({error.strerror}); give another --workdir") from error
+        with opened as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
+            except BlockingIOError as error:
                 file.seek(0)
                 owner = file.read().strip() or "another process"
                 raise UserError(
                     f"--workdir={self.path}: {owner} trains there already; stop it, or give another"
                 ) from error
+            except OSError as error:
+                log.warning(
+                    "WARNING: %s cannot be locked (%s): take care that nothing else trains there",
+                    path,
+                    error.strerror,
+                )
             file.truncate(0)
             file.write(f"process {os.getpid()} on {socket.gethostname()}")
             file.flush()

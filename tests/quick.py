@@ -13,11 +13,12 @@ import importlib.metadata
 from unittest import mock
 
 _VERSION = tuple(int(part) for part in importlib.metadata.version("jaxlib").split(".")[:2])
-FLAGS = "--xla_backend_optimization_level=0"
-_USUAL = {"xla_backend_optimization_level": 3}
+OPTIONS: dict[str, int | bool] = {"xla_backend_optimization_level": 0}
+_USUAL: dict[str, int | bool] = {"xla_backend_optimization_level": 3}
 if _VERSION <= (0, 10):
-    FLAGS += " --xla_cpu_use_fusion_emitters=false"
+    OPTIONS["xla_cpu_use_fusion_emitters"] = False
     _USUAL["xla_cpu_use_fusion_emitters"] = True
+FLAGS = " ".join(f"--{name}={value}".lower() for name, value in OPTIONS.items())
 
 
 @contextlib.contextmanager

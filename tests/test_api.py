@@ -166,6 +166,7 @@ REFUSED = {
         "config.sample.latents is given by the arguments",
     ),
     "component": (lambda m, x: m.sample(1, settings={"sampler.name": "dim"}), "did you mean 'ddim'"),
+    "no name": (lambda m, x: m.sample(1, settings={"sampler.name": ["ddim"]}), "not a str"),
     "section": (lambda m, x: m.sample(1, settings={"": 1}), "unknown field 'config.sample.'"),
     "parts": (
         lambda m, x: m.bits_per_dim(x, "ode", settings={"ode.importance_samples": 2}),

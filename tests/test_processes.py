@@ -58,7 +58,7 @@ def metadata(monkeypatch):
     with http.server.HTTPServer(("127.0.0.1", 0), Handler) as server:
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
-        yield workers, {"GCE_METADATA_HOST": f"127.0.0.1:{server.server_port}"}
+        yield workers, {"GCE_METADATA_IP": f"127.0.0.1:{server.server_port}"}
         server.shutdown()
         thread.join()
 
@@ -74,7 +74,7 @@ def test_the_workers_of_a_tpu_virtual_machine(metadata, monkeypatch):
     assert processes.launcher({**environment, "TPU_WORKER_HOSTNAMES": "one"}) is None, (
         "the variable is enough"
     )
-    assert processes.launcher({"GCE_METADATA_HOST": "127.0.0.1:9"}) is None, "nobody there"
+    assert processes.launcher({"GCE_METADATA_IP": "127.0.0.1:9"}) is None, "nobody there"
     monkeypatch.setattr(processes.importlib.util, "find_spec", lambda name: None)
     assert processes.launcher(environment) is None, "no libtpu, no TPU"
 

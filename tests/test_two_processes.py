@@ -7,6 +7,7 @@ import csv
 import json
 import os
 import pathlib
+import shutil
 import signal
 import socket
 import subprocess
@@ -199,6 +200,28 @@ def test_two_sample_like_one(used):
             samples.append(archive["arr_0"])
     # Two batches of four: rounding may turn a pixel between two levels.
     assert (samples[0] != samples[1]).mean() < 0.02
+
+
+@pytest.mark.parametrize("by_two", ["two", "fsdp"])
+def test_damage(runs, tmp_path, by_two):
+    """The newest checkpoint is damaged: both processes take the one before, in training and sampling."""
+    folder, _ = runs
+    shutil.copytree(folder / by_two, tmp_path / "run")
+    newest = tmp_path / "run" / "checkpoints" / "4"
+    # What one process wrote: with the state split over both, the other need not read it.
+    for file in (newest / "default" / "ocdbt.process_1" / "d").iterdir():
+        data = bytearray(file.read_bytes())
+        for place in range(0, len(data), 500):
+            data[place] ^= 4
+        file.write_bytes(data)
+    fsdp = f"--config.training.fsdp={1 + (by_two == 'fsdp')}"
+    (_, err), _ = finish(*start_two("sample", tmp_path / "run", fsdp))
+    assert "taking the checkpoint of step 2" in err and newest.is_dir()
+    (_, err), _ = finish(*start_two("train", tmp_path / "run", fsdp))
+    assert "going on from the checkpoint of step 2" in err
+    assert len(list((tmp_path / "run" / "damaged_checkpoints").iterdir())) == 1
+    resumed, straight = arrays(tmp_path / "run", 4), arrays(folder / by_two, 4)
+    assert tiny.max_difference(resumed, straight) == 0.0
 
 
 @pytest.mark.parametrize("failing", [0, 1])

@@ -215,12 +215,24 @@ def kind_name(
         released = "" if slices["prior"] == "noise" else f"_{slices['prior']}"
         return (f"elbo_{probes}_probes" if probes else "elbo_exact") + released
     if slices is not None:
-        return f"scoreflow_{slices['epsilon']:g}"
+        return f"scoreflow_{slices['epsilon']:g}" + ("" if slices["importance"] else "_uniform_times")
     if ode is None:
         return f"{estimator}_T{timesteps}" if timesteps else f"{estimator}_continuous"
     solver = ode["solver"]
     steps = f"{solver['tolerance']:g}" if "tolerance" in solver else f"{solver['num_steps']}"
-    return f"ode_{ode['dequantization']['name']}_K{ode['importance_samples']}_{solver['method']}_{steps}"
+    # What is as it usually is has no part in the name.
+    trace = ode["trace"]
+    more = "_exact_trace" if trace["name"] == "exact" else ""
+    if trace.get("probes", 1) > 1:
+        more += f"_{trace['probes']}_probes"
+    if trace.get("distribution", "rademacher") != "rademacher":
+        more += f"_{trace['distribution']}"
+    if ode["dequantization"].get("analytic_entropy"):
+        more += "_analytic_entropy"
+    if ode["importance_samples"] > 1 and not ode["share_probes"]:
+        more += "_own_probes"
+    name = ode["dequantization"]["name"]
+    return f"ode_{name}_K{ode['importance_samples']}_{solver['method']}_{steps}{more}"
 
 
 def standard_error(values: np.ndarray) -> float | None:

@@ -69,7 +69,7 @@ class Leaf(NamedTuple):
     Attributes:
         source: its dotted name.
         target: '/'-joined path under "network".
-        layout: vector, dense [o, i], embedding [o, i], pointwise [o, i, 1, 1] or conv [o, i, 3, 3].
+        layout: a key of `torch_layers.LAYOUTS`.
     """
 
     source: str

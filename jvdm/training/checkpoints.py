@@ -20,7 +20,7 @@ from jvdm import processes
 from jvdm.errors import UserError
 from jvdm.reporting.files import write_atomically
 from jvdm.training.integrity import checksums
-from jvdm.training.restoring import CHECKSUMS, one_line, restore, steps_in
+from jvdm.training.restoring import CHECKSUMS, first_readable, one_line, restore, steps_in
 from jvdm.training.step import TrainState
 
 log = logging.getLogger("jvdm")
@@ -134,38 +134,27 @@ class Checkpoints:
             UserError: there are checkpoints, none of which can be read.
         """
         steps = sorted(steps_in(self.folder), reverse=True)
-        damaged: list[tuple[int, UserError]] = []
-        for step in steps:
-            state, failure = None, UserError(f"{self.folder / str(step)}: another process cannot read it")
-            try:
-                state = self.restore(step, like)
-            except UserError as error:
-                failure = error
-            if not processes.least(state is not None):
-                damaged.append((step, failure))
-                continue
-            assert state is not None
-            if processes.is_main():
-                self._damaged += [_put_aside(self.folder / str(bad), error) for bad, error in damaged]
-            for bad in self._damaged:
-                log.warning(
-                    "WARNING: the checkpoint %s is damaged and now lies in %s: %s",
-                    bad.path,
-                    bad.now,
-                    one_line(bad.why),
-                )
-            if damaged:
-                processes.wait_for_all("damaged")
-                self._manager.reload()
-            if damaged or self._damaged:
-                log.warning("WARNING: going on from the checkpoint of step %d", step)
-            return state, step
-        for bad in self._damaged:  # as they were found
-            os.rename(bad.now, bad.path)
-        if damaged:
-            count, newest = len(steps) + len(self._damaged), damaged[0][1]
-            raise UserError(f"none of the {count} checkpoints can be read; the newest: {newest}")
-        return None
+        found = first_readable(self.folder, steps, like)
+        if found.step is None:
+            for bad in self._damaged:  # as they were found
+                os.rename(bad.now, bad.path)
+            if found.damaged:
+                count, newest = len(steps) + len(self._damaged), found.damaged[0][1]
+                raise UserError(f"none of the {count} checkpoints can be read; the newest: {newest}")
+            return None
+        self._damaged += [_put_aside(self.folder / str(bad), error) for bad, error in found.damaged]
+        for bad in self._damaged:
+            log.warning(
+                "WARNING: the checkpoint %s is damaged and now lies in %s: %s",
+                bad.path,
+                bad.now,
+                one_line(bad.why),
+            )
+        if self._damaged:
+            log.warning("WARNING: going on from the checkpoint of step %d", found.step)
+        processes.wait_for_all("restored")
+        self._manager.reload()
+        return found.state, found.step
 
     def close(self) -> None:
         """Wait, then release the manager's threads."""

@@ -182,6 +182,7 @@ class Trainer:
 
             if self.todo:
                 self._finish(self.todo, look)
+                self._keep_notes(())
             while self.step < config.num_steps:
                 batches = self._next_batches()
                 self.state, metrics = train_step(self.state, batches)
@@ -234,11 +235,14 @@ class Trainer:
 
     def _save(self, bits_per_dim: float | None, *, todo: tuple[str, ...] = ()) -> None:
         self.writer.sync()
+        self._keep_notes(todo)
+        if self.step not in self.checkpoints.steps():
+            self.checkpoints.save(self.state, self.step, bits_per_dim)
+
+    def _keep_notes(self, todo: tuple[str, ...]) -> None:
         if processes.is_main():
             kept = self.checkpoints.steps()
             notes.save(self.workdir.notes, self.step, notes.Notes(self.window, todo), keep=kept)
-        if self.step not in self.checkpoints.steps():
-            self.checkpoints.save(self.state, self.step, bits_per_dim)
 
     def _due(self, interval: str) -> bool:
         if interval == "sample_every" and not self.config.training.sample_every:
@@ -357,6 +361,7 @@ def init_from(path: str, state: TrainState) -> TrainState:
         UserError: no checkpoint there, a damaged one, or one that has no leaf of this model.
     """
     checkpoint = find(pathlib.Path(path), path, flag="config.init_from")
+    checkpoint = checkpoint.parent / str(processes.of_main(int(checkpoint.name)))
     fields = {"params": state.params, "ema_params": state.ema_params}
     fitted = restore_what_fits(checkpoint, fields)
     taken, left = fitted.taken, fitted.left

@@ -3,12 +3,15 @@
 import json
 import logging
 import pathlib
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 
-from jvdm import trees
+from jvdm import processes, trees
 from jvdm.errors import UserError
 from jvdm.training.integrity import checksums
 
@@ -51,10 +54,51 @@ def restore(path: pathlib.Path, like: Any) -> Any:
         return restored
     # Orbax and its storage raise many types for damaged files.
     except Exception as error:
-        raise UserError(
-            f"{path}: not a readable checkpoint of this model ({one_line(error)}); "
-            "if it is damaged, remove it to continue from the one before"
-        ) from error
+        raise UserError(f"{path}: not a readable checkpoint of this model ({one_line(error)})") from error
+
+
+class Readable(NamedTuple):
+    """The first of some checkpoints that can be read.
+
+    Attributes:
+        step: its step; None if none can.
+        state: what was read.
+        damaged: step and error of those before it, in the first process; empty in others.
+    """
+
+    step: int | None
+    state: Any
+    damaged: list[tuple[int, UserError]]
+
+
+def first_readable(folder: pathlib.Path, steps: Iterable[int], like: Any) -> Readable:
+    """The first of `steps` that can be read; the first process's word holds for all.
+
+    Processes may see different files, and a collective read of what one of them cannot read does not end. So
+    where there are several the first one looks, alone, before all of them read.
+
+    Args:
+        folder: of the checkpoints.
+        steps: in the order of preference.
+        like: as of `restore`.
+
+    Raises:
+        UserError: this process cannot read what the first one has read.
+    """
+    several = jax.process_count() > 1
+    step, state, damaged = None, None, []
+    for candidate in steps if processes.is_main() else ():
+        try:
+            state = (_check_alone if several else restore)(folder / str(candidate), like)
+            step = candidate
+            break
+        except UserError as error:
+            damaged.append((candidate, error))
+    if several:
+        chosen = processes.of_main(-1 if step is None else step)
+        step = None if chosen < 0 else chosen
+        state = None if step is None else restore(folder / str(step), like)
+    return Readable(step, state, damaged)
 
 
 def restore_readable(path: pathlib.Path, like: Any, *, older: bool) -> tuple[Any, pathlib.Path]:
@@ -71,18 +115,49 @@ def restore_readable(path: pathlib.Path, like: Any, *, older: bool) -> tuple[Any
     Raises:
         UserError: as `restore`, of `path`, if none will do.
     """
+    others = [step for step in steps_in(path.parent) if step < int(path.name)] if older else []
+    found = first_readable(path.parent, [int(path.name), *sorted(others, reverse=True)], like)
+    if found.step is None:
+        raise found.damaged[0][1] if found.damaged else UserError(f"{path}: process 0 cannot read it")
+    if found.damaged:
+        error = one_line(found.damaged[0][1])
+        log.warning("WARNING: %s; taking the checkpoint of step %d", error, found.step)
+    return found.state, path.parent / str(found.step)
+
+
+def _check_alone(path: pathlib.Path, like: Any) -> None:
+    """Read all of a checkpoint into the memory of this process, without the others.
+
+    Raises:
+        UserError: it is absent, damaged, or of another structure.
+    """
+    path = path.absolute()
+    like = like if isinstance(like, dict) else vars(like)
+    # Keys of random numbers are arrays to JAX alone.
+    fields = {
+        name: tree
+        for name, tree in like.items()
+        if not any(jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) for leaf in jax.tree.leaves(tree))
+    }
+    me = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=me, active_processes={me}, barrier_sync_key_prefix="alone"
+    )
+    arguments = ocp.args.PyTreeRestore(
+        item=fields,
+        restore_args=jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), fields),
+        partial_restore=True,
+    )
     try:
-        return restore(path, like), path
-    except UserError as error:
-        steps = [step for step in steps_in(path.parent) if step < int(path.name)] if older else []
-        for step in sorted(steps, reverse=True):
-            try:
-                found = restore(path.parent / str(step), like)
-            except UserError:
-                continue
-            log.warning("WARNING: %s; taking the checkpoint of step %d", one_line(error), step)
-            return found, path.parent / str(step)
-        raise
+        handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
+        with ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
+            saved = checkpointer.metadata(path / "default").item_metadata.tree
+            _check_shapes({field: saved[field] for field in fields}, fields)
+            read = checkpointer.restore(path / "default", args=arguments)
+        _check_sums(path, read)
+    # Orbax and its storage raise many types for damaged files.
+    except Exception as error:
+        raise UserError(f"{path}: not a readable checkpoint of this model ({one_line(error)})") from error
 
 
 def _check_sums(path: pathlib.Path, tree: Any) -> None:
@@ -147,6 +222,7 @@ def restore_what_fits(path: pathlib.Path, tree: Any) -> Fitted:
                     partial_restore=True,
                 )
                 read = trees.leaves(checkpointer.restore(path.absolute() / "default", args=arguments))
+                _check_sums(path, trees.nest(read))
     # Orbax and its storage raise many types for damaged files.
     except Exception as error:
         raise UserError(f"{path}: not a readable checkpoint ({one_line(error)})") from error

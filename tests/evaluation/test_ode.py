@@ -15,7 +15,7 @@ from jvdm.divergence import TRACES
 from jvdm.errors import UserError
 from jvdm.evaluation import passes
 from jvdm.evaluation.ode import ODE
-from jvdm.evaluation.record import independent_errors, ode_result
+from jvdm.evaluation.record import independent_errors, kind_name, ode_result
 from jvdm.evaluation.vlb import for_evaluation
 from jvdm.schedules import LinearBeta
 from jvdm.solvers import SOLVERS
@@ -264,6 +264,13 @@ def test_record(whole, setting):
     }
     result = ode_result(estimator, whole, tiny.provenance(step=3), settings=settings, error=None)
     assert result.name == f"ode_truncated_normal_K1_dopri5_0.001_step3_{N}x1_seed0"
+    for change, name in (
+        ({"trace": {"name": "exact", "at_a_time": 64}}, "_exact_trace"),
+        ({"trace": {"name": "hutchinson", "probes": 2, "distribution": "gaussian"}}, "_2_probes_gaussian"),
+        ({"dequantization": {"name": "truncated_normal", "analytic_entropy": True}}, "_analytic_entropy"),
+    ):
+        kind = kind_name("ode", 0, dataclasses.asdict(result.ode) | change)
+        assert kind == f"ode_truncated_normal_K1_dopri5_0.001{name}"
     assert result.monte_carlo_error is None
     assert result.ode.max_nfe >= result.ode.mean_nfe > 10
     assert sum(term.mean for term in result.terms.values()) == pytest.approx(result.value)

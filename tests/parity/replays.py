@@ -18,6 +18,7 @@ import numpy as np
 import optax
 import peers
 import pytest
+import quick
 
 from jvdm import divergence, importers, losses, objectives
 from jvdm.importers import flax_checkpoint, vdm
@@ -27,7 +28,7 @@ from jvdm.time_samplers import stratify
 
 ROUNDING = 2.0**-24
 # A quarter of the time to compile; the tests run most functions a few times only.
-QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+QUICK = quick.OPTIONS
 OPTIMIZED = {"xla_backend_optimization_level": 3}
 
 

@@ -441,7 +441,7 @@ def test_command(workdir, tmp_path):
 MISTAKES = {
     "no workdir": (["--mode=report"], "--workdir is missing"),
     "wrong workdir": (["--mode=report", "--workdir=nope"], "no such folder"),
-    "checkpoint": (["--mode=report", "--workdir=.", "--checkpoint=x"], "--checkpoint is not for it"),
+    "checkpoint": (["--mode=report", "--workdir=.", "--checkpoint=x"], "--mode=report does not take it"),
     "compare": (
         ["--mode=eval", "--config=configs/digits.py", "--compare=x"],
         "--compare is for --mode=report",

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import shutil
 
 import jax
 import numpy as np
@@ -63,6 +64,18 @@ def test_what_does_not_fit_is_named(source, caplog):
     np.testing.assert_array_equal(conv_in["kernel"], fresh.params["network"]["conv_in"]["kernel"])
     np.testing.assert_array_equal(conv_in["bias"], expected.params["network"]["conv_in"]["bias"])
     assert caplog.text.count("is initialised anew") == 2, "of params and ema_params"
+
+
+def test_damage_is_found(source, tmp_path):
+    path, _ = source
+    shutil.copytree(path, tmp_path / "run")
+    largest = max((p for p in (tmp_path / "run").rglob("d/*") if p.is_file()), key=lambda p: p.stat().st_size)
+    data = bytearray(largest.read_bytes())
+    for place in range(0, len(data), 500):
+        data[place] ^= 4
+    largest.write_bytes(data)
+    with pytest.raises(UserError, match="not a readable checkpoint"):
+        start(tmp_path / "run", state_of(tiny.config()))
 
 
 def test_errors(source, tmp_path):

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import logging
 import shutil
 
 import jax
@@ -179,6 +180,41 @@ def test_a_run_that_is_asked_to_stop_loses_nothing(finished, tmp_path, monkeypat
         for folder in (tmp_path, path)
     )
     assert lines == expected
+    assert trainer(tmp_path, tiny.config(sample_every=4)).todo == (), "done, and not again"
+
+
+def test_stopped_at_the_end_and_done_once(tmp_path, monkeypatch):
+    """A run that was stopped in its last evaluation has that to do, once."""
+    c = tiny.config(num_steps=2)
+    evaluate = Trainer._evaluate
+
+    def stop(self):
+        raise preemption.Preempted
+
+    monkeypatch.setattr(Trainer, "_evaluate", stop)
+    with pytest.raises(preemption.Preempted):
+        trainer(tmp_path, c).run()
+    monkeypatch.setattr(Trainer, "_evaluate", evaluate)
+    again = trainer(tmp_path, c)
+    assert "eval_every" in again.todo
+    again.run()
+    assert trainer(tmp_path, c).todo == ()
+
+
+def test_a_file_system_without_locks(tmp_path, monkeypatch, caplog):
+    """It is said, and the training runs."""
+
+    def flock(file, operation):
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    monkeypatch.setattr(logging.getLogger("jvdm"), "propagate", True)
+    with Workdir(tmp_path).exclusive():
+        assert "cannot be locked (Function not implemented)" in caplog.text
+    (tmp_path / ".training").unlink()
+    (tmp_path / ".training").mkdir()
+    with pytest.raises(UserError, match="cannot be opened"), Workdir(tmp_path).exclusive():
+        pass
 
 
 @pytest.mark.parametrize("stop_at", [2, 3, 4, 5])
