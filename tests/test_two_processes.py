@@ -262,3 +262,30 @@ def test_sigterm_to_one_stops_both(tmp_path):
     assert f"resuming at step {newest}" in err
     steps = [line["step"] for line in read_metrics(tmp_path / "metrics.jsonl") if "train/bpd" in line]
     assert steps == list(range(2, until + 1, 2)), "no line is lost or doubled"
+
+
+@pytest.mark.parametrize(("mode", "folder"), [("eval", "eval"), ("sample", "samples"), ("score", "scores")])
+def test_sigterm_to_one_stops_the_other_modes(runs, tmp_path, mode, folder):
+    """Both end with 143; the same command goes on after what is kept."""
+    checkpoint = f"--checkpoint={runs[0] / 'two' / 'checkpoints' / '4'}"
+    many = [f"--config.{name}=200" for name in ("eval.num_images", "score.num_images", "sample.num_images")]
+    more = (checkpoint, *many, "--config.eval.batch_size=2", "--config.sample.batch_size=2")
+
+    def chunks():
+        return [p for p in (tmp_path / folder).glob("*.partial/*.npz") if p.name[0] != "."]
+
+    processes = start_two(mode, tmp_path, *more)
+    deadline = time.monotonic() + 240
+    while len(chunks()) < 2:
+        assert time.monotonic() < deadline and all(p.poll() is None for p in processes)
+        time.sleep(0.001)
+    processes[1].send_signal(signal.SIGTERM)
+    signalled = time.monotonic()
+    finish(*processes, status=143)
+    assert time.monotonic() - signalled < 20
+    done = 2 * len(chunks())
+    assert 4 <= done < 200
+    (_, err), _ = finish(*start_two(mode, tmp_path, *more))
+    assert f"continuing after image {done} of 200" in err
+    assert not list((tmp_path / folder).glob("*.partial"))
+    assert any("200" in path.name for path in (tmp_path / folder).iterdir())

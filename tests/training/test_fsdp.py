@@ -139,7 +139,7 @@ def run(path, num_devices, fsdp, **training):
 
 @pytest.mark.parametrize(
     ("saved", "num_devices", "fsdp"),
-    [("data", 4, 2), ("fsdp", 1, 1), ("fsdp", 8, 1)],
+    [("data", 4, 2), ("data", 2, 1), ("fsdp", 1, 1), ("fsdp", 8, 1)],
 )
 def test_checkpoints_fit_any_mesh(runs, tmp_path, saved, num_devices, fsdp):
     folder, whole = runs
