@@ -72,7 +72,7 @@ def _tpu_workers(environment: Mapping[str, str]) -> str:
             if error.code == http.HTTPStatus.NOT_FOUND:  # no slice
                 return ""
         except (OSError, http.client.HTTPException):
-            pass
+            pass  # nobody there, or busy: asked again
     return ""
 
 

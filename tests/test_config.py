@@ -11,9 +11,9 @@ import pytest
 import tiny
 from ml_collections import ConfigDict
 
+from jvdm import command_line, overrides, sharding
 from jvdm import config as config_lib
 from jvdm import model as model_lib
-from jvdm import overrides, sharding
 from jvdm.data import AUGMENTATIONS, TrainBatches
 from jvdm.errors import UserError
 from jvdm.records import Batch
@@ -149,6 +149,16 @@ def test_another_component_keeps_what_both_have():
     assert c.is_locked and c.eval.is_locked
     with pytest.raises(UserError, match="did you mean 'fixed_linear'"):
         overrides.choose(c, "schedule", "fixed_liner")
+
+
+def test_each_argument_of_a_config_file_has_a_workdir_of_its_own():
+    for given, name in (
+        ("configs/digits.py", "digits"),
+        ("configs/mulan_tiny.py:vdm_fixed", "mulan_tiny-vdm_fixed"),
+        ("configs/mnist_tiny.py:/data/set.npz", "mnist_tiny-set"),
+        ("configs/mnist_tiny.py:debiased,/data/set.npz", "mnist_tiny-debiased-set"),
+    ):
+        assert command_line.config_name(given) == name
 
 
 def test_what_may_change_on_resume(tmp_path):

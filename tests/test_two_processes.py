@@ -245,17 +245,22 @@ def test_one_that_fails_ends_the_other(tmp_path, failing):
     assert not list(tmp_path.glob("checkpoints/*"))
 
 
-def test_sigterm_to_one_stops_both(tmp_path):
-    """Both save the same step and end with 143; the same command goes on."""
-    processes = start_two("train", tmp_path, num_steps=100_000)
+def stop_by_one(processes, ready):
+    """SIGTERM to the second as soon as they have come so far; both end in time, with 143."""
     deadline = time.monotonic() + 240
-    while not (tmp_path / "checkpoints" / "2").is_dir():
+    while not ready():
         assert time.monotonic() < deadline and all(p.poll() is None for p in processes)
-        time.sleep(0.1)
+        time.sleep(0.001)
     processes[1].send_signal(signal.SIGTERM)
     signalled = time.monotonic()
     finish(*processes, status=143)
     assert time.monotonic() - signalled < 20
+
+
+def test_sigterm_to_one_stops_both(tmp_path):
+    """Both save the same step and end with 143; the same command goes on."""
+    processes = start_two("train", tmp_path, num_steps=100_000)
+    stop_by_one(processes, (tmp_path / "checkpoints" / "2").is_dir)
     newest = max(int(path.name) for path in (tmp_path / "checkpoints").iterdir())
     until = 2 * (newest // 2) + 2
     _, err = finish(*start_two("train", tmp_path, num_steps=until))[0]
@@ -274,15 +279,7 @@ def test_sigterm_to_one_stops_the_other_modes(runs, tmp_path, mode, folder):
     def chunks():
         return [p for p in (tmp_path / folder).glob("*.partial/*.npz") if p.name[0] != "."]
 
-    processes = start_two(mode, tmp_path, *more)
-    deadline = time.monotonic() + 240
-    while len(chunks()) < 2:
-        assert time.monotonic() < deadline and all(p.poll() is None for p in processes)
-        time.sleep(0.001)
-    processes[1].send_signal(signal.SIGTERM)
-    signalled = time.monotonic()
-    finish(*processes, status=143)
-    assert time.monotonic() - signalled < 20
+    stop_by_one(start_two(mode, tmp_path, *more), lambda: len(chunks()) >= 2)
     done = 2 * len(chunks())
     assert 4 <= done < 200
     (_, err), _ = finish(*start_two(mode, tmp_path, *more))

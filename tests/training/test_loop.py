@@ -183,6 +183,13 @@ def test_a_run_that_is_asked_to_stop_loses_nothing(finished, tmp_path, monkeypat
     assert trainer(tmp_path, tiny.config(sample_every=4)).todo == (), "done, and not again"
 
 
+def test_a_run_that_has_saved_nothing_starts_again(tmp_path):
+    trainer(tmp_path, tiny.config())
+    again = trainer(tmp_path, tiny.config(microbatches=2))
+    assert again.step == 0
+    assert '"microbatches": 2' in (tmp_path / "config.json").read_text()
+
+
 def test_stopped_at_the_end_and_done_once(tmp_path, monkeypatch):
     """A run that was stopped in its last evaluation has that to do, once."""
     c = tiny.config(num_steps=2)
