@@ -14,7 +14,7 @@ import sys
 
 from absl import app, flags
 
-from jvdm import command_line
+from jvdm.cli import command_line
 
 MODES = ("train", "eval", "score", "sample", "import", "report")
 FLAGS = flags.FLAGS
@@ -36,9 +36,10 @@ def main(argv: list[str]) -> None:
     del argv
     given, _ = command_line.config_argument(sys.argv)
     # After the flags: a mistake in them needs no jax to be told.
-    from jvdm import commands, preemption, processes
     from jvdm import config as config_lib
-    from jvdm.workdir import Workdir
+    from jvdm.cli import commands
+    from jvdm.core import preemption, processes
+    from jvdm.runs.workdir import Workdir
 
     command_line.configure_logging()
     with command_line.errors_in_one_line(FLAGS.mode):

@@ -12,7 +12,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."
 
 import jax
 
-from jvdm.convolution import convolve
+from jvdm.networks.convolution import convolve
 
 
 def plain(x, kernel):

@@ -21,10 +21,9 @@ import numpy as np
 
 import jvdm
 from jvdm import data
-from jvdm.records import Batch
-from jvdm.reporting.tables import table
-from jvdm.time_densities import TIME_DENSITIES
-from jvdm.time_samplers import TIME_SAMPLERS
+from jvdm.core.records import Batch
+from jvdm.core.tables import table
+from jvdm.diffusion.times import TIME_DENSITIES, TIME_SAMPLERS
 from jvdm.training.gradients import bound_gradient
 
 

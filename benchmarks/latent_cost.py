@@ -23,11 +23,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from jvdm import model as model_lib
-from jvdm import sharding
-from jvdm.latents import LATENTS
-from jvdm.records import Batch
-from jvdm.reporting.tables import table
-from jvdm.schedules import SCHEDULES
+from jvdm.core import sharding
+from jvdm.core.records import Batch
+from jvdm.core.tables import table
+from jvdm.diffusion.latents import LATENTS
+from jvdm.diffusion.schedules import SCHEDULES
 from jvdm.training.step import init_state, make_train_step
 
 CASES = ("none", "k_subset", "k_hot_surrogate", "gumbel", "gaussian")

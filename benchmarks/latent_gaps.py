@@ -22,9 +22,9 @@ ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..")
 sys.path[:0] = [ROOT, os.path.join(ROOT, "tests")]
 
 import jax
-import known_latent_models as models
+from helpers import known_latent_models as models
 
-from jvdm.reporting.tables import table, with_error
+from jvdm.core.tables import table, with_error
 
 OTHER = {"path": "straight", "parameterization": "velocity", "schedule": "pixel_monotone"}
 

@@ -24,17 +24,17 @@ from ml_collections import ConfigDict
 import jvdm
 from jvdm import config as config_lib
 from jvdm import model as model_lib
-from jvdm import sharding
-from jvdm.divergence import TRACES
+from jvdm.core import sharding
+from jvdm.core.keys import root_key
+from jvdm.core.tables import table
+from jvdm.diffusion.divergence import TRACES
+from jvdm.diffusion.parameterizations import PARAMETERIZATIONS
+from jvdm.diffusion.schedules import SCHEDULES
+from jvdm.diffusion.solvers import SOLVERS
 from jvdm.evaluation import passes
 from jvdm.evaluation.ode import ODE
 from jvdm.evaluation.vlb import for_evaluation
-from jvdm.keys import root_key
 from jvdm.networks import NETWORKS
-from jvdm.parameterizations import PARAMETERIZATIONS
-from jvdm.reporting.tables import table
-from jvdm.schedules import SCHEDULES
-from jvdm.solvers import SOLVERS
 
 SOLVERS_COMPARED = [
     ("adaptive", {"method": "dopri5", "tolerance": 1e-3}),

@@ -28,15 +28,15 @@ sys.path[:0] = [ROOT, os.path.join(ROOT, "tests")]
 
 import jax
 import jax.numpy as jnp
-import known
-import known_bounds
 import numpy as np
+from helpers import known, known_bounds
 
-from jvdm import likelihood, objectives
-from jvdm.dequantization import DEQUANTIZATIONS
-from jvdm.records import Batch
-from jvdm.reporting.tables import table, with_error
-from jvdm.time_samplers import stratify
+from jvdm.core.records import Batch
+from jvdm.core.tables import table, with_error
+from jvdm.diffusion import likelihood
+from jvdm.diffusion.dequantization import DEQUANTIZATIONS
+from jvdm.diffusion.times import stratify
+from jvdm.model import objectives
 
 BITS = known.NUM_DIMS * math.log(2)
 BOUNDS = {  # of a linear schedule

@@ -28,10 +28,10 @@ def measure(args, num_devices: int, fsdp: int) -> tuple[str, ...]:
 
     from jvdm import config as config_lib
     from jvdm import model as model_lib
-    from jvdm import sharding
+    from jvdm.core import sharding
+    from jvdm.core.records import Batch
+    from jvdm.diffusion.schedules import SCHEDULES
     from jvdm.networks import NETWORKS
-    from jvdm.records import Batch
-    from jvdm.schedules import SCHEDULES
     from jvdm.training.step import init_state, make_train_step
 
     config = config_lib.default()

@@ -20,8 +20,8 @@ import sys
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from jvdm.core.tables import table
 from jvdm.reporting import comparison
-from jvdm.reporting.tables import table
 from jvdm.reporting.writers import read_metrics
 
 SYSTEMS = runpy.run_path(str(ROOT / "configs" / "mulan_tiny.py"))["SYSTEMS"]

@@ -20,10 +20,10 @@ import numpy as np
 
 from jvdm import config as config_lib
 from jvdm import model as model_lib
-from jvdm import sharding
+from jvdm.core import sharding
+from jvdm.core.records import Batch
+from jvdm.diffusion.schedules import SCHEDULES
 from jvdm.networks import NETWORKS
-from jvdm.records import Batch
-from jvdm.schedules import SCHEDULES
 from jvdm.training.step import init_state, make_train_step
 
 COLUMNS = ("depth", "dtype", "remat", "init s", "compile s", "first s", "step s", "GFLOP/s", "temp GB")

@@ -11,12 +11,12 @@ runs/cifar10-straight. This library has not been trained that far.
 """
 
 from jvdm import config as config_lib
-from jvdm.errors import unknown
+from jvdm.core.errors import unknown
+from jvdm.diffusion.parameterizations import PARAMETERIZATIONS
+from jvdm.diffusion.paths import PATHS
+from jvdm.diffusion.schedules import SCHEDULES
+from jvdm.diffusion.times import TIME_DENSITIES
 from jvdm.networks import NETWORKS
-from jvdm.parameterizations import PARAMETERIZATIONS
-from jvdm.paths import PATHS
-from jvdm.schedules import SCHEDULES
-from jvdm.time_densities import TIME_DENSITIES
 
 STAGES = ("variance_preserving", "straight", "finetune", "straight_finetune")
 

@@ -8,8 +8,8 @@ FILE.npz has uint8 arrays `train_images` and `test_images`, [N, 32, 32, 3].
 
 from jvdm import config as config_lib
 from jvdm.data import AUGMENTATIONS
+from jvdm.diffusion.schedules import SCHEDULES
 from jvdm.networks import NETWORKS
-from jvdm.schedules import SCHEDULES
 
 
 def get_config(npz=""):

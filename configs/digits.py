@@ -4,8 +4,8 @@ python main.py --mode=train --config=configs/digits.py
 """
 
 from jvdm import config as config_lib
+from jvdm.diffusion.schedules import SCHEDULES
 from jvdm.networks import NETWORKS
-from jvdm.schedules import SCHEDULES
 
 
 def get_config():

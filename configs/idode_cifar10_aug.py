@@ -9,11 +9,11 @@ samples. Two probes of the trace make that number a bound (docs/evaluation.md, "
 
 from jvdm import config as config_lib
 from jvdm.data import AUGMENTATIONS
-from jvdm.divergence import TRACES
+from jvdm.diffusion.divergence import TRACES
+from jvdm.diffusion.parameterizations import PARAMETERIZATIONS
+from jvdm.diffusion.schedules import SCHEDULES
+from jvdm.diffusion.times import TIME_DENSITIES
 from jvdm.networks import NETWORKS
-from jvdm.parameterizations import PARAMETERIZATIONS
-from jvdm.schedules import SCHEDULES
-from jvdm.time_densities import TIME_DENSITIES
 
 
 def get_config():

@@ -9,11 +9,11 @@ compared.
 """
 
 from jvdm import config as config_lib
-from jvdm.errors import unknown
+from jvdm.core.errors import unknown
+from jvdm.diffusion.parameterizations import PARAMETERIZATIONS
+from jvdm.diffusion.schedules import SCHEDULES
+from jvdm.diffusion.times import TIME_DENSITIES
 from jvdm.networks import NETWORKS
-from jvdm.parameterizations import PARAMETERIZATIONS
-from jvdm.schedules import SCHEDULES
-from jvdm.time_densities import TIME_DENSITIES
 
 STAGES = ("first", "finetune")
 

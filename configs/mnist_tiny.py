@@ -8,13 +8,13 @@ FILE.npz has uint8 arrays `train_images` and `test_images`, [N, 28, 28, 1].
 """
 
 from jvdm import config as config_lib
-from jvdm.dequantization import DEQUANTIZATIONS
+from jvdm.diffusion.dequantization import DEQUANTIZATIONS
+from jvdm.diffusion.parameterizations import PARAMETERIZATIONS
+from jvdm.diffusion.samplers import SAMPLERS
+from jvdm.diffusion.schedules import SCHEDULES
+from jvdm.diffusion.times import TIME_DENSITIES
+from jvdm.diffusion.transforms import DATA_MAPS
 from jvdm.networks import NETWORKS
-from jvdm.parameterizations import PARAMETERIZATIONS
-from jvdm.samplers import SAMPLERS
-from jvdm.schedules import SCHEDULES
-from jvdm.time_densities import TIME_DENSITIES
-from jvdm.transforms import DATA_MAPS
 
 
 def get_config(argument=""):

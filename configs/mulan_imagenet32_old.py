@@ -9,12 +9,12 @@ the data must not be compared.
 """
 
 from jvdm import config as config_lib
-from jvdm.encoders import ENCODERS
-from jvdm.errors import unknown
-from jvdm.latents import LATENTS
+from jvdm.core.errors import unknown
+from jvdm.diffusion.latents import LATENTS
+from jvdm.diffusion.parameterizations import PARAMETERIZATIONS
+from jvdm.diffusion.per_pixel_schedules import SCHEDULES
 from jvdm.networks import NETWORKS
-from jvdm.parameterizations import PARAMETERIZATIONS
-from jvdm.pixel_schedules import SCHEDULES
+from jvdm.networks.encoders import ENCODERS
 
 
 def get_config(parameterization="noise"):

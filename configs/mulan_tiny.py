@@ -9,13 +9,13 @@ features there: after so few steps their ODE is too stiff to be solved. All syst
 """
 
 from jvdm import config as config_lib
-from jvdm.encoders import ENCODERS
-from jvdm.errors import unknown
-from jvdm.latents import LATENTS
+from jvdm.core.errors import unknown
+from jvdm.diffusion.latents import LATENTS
+from jvdm.diffusion.parameterizations import PARAMETERIZATIONS
+from jvdm.diffusion.per_pixel_schedules import SCHEDULES
+from jvdm.diffusion.times import TIME_DENSITIES
 from jvdm.networks import NETWORKS
-from jvdm.parameterizations import PARAMETERIZATIONS
-from jvdm.pixel_schedules import SCHEDULES
-from jvdm.time_densities import TIME_DENSITIES
+from jvdm.networks.encoders import ENCODERS
 
 SYSTEMS = (
     "vdm_fixed",

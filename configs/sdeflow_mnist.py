@@ -9,15 +9,14 @@ it. With 32 groups in normalisation, blocks of 32 channels do not see the time;
 """
 
 from jvdm import config as config_lib
-from jvdm.dequantization import DEQUANTIZATIONS
-from jvdm.errors import unknown
+from jvdm.core.errors import unknown
+from jvdm.diffusion.dequantization import DEQUANTIZATIONS
+from jvdm.diffusion.parameterizations import PARAMETERIZATIONS
+from jvdm.diffusion.samplers import SAMPLERS
+from jvdm.diffusion.schedules import SCHEDULES
+from jvdm.diffusion.times import TIME_DENSITIES, TIME_SAMPLERS
+from jvdm.diffusion.transforms import DATA_MAPS
 from jvdm.networks import NETWORKS
-from jvdm.parameterizations import PARAMETERIZATIONS
-from jvdm.samplers import SAMPLERS
-from jvdm.schedules import SCHEDULES
-from jvdm.time_densities import TIME_DENSITIES
-from jvdm.time_samplers import TIME_SAMPLERS
-from jvdm.transforms import DATA_MAPS
 
 TIMES = ("uniform", "debiased")
 

@@ -10,15 +10,15 @@ density is known.
 """
 
 from jvdm import config as config_lib
-from jvdm.dequantization import DEQUANTIZATIONS
-from jvdm.divergence import TRACES
-from jvdm.errors import unknown
+from jvdm.core.errors import unknown
+from jvdm.diffusion.dequantization import DEQUANTIZATIONS
+from jvdm.diffusion.divergence import TRACES
+from jvdm.diffusion.parameterizations import PARAMETERIZATIONS
+from jvdm.diffusion.samplers import SAMPLERS
+from jvdm.diffusion.schedules import SCHEDULES
+from jvdm.diffusion.times import TIME_DENSITIES
+from jvdm.diffusion.transforms import DATA_MAPS
 from jvdm.networks import NETWORKS
-from jvdm.parameterizations import PARAMETERIZATIONS
-from jvdm.samplers import SAMPLERS
-from jvdm.schedules import SCHEDULES
-from jvdm.time_densities import TIME_DENSITIES
-from jvdm.transforms import DATA_MAPS
 
 TIMES = ("uniform", "debiased")
 

@@ -7,8 +7,8 @@ This library has not been trained that far; what was measured is in docs/results
 """
 
 from jvdm import config as config_lib
+from jvdm.diffusion.schedules import SCHEDULES
 from jvdm.networks import NETWORKS
-from jvdm.schedules import SCHEDULES
 
 
 def get_config():

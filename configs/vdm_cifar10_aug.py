@@ -8,8 +8,8 @@ augmented; bits/dim are of unaugmented test images. Published: 2.49 (the public 
 
 from jvdm import config as config_lib
 from jvdm.data import AUGMENTATIONS
+from jvdm.diffusion.schedules import SCHEDULES
 from jvdm.networks import NETWORKS
-from jvdm.schedules import SCHEDULES
 
 
 def get_config():

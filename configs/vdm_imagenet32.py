@@ -7,9 +7,9 @@ Published, old version: 3.72 bits/dim. The two versions of the data must not be 
 """
 
 from jvdm import config as config_lib
-from jvdm.errors import unknown
+from jvdm.core.errors import unknown
+from jvdm.diffusion.schedules import SCHEDULES
 from jvdm.networks import NETWORKS
-from jvdm.schedules import SCHEDULES
 
 
 def get_config(version="old"):

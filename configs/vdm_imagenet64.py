@@ -6,8 +6,8 @@ Published: 3.40 bits/dim.
 """
 
 from jvdm import config as config_lib
+from jvdm.diffusion.schedules import SCHEDULES
 from jvdm.networks import NETWORKS
-from jvdm.schedules import SCHEDULES
 
 
 def get_config():

@@ -16,20 +16,21 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jvdm import likelihood, objectives, sampling
+from jvdm.core.records import Batch
 from jvdm.data import swissroll
-from jvdm.divergence import ExactTrace
-from jvdm.mlp import MLP
-from jvdm.model import Model
+from jvdm.diffusion import likelihood
+from jvdm.diffusion.divergence import ExactTrace
+from jvdm.diffusion.parameterizations import Drift
+from jvdm.diffusion.paths import VariancePreserving
+from jvdm.diffusion.schedules import LinearBeta
+from jvdm.diffusion.solvers import Adaptive
+from jvdm.diffusion.times import Debiased
+from jvdm.diffusion.transforms import Identity
+from jvdm.evaluation import sampling
+from jvdm.model import Model, objectives
 from jvdm.networks import TimeInput
-from jvdm.parameterizations import Drift
-from jvdm.paths import VariancePreserving
-from jvdm.records import Batch
+from jvdm.networks.mlp import MLP
 from jvdm.reporting import plane
-from jvdm.schedules import LinearBeta
-from jvdm.solvers import Adaptive
-from jvdm.time_densities import Debiased
-from jvdm.transforms import Identity
 
 NUM_STEPS, BATCH = int(os.environ.get("STEPS", 4000)), 1024
 

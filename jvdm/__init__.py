@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from jvdm.api import LoadedModel, Scores, load
+    from jvdm.core.errors import UserError
     from jvdm.data.subject import Subject, load_subject
-    from jvdm.errors import UserError
-    from jvdm.sampling import Samples
+    from jvdm.evaluation.sampling import Samples
 
 __version__ = "0.1.0"
 __all__ = [
@@ -30,10 +30,10 @@ __all__ = [
 
 _MODULES = {
     "LoadedModel": "jvdm.api",
-    "Samples": "jvdm.sampling",
+    "Samples": "jvdm.evaluation.sampling",
     "Scores": "jvdm.api",
     "Subject": "jvdm.data.subject",
-    "UserError": "jvdm.errors",
+    "UserError": "jvdm.core.errors",
     "load": "jvdm.api",
     "load_subject": "jvdm.data.subject",
 }

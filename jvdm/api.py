@@ -5,7 +5,7 @@
     samples = trained.sample(64)
 
 The numbers are those of the command line: the same estimators (`jvdm.evaluation.suite`) and samplers
-(`jvdm.sampling`) with the same keys, so that image i of a call draws what image i of a split draws in
+(`evaluation.sampling`) with the same keys, so that image i of a call draws what image i of a split draws in
 `--mode=eval`, and sample i is sample i of `--mode=sample`. Settings are those the run was started with; a
 method's `settings` change fields of the section `eval` or `sample`, by the names of the command line.
 Compiled programs are kept: the second call with the same settings compiles nothing.
@@ -27,20 +27,22 @@ from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from jvdm import config as config_lib
-from jvdm import loading, overrides, sharding, transforms
+from jvdm.config import overrides
+from jvdm.core import sharding
+from jvdm.core.errors import UserError, unknown
+from jvdm.core.keys import root_key
+from jvdm.core.progress import Progress
+from jvdm.core.records import Context
+from jvdm.core.registry import Config
 from jvdm.data.subject import Subject, check_shape
-from jvdm.errors import UserError, unknown
+from jvdm.diffusion import transforms
 from jvdm.evaluation import passes, record, suite
 from jvdm.evaluation.record import Result
-from jvdm.evaluation.suite import Trained
+from jvdm.evaluation.sampling import Samples, Sampling, given_latents
 from jvdm.evaluation.vlb import for_evaluation
-from jvdm.keys import root_key
-from jvdm.records import Context
-from jvdm.registry import Config
-from jvdm.reporting.progress import Progress
-from jvdm.sampling import Samples, Sampling, given_latents
-from jvdm.training import restoring
-from jvdm.workdir import Workdir
+from jvdm.runs import loading, restoring
+from jvdm.runs.loading import Trained
+from jvdm.runs.workdir import Workdir
 
 log = logging.getLogger("jvdm")
 

@@ -7,7 +7,7 @@ the fixture `x64`.
 
 import os
 
-import quick
+from helpers import quick
 
 # XLA reads these once, when the first device is used: before anything imports jax.
 _FLAGS = f"--xla_force_host_platform_device_count=8 {quick.FLAGS}"

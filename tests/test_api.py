@@ -10,19 +10,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny
-import untrained
+from helpers import tiny, untrained
 
 import jvdm
-from jvdm import commands, data, loading
 from jvdm import config as config_lib
-from jvdm.encoders import ENCODERS
-from jvdm.errors import UserError
-from jvdm.latents import LATENTS
+from jvdm import data
+from jvdm.cli import commands
+from jvdm.core.errors import UserError
+from jvdm.core.records import Batch
+from jvdm.diffusion.latents import LATENTS
+from jvdm.diffusion.per_pixel_schedules import SCHEDULES
 from jvdm.networks import NETWORKS
-from jvdm.pixel_schedules import SCHEDULES
-from jvdm.records import Batch
-from jvdm.training import restoring
+from jvdm.networks.encoders import ENCODERS
+from jvdm.runs import loading, restoring
 
 
 def config():

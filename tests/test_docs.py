@@ -11,15 +11,14 @@ import tomllib
 from typing import NamedTuple
 
 import pytest
-import tiny
-import untrained
+from helpers import tiny, untrained
 from ml_collections import ConfigDict
 
-from jvdm import command_line, commands
 from jvdm import config as config_lib
+from jvdm.cli import command_line, commands
 from jvdm.data import sources
 from jvdm.data.published import PUBLISHED
-from jvdm.workdir import Workdir
+from jvdm.runs.workdir import Workdir
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
@@ -204,7 +203,7 @@ def test_every_page_is_in_the_navigation():
 
 
 def test_references_to_modules_exist():
-    """`[jvdm.paths][]` is a link to the reference, which has a section of that name."""
+    """`[jvdm.diffusion.paths][]` is a link to the reference, which has a section of that name."""
     documented = {
         name for page in PAGES for name in re.findall(r"^::: (jvdm[\w.]*)$", page.read_text(), re.M)
     }

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from jvdm.errors import UserError
+from jvdm.core.errors import UserError
 
 TIMEOUT_SECONDS = 15
 _CHUNK_BYTES = 1 << 20

@@ -14,8 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jvdm.errors import UserError
-from jvdm.registry import Registry
+from jvdm.core.errors import UserError
+from jvdm.core.registry import Registry
 
 AUGMENTATIONS = Registry("augmentation")
 

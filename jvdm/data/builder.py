@@ -13,9 +13,9 @@ from pathlib import Path
 
 import tensorflow_datasets as tfds
 
+from jvdm.core.errors import UserError
 from jvdm.data.archives import progress
 from jvdm.data.published import PREPARED_VERSION, PUBLISHED, Published
-from jvdm.errors import UserError
 
 
 class JvdmImages(tfds.core.GeneratorBasedBuilder):

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from jvdm.errors import UserError, unknown
+from jvdm.core.errors import UserError, unknown
 
 _CHUNK_BYTES = 1 << 24
 

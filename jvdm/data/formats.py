@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from jvdm.errors import UserError
+from jvdm.core.errors import UserError
 
 _MNIST_MAGIC = 2051
 _DAMAGE = (

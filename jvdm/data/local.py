@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from jvdm.core.errors import UserError
 from jvdm.data.dataset import Dataset, check_dataset
-from jvdm.errors import UserError
 
 DIGITS_LEVELS = 17
 DIGITS_TEST = 297

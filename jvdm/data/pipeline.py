@@ -10,8 +10,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from jvdm.core.errors import UserError
 from jvdm.data.augmentation import Augmentation, apply
-from jvdm.errors import UserError
 
 # Philox streams of one seed: key [seed, step] for augmentation, [seed, _ORDERS + epoch] for orders.
 _ORDERS = 2**63

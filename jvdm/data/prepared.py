@@ -14,11 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
+from jvdm.core.errors import UserError
 from jvdm.data import formats
 from jvdm.data.archives import fetch, progress
 from jvdm.data.dataset import Dataset
 from jvdm.data.published import PREPARED_VERSION, PUBLISHED
-from jvdm.errors import UserError
 
 SPLITS = ("train", "test")
 

@@ -3,10 +3,10 @@
 from collections.abc import Callable
 from typing import TypeVar
 
+from jvdm.core.errors import UserError, unknown
 from jvdm.data import local, swissroll
 from jvdm.data.dataset import Dataset, check_dataset
 from jvdm.data.published import PUBLISHED
-from jvdm.errors import UserError, unknown
 
 _LOCAL = {
     "digits": "scikit-learn's bundled 8x8 digits, 17 levels, 1500 to train and 297 to test",

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
+from jvdm.core.errors import UserError
 from jvdm.data import local
 from jvdm.data.dataset import check_images, fingerprint
 from jvdm.data.sources import load, parse
-from jvdm.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

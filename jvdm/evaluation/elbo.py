@@ -1,8 +1,8 @@
-"""The bounds of score-based models on continuous, or uniformly dequantized, data (`jvdm.score_bounds`).
+"""The bounds of score-based models on continuous, or uniformly dequantized, data (`diffusion.score_bounds`).
 
 `elbo` is the random-slice bound on log p at the time the model starts at, whatever noise there is;
 `scoreflow` the truncated bound on log p of the data themselves. Discrete data x are spread uniformly over
-their cells, log P(x) >= E_u[ log p(y) - log q(y | x) ] (`jvdm.dequantization`). Each draw has dequantization
+their cells, log P(x) >= E_u[ log p(y) - log q(y | x) ] (`dequantization`). Each draw has dequantization
 noise, a time, noise at all times, and probes of its own (`jvdm.evaluation.slices`).
 """
 
@@ -15,14 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from jvdm import dequantization, schedules, score_bounds
-from jvdm.divergence import TRACES
-from jvdm.errors import UserError, unknown
+from jvdm.core.errors import UserError, unknown
+from jvdm.core.records import Batch, Coefficients
+from jvdm.core.registry import Config
+from jvdm.diffusion import dequantization, schedules, score_bounds
+from jvdm.diffusion.divergence import TRACES
 from jvdm.evaluation.passes import Rows
 from jvdm.evaluation.slices import SlicePass
 from jvdm.model import Model
-from jvdm.records import Batch, Coefficients
-from jvdm.registry import Config
 
 Params = Any
 

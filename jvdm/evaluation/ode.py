@@ -1,11 +1,11 @@
-"""The likelihood of images by the probability-flow ODE (`jvdm.likelihood`, `jvdm.dequantization`).
+"""The likelihood of images by the probability-flow ODE (`diffusion.likelihood`, `diffusion.dequantization`).
 
 1. Image i has its own key, fold_in(root, i). Draw j of n is a bound from K samples, each with
    dequantization noise of its own; the probes of the trace are those of the draw, for all of its
    samples, or each sample's own. The image's number depends on nothing else: the step size is
    controlled for each image alone.
 2. With K > 1, a Hutchinson trace needs at least two probes, so that the result is a bound
-   (`jvdm.likelihood`, equation 2).
+   (`jvdm.diffusion.likelihood`, equation 2).
 3. The error of the solver is estimated by solving a random subset of images again, with the same
    noise and probes, at a tenth of the tolerance, or in twice the steps.
 """
@@ -19,16 +19,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from jvdm import likelihood, sharding
-from jvdm.dequantization import DEQUANTIZATIONS, Start
-from jvdm.divergence import TRACES
-from jvdm.errors import UserError
+from jvdm.core import sharding
+from jvdm.core.errors import UserError
+from jvdm.core.records import Batch
+from jvdm.core.registry import Config
+from jvdm.diffusion import likelihood
+from jvdm.diffusion.dequantization import DEQUANTIZATIONS, Start
+from jvdm.diffusion.divergence import TRACES
+from jvdm.diffusion.paths import invert_increasing
+from jvdm.diffusion.solvers import SOLVERS
 from jvdm.evaluation.passes import Batches, Rows
 from jvdm.model import Model
-from jvdm.paths import invert_increasing
-from jvdm.records import Batch
-from jvdm.registry import Config
-from jvdm.solvers import SOLVERS
 
 Params = Any
 

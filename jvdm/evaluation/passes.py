@@ -19,10 +19,10 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jvdm import preemption, processes, sharding
+from jvdm.core import preemption, processes, sharding
+from jvdm.core.errors import UserError
+from jvdm.core.files import read_arrays, write_atomically
 from jvdm.data import evaluation_batches
-from jvdm.errors import UserError
-from jvdm.reporting.files import read_arrays, write_atomically
 
 log = logging.getLogger("jvdm")
 

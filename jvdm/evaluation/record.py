@@ -14,10 +14,10 @@ import jax
 import numpy as np
 
 import jvdm
+from jvdm.core.files import write_atomically
+from jvdm.core.tables import difference_text, with_error
 from jvdm.evaluation.ode import ODE, SolverError
 from jvdm.evaluation.passes import Rows, bits_per_dim
-from jvdm.reporting.files import write_atomically
-from jvdm.reporting.tables import difference_text, with_error
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -17,10 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from jvdm import sharding
-from jvdm.errors import UserError
+from jvdm.core import sharding
+from jvdm.core.errors import UserError
+from jvdm.diffusion.times import jittered
 from jvdm.evaluation.passes import Batches, Rows
-from jvdm.time_samplers import jittered
 
 Params = Any
 # (params, images, u [b], keys [b]) -> (terms [b] by name, gamma at the times [b])

@@ -13,29 +13,21 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jvdm import config as config_lib
-from jvdm import processes
+from jvdm.core import processes
+from jvdm.core.errors import UserError, unknown
+from jvdm.core.keys import root_key
+from jvdm.core.progress import Progress
+from jvdm.core.registry import Config
 from jvdm.data import Subject
-from jvdm.errors import UserError, unknown
 from jvdm.evaluation import passes, record
 from jvdm.evaluation.elbo import RandomSliceELBO, ScoreFlowBound
 from jvdm.evaluation.ode import ODE
 from jvdm.evaluation.record import Provenance, Result
 from jvdm.evaluation.vlb import VLB, for_evaluation
-from jvdm.keys import root_key
 from jvdm.model import Model
-from jvdm.registry import Config
-from jvdm.reporting.progress import Progress
+from jvdm.runs.loading import Trained
 
 ESTIMATORS = ("vlb", "ode", "elbo", "scoreflow")
-
-
-class Trained(NamedTuple):
-    """A model with its averaged weights, and where they came from."""
-
-    model: Model
-    params: Any
-    step: int
-    path: pathlib.Path
 
 
 class Evaluation(NamedTuple):

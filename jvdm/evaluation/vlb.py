@@ -1,4 +1,4 @@
-"""The variational bound of discrete data (`jvdm.losses`), n draws per image (`jvdm.evaluation.slices`)."""
+"""The variational bound of discrete data (`diffusion.losses`), n draws per image (`evaluation.slices`)."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -9,13 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from jvdm import objectives
-from jvdm.errors import UserError
+from jvdm.core.errors import UserError
+from jvdm.core.records import Batch
+from jvdm.diffusion.times import UniformDensity
 from jvdm.evaluation.passes import Rows
 from jvdm.evaluation.slices import SlicePass
-from jvdm.model import Model
-from jvdm.records import Batch
-from jvdm.time_densities import UniformDensity
+from jvdm.model import Model, objectives
 
 Params = Any
 

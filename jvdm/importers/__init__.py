@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from jvdm.errors import unknown
+from jvdm.core.errors import unknown
 from jvdm.importers import addtt, idode, mulan, sdeflow, shapes, vdm
 from jvdm.importers.records import Imported
 

@@ -30,8 +30,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from jvdm import trees
-from jvdm.errors import UserError
+from jvdm.core import trees
+from jvdm.core.errors import UserError
 from jvdm.importers import shapes, torch_archive, torch_layers
 from jvdm.importers.inert_pickle import brief, kind
 from jvdm.importers.records import Imported
@@ -265,7 +265,7 @@ def _compare(theirs: Mapping[str, str], model: "Model") -> None:
     Raises:
         UserError: names the first option that differs, and the checkpoint's value.
     """
-    from jvdm.schedules import SCHEDULES
+    from jvdm.diffusion.schedules import SCHEDULES
 
     network: Any = model.network
     if "noise_schedule" in theirs:
@@ -307,11 +307,11 @@ def check_settings(model: "Model") -> None:
     Raises:
         UserError: a model with such weights would compute something else.
     """
+    from jvdm.diffusion.parameterizations import PARAMETERIZATIONS
+    from jvdm.diffusion.paths import PATHS
+    from jvdm.diffusion.transforms import DATA_MAPS
     from jvdm.networks import GammaInput
-    from jvdm.parameterizations import PARAMETERIZATIONS
-    from jvdm.paths import PATHS
-    from jvdm.transforms import DATA_MAPS
-    from jvdm.unet import VDMUNet
+    from jvdm.networks.unet import VDMUNet
 
     needs = f"a checkpoint of {CODEBASE} needs"
     for option, part, component in (

@@ -24,7 +24,7 @@ import ml_dtypes
 import msgpack
 import numpy as np
 
-from jvdm.errors import UserError
+from jvdm.core.errors import UserError
 
 Tree = dict[str, Any]
 

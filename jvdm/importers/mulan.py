@@ -25,8 +25,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jvdm import trees
-from jvdm.errors import UserError
+from jvdm.core import trees
+from jvdm.core.errors import UserError
 from jvdm.importers import flax_checkpoint, vdm
 from jvdm.importers.records import Imported
 from jvdm.importers.vdm import DENSE, Leaf
@@ -116,7 +116,7 @@ def check_settings(model: "Model") -> None:
     Raises:
         UserError: a model with such weights would compute something else.
     """
-    from jvdm.encoders import UNetEncoder
+    from jvdm.networks.encoders import UNetEncoder
 
     vdm.check_components(
         model,

@@ -27,8 +27,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from jvdm import trees
-from jvdm.errors import UserError
+from jvdm.core import trees
+from jvdm.core.errors import UserError
 from jvdm.importers import shapes, torch_archive, torch_layers
 from jvdm.importers.inert_pickle import Record, brief
 from jvdm.importers.records import Imported
@@ -287,12 +287,12 @@ def check_settings(model: "Model") -> None:
     Raises:
         UserError: a model with such weights would compute something else.
     """
-    from jvdm.ddpm_unet import DDPMUNet
+    from jvdm.diffusion.parameterizations import PARAMETERIZATIONS
+    from jvdm.diffusion.paths import PATHS
+    from jvdm.diffusion.schedules import SCHEDULES
+    from jvdm.diffusion.transforms import DATA_MAPS
     from jvdm.networks import TimeInput
-    from jvdm.parameterizations import PARAMETERIZATIONS
-    from jvdm.paths import PATHS
-    from jvdm.schedules import SCHEDULES
-    from jvdm.transforms import DATA_MAPS
+    from jvdm.networks.ddpm_unet import DDPMUNet
 
     needs = f"a checkpoint of {CODEBASE} needs"
     for option, part, component in (

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from jvdm.errors import UserError
+from jvdm.core.errors import UserError
 from jvdm.importers.flax_checkpoint import flatten
 
 if TYPE_CHECKING:

@@ -28,7 +28,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from jvdm.errors import UserError
+from jvdm.core.errors import UserError
 from jvdm.importers import inert_pickle
 from jvdm.importers.inert_pickle import Global, Record, Refused, brief, kind
 

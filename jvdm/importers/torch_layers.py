@@ -6,7 +6,7 @@ of weight zero: the conditioning, which those codebases do not have.
 
 import numpy as np
 
-from jvdm.errors import UserError
+from jvdm.core.errors import UserError
 from jvdm.importers.inert_pickle import brief
 
 # The window of a kernel; None is no kernel.

@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from jvdm import trees
-from jvdm.errors import UserError
+from jvdm.core import trees
+from jvdm.core.errors import UserError
 from jvdm.importers import flax_checkpoint
 from jvdm.importers.records import Imported
 
@@ -246,10 +246,10 @@ def check_components(
     Raises:
         UserError: a model with such weights would compute something else.
     """
+    from jvdm.diffusion.parameterizations import PARAMETERIZATIONS
+    from jvdm.diffusion.paths import PATHS
     from jvdm.networks import GammaInput
-    from jvdm.parameterizations import PARAMETERIZATIONS
-    from jvdm.paths import PATHS
-    from jvdm.unet import VDMUNet
+    from jvdm.networks.unet import VDMUNet
 
     needs = f"a checkpoint of {codebase} needs"
     network = model.network
@@ -270,7 +270,7 @@ def check_components(
 
 
 def check_blocks(network: Any, section: str, needs: str) -> None:
-    """Whether a network of `jvdm.unet`'s blocks has the groups and Fourier features of the VDM code.
+    """Whether a network of `jvdm.networks.unet`'s blocks has the groups and Fourier features of the VDM code.
 
     Args:
         network: has `groups` and `fourier`.

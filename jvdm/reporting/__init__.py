@@ -1,1 +1,4 @@
-"""What a run shows: metrics, progress, pictures, plots and tables."""
+"""What a run shows: metrics, pictures, plots, and the report.
+
+Nothing here computes a result: it draws what records and metrics hold.
+"""

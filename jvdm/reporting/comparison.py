@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from jvdm.errors import UserError
+from jvdm.core.errors import UserError
+from jvdm.core.tables import difference_text, with_error
 from jvdm.reporting import plots
-from jvdm.reporting.tables import difference_text, with_error
 
 
 def records(workdir: pathlib.Path) -> dict[str, dict[str, Any]]:

@@ -5,7 +5,7 @@ import os
 
 import numpy as np
 
-from jvdm.reporting.files import write_arrays, write_atomically
+from jvdm.core.files import write_arrays, write_atomically
 
 _BACKGROUND = 255  # white: most data sets have dark borders, which black padding would join
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jvdm.reporting.files import write_atomically
+from jvdm.core.files import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 from jvdm import config as config_lib
+from jvdm.core.tables import difference_text, with_error
 from jvdm.evaluation.record import Result
 from jvdm.reporting import comparison
 from jvdm.reporting.markup import Column, Html, element, table
-from jvdm.reporting.tables import difference_text, with_error
 
 # Groups of fields, by the beginning of their dotted names; what no group takes comes last.
 _GROUPS = {

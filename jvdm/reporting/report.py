@@ -14,11 +14,11 @@ import re
 from collections.abc import Callable, Sequence
 
 import jvdm
-from jvdm.errors import UserError
+from jvdm.core.errors import UserError
+from jvdm.core.files import write_atomically
+from jvdm.core.progress import duration
 from jvdm.reporting import charts, config_tables, markup, record_tables
-from jvdm.reporting.files import write_atomically
 from jvdm.reporting.markup import Column, Html, Picture, element, join
-from jvdm.reporting.progress import duration
 from jvdm.reporting.record_tables import Entry
 from jvdm.reporting.runs import MAX_FILES, REPORT, Run, read_run
 

@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from jvdm import config as config_lib
-from jvdm.errors import UserError
+from jvdm.core.errors import UserError
 from jvdm.reporting import record_tables
 from jvdm.reporting.markup import Picture
-from jvdm.workdir import Workdir
+from jvdm.runs.workdir import Workdir
 
 MAX_PICTURES = 12
 MAX_PICTURE_BYTES = 4_000_000

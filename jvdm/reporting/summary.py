@@ -3,9 +3,9 @@
 import pathlib
 import sys
 
-from jvdm.errors import UserError
+from jvdm.core.errors import UserError
+from jvdm.core.tables import table
 from jvdm.reporting import comparison
-from jvdm.reporting.tables import table
 
 
 def summary(workdir: pathlib.Path) -> str:

@@ -16,8 +16,8 @@ from typing import Any, Self
 
 import numpy as np
 
-from jvdm.errors import UserError
-from jvdm.reporting.files import user_errors, write_atomically
+from jvdm.core.errors import UserError
+from jvdm.core.files import user_errors, write_atomically
 
 FILE_NAME = "metrics.jsonl"
 _NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}

@@ -1,1 +1,1 @@
-"""The train state, the one train step, the loop and the checkpoints."""
+"""Training: the optimizer, the gradients, the one train step and the one loop."""

@@ -2,7 +2,7 @@
 
 1. bound: the mean over the batch of the variational bound, and of the second-order penalty if there is one. A
    latent without a gradient of its own is drawn twice, and has that of leave-one-out REINFORCE
-   (`jvdm.subsets`), everything else being the same in both.
+   (`jvdm.diffusion.subsets`), everything else being the same in both.
 2. variance (2107.00630, appendix I.2): as 1, except that the interior of the schedule minimises
    E[l^2], l the per-example continuous-time diffusion loss, which leaves its mean alone and
    lowers its variance. l_i depends on the schedule only through g_i = gamma(t_i) and
@@ -10,7 +10,7 @@
    a_i = dl_i/dg_i / B and b_i = dl_i/dg'_i / B besides the gradient of the network. Pulling (a, b)
    back through the small map (schedule parameters) -> (g, g') gives the gradient of the ends,
    pulling (2 l a, 2 l b) back that of the interior.
-3. score matching: the mean over the batch of `jvdm.losses`, objective 6.
+3. score matching: the mean over the batch of `jvdm.diffusion.losses`, objective 6.
 """
 
 from collections.abc import Callable
@@ -19,10 +19,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jvdm import objectives, subsets
-from jvdm.model import Model
-from jvdm.records import Batch, Draws, LossTerms, ScoreMatching, TimeGamma
-from jvdm.registry import Config
+from jvdm.core.records import Batch, Draws, LossTerms, ScoreMatching, TimeGamma
+from jvdm.core.registry import Config
+from jvdm.diffusion import subsets
+from jvdm.model import Model, objectives
 
 Params = Any
 # (params, draws, batch, dropout_key) -> (terms [b] in nats, gradient of mean bits/dim)

@@ -15,24 +15,26 @@ from clu import parameter_overview
 from jax.sharding import Mesh
 
 from jvdm import config as config_lib
-from jvdm import data, inspection, preemption, processes, sharding
+from jvdm import data
 from jvdm import model as model_lib
-from jvdm.errors import UserError
+from jvdm.core import preemption, processes, sharding
+from jvdm.core.errors import UserError
+from jvdm.core.keys import root_key
+from jvdm.core.progress import Progress
+from jvdm.core.records import Batch
+from jvdm.core.registry import Config
 from jvdm.evaluation import passes, suite
+from jvdm.evaluation.sampling import Sampling
 from jvdm.evaluation.vlb import for_evaluation
-from jvdm.keys import root_key
-from jvdm.records import Batch
-from jvdm.registry import Config
 from jvdm.reporting import images as image_lib
-from jvdm.reporting import plots
-from jvdm.reporting.progress import Progress
+from jvdm.reporting import inspection, plots
 from jvdm.reporting.writers import MetricWriter, NullWriter, read_metrics
-from jvdm.sampling import Sampling
-from jvdm.training import notes
-from jvdm.training.checkpoints import Checkpoints
-from jvdm.training.restoring import find, restore_what_fits, steps_in
-from jvdm.training.step import StepMetrics, TrainState, init_state, make_train_step
-from jvdm.workdir import Workdir
+from jvdm.runs import pending as notes
+from jvdm.runs.checkpoints import Checkpoints
+from jvdm.runs.restoring import find, restore_what_fits, steps_in
+from jvdm.runs.state import StepMetrics, TrainState
+from jvdm.runs.workdir import Workdir
+from jvdm.training.step import init_state, make_train_step
 
 log = logging.getLogger("jvdm")
 

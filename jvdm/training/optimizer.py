@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-from jvdm.errors import unknown
-from jvdm.registry import Config
+from jvdm.core.errors import unknown
+from jvdm.core.registry import Config
 
 Params = Any
 

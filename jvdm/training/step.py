@@ -6,59 +6,23 @@ the number of devices nor on that of microbatches.
 """
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from flax import struct
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int
 
-from jvdm import sharding
+from jvdm.core import sharding
+from jvdm.core.records import Batch
+from jvdm.core.registry import Config
+from jvdm.diffusion.times import TIME_SAMPLERS
 from jvdm.model import Model
-from jvdm.records import Batch
-from jvdm.registry import Config
-from jvdm.time_samplers import TIME_SAMPLERS
+from jvdm.runs.state import StepMetrics, TrainState
 from jvdm.training.gradients import objective_gradient
 from jvdm.training.optimizer import ema_rate, learning_rate, make_optimizer
 
 Params = Any
-
-
-@struct.dataclass
-class TrainState:
-    """All that training carries from step to step.
-
-    Attributes:
-        step: optimizer steps done.
-        params, ema_params: `{"network", "schedule"}`, and `"encoder"` with a latent.
-        opt_state: the optimizer's.
-        root_key: typed key from which every step's keys are folded.
-    """
-
-    step: Int[Array, ""]
-    params: Params
-    ema_params: Params
-    opt_state: optax.OptState
-    root_key: jax.Array
-
-
-class StepMetrics(NamedTuple):
-    """Of one step, over the global batch.
-
-    Attributes:
-        losses: what is minimised and its terms by name, the first one what progress shows; bits/dim, or nats
-            where the data is continuous.
-        grad_norm, learning_rate: of the step.
-        gamma_0, gamma_1: the ends of a schedule that learns; None of one that does not.
-    """
-
-    losses: dict[str, Float[Array, ""]]
-    grad_norm: Float[Array, ""]
-    learning_rate: Float[Array, ""]
-    gamma_0: Float[Array, ""] | None
-    gamma_1: Float[Array, ""] | None
 
 
 def init_state(model: Model, config: Config, key: jax.Array) -> TrainState:

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from jvdm.core.errors import UserError
 from jvdm.data.augmentation import AUGMENTATIONS, Draws, apply
-from jvdm.errors import UserError
 
 
 def build(name, **options):

@@ -8,12 +8,12 @@ import tarfile
 import zipfile
 
 import numpy as np
-import published_archives as archives
 import pytest
+from helpers import published_archives as archives
 
+from jvdm.core.errors import UserError
 from jvdm.data import formats
 from jvdm.data.published import PUBLISHED
-from jvdm.errors import UserError
 
 
 def _cifar(path, *, size=3073, member="cifar-10-batches-bin/test_batch.bin"):

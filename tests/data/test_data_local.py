@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from jvdm.core.errors import UserError
 from jvdm.data import check_shape, describe_sources, load, load_subject
 from jvdm.data.published import PUBLISHED
-from jvdm.errors import UserError
 
 
 def images(count, shape=(4, 5, 3), high=256, seed=0):

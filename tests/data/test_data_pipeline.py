@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from jvdm.core.errors import UserError
 from jvdm.data import AUGMENTATIONS, TrainBatches, evaluation_batches, num_evaluation_batches
-from jvdm.errors import UserError
 
 
 def numbered(count, size=4, channels=3):

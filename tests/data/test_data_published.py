@@ -10,13 +10,13 @@ import threading
 from pathlib import Path
 
 import numpy as np
-import published_archives as archives
 import pytest
+from helpers import published_archives as archives
 
+from jvdm.core.errors import UserError
 from jvdm.data import archives as fetching
 from jvdm.data import load, prepared
 from jvdm.data.published import PREPARED_VERSION, PUBLISHED
-from jvdm.errors import UserError
 
 NAMES = list(PUBLISHED)
 
@@ -100,11 +100,11 @@ def load_elsewhere(root, *, before=""):
     """Runs `load` in a process of its own, with warnings as errors; its exit status and output."""
     code = (
         "import sys, warnings; warnings.simplefilter('error'); from pathlib import Path\n"
-        f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        f"sys.path.insert(0, {str(Path(__file__).parents[1])!r})\n"
         "import published_archives as archives\n"
         "from jvdm.data import load\n"
         "from jvdm.data.published import PUBLISHED\n"
-        "from jvdm.errors import UserError\n"
+        "from jvdm.core.errors import UserError\n"
         f"root = Path({str(root)!r})\n"
         "PUBLISHED['cifar10'] = archives.small('cifar10', root / 'downloads' / 'manual')\n"
         f"{before}\n"

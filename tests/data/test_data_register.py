@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from jvdm import data
+from jvdm.core.errors import UserError
 from jvdm.data import sources
-from jvdm.errors import UserError
 
 IMAGES = np.arange(2 * 4 * 4, dtype=np.uint8).reshape(2, 4, 4, 1) % 4
 DATASET = data.Dataset(name="mine", version="1", num_levels=4, train=IMAGES, test=IMAGES[:1])

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from jvdm import data
+from jvdm.core.errors import UserError
 from jvdm.data import swissroll
-from jvdm.errors import UserError
 
 
 @pytest.fixture(scope="module")

@@ -4,20 +4,18 @@ import dataclasses
 import math
 
 import jax
-import known
 import numpy as np
-import oracles
 import pytest
-import tiny
-from known import EMPTY, NUM_DIMS, ORACLES, SHAPE
+from helpers import known, oracles, tiny
+from helpers.known import EMPTY, NUM_DIMS, ORACLES, SHAPE
 
-from jvdm.divergence import TRACES
-from jvdm.errors import UserError
+from jvdm.core.errors import UserError
+from jvdm.diffusion.divergence import TRACES
+from jvdm.diffusion.schedules import SCHEDULES
 from jvdm.evaluation import passes, suite
 from jvdm.evaluation.elbo import RandomSliceELBO, ScoreFlowBound
 from jvdm.evaluation.record import slice_result, standard_error
 from jvdm.evaluation.vlb import VLB
-from jvdm.schedules import SCHEDULES
 
 N = 21
 ESTIMATORS = {"elbo": RandomSliceELBO, "scoreflow": ScoreFlowBound}

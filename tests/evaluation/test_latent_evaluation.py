@@ -9,19 +9,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny
-from known_latents import Enumerated
-from tiny_latents import K, M, batch, draws_of, setting
+from helpers import tiny
+from helpers.known_latents import Enumerated
+from helpers.tiny_latents import K, M, batch, draws_of, setting
 
-from jvdm import transforms
-from jvdm.errors import UserError
+from jvdm.core.errors import UserError
+from jvdm.diffusion import transforms
+from jvdm.diffusion.latents import LATENTS
+from jvdm.diffusion.solvers import SOLVERS
 from jvdm.evaluation import passes
 from jvdm.evaluation.elbo import RandomSliceELBO
 from jvdm.evaluation.ode import ODE
 from jvdm.evaluation.record import Surrogate, ode_result, vlb_result
 from jvdm.evaluation.vlb import VLB, for_evaluation
-from jvdm.latents import LATENTS
-from jvdm.solvers import SOLVERS
 
 N = 11
 MODE = math.log(math.comb(M, K))

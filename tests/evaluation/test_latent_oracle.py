@@ -4,18 +4,17 @@ The models are perfect given the latent, with schedules that depend on it (`know
 estimator says is known, and a latent that is sampled, conditioned on or charged in a wrong way shows.
 """
 
-import known
-import known_latent_models as models
 import numpy as np
 import pytest
-import tiny
-from known_latent_models import BITS, ORACLES
-from known_latents import log_sum_exp
+from helpers import known, tiny
+from helpers import known_latent_models as models
+from helpers.known_latent_models import BITS, ORACLES
+from helpers.known_latents import log_sum_exp
 
+from jvdm.core.records import Context
+from jvdm.core.tables import with_error
 from jvdm.evaluation.record import vlb_result
 from jvdm.evaluation.vlb import VLB
-from jvdm.records import Context
-from jvdm.reporting.tables import with_error
 
 # Bits/dim by which the ODE's solver may be off on average: 6e-4 are measured at its tolerance of 1e-5, of
 # which 3e-4 remain at 1e-7, by rounding to float32.

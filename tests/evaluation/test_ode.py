@@ -4,22 +4,20 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-import known
 import numpy as np
-import oracles
 import pytest
-import tiny
+from helpers import known, oracles, tiny
 
-from jvdm.dequantization import DEQUANTIZATIONS
-from jvdm.divergence import TRACES
-from jvdm.errors import UserError
+from jvdm.core.errors import UserError
+from jvdm.diffusion.dequantization import DEQUANTIZATIONS
+from jvdm.diffusion.divergence import TRACES
+from jvdm.diffusion.schedules import LinearBeta
+from jvdm.diffusion.solvers import SOLVERS
+from jvdm.diffusion.transforms import Identity
 from jvdm.evaluation import passes
 from jvdm.evaluation.ode import ODE
 from jvdm.evaluation.record import independent_errors, kind_name, ode_result
 from jvdm.evaluation.vlb import for_evaluation
-from jvdm.schedules import LinearBeta
-from jvdm.solvers import SOLVERS
-from jvdm.transforms import Identity
 
 N = 5
 

@@ -5,16 +5,14 @@ import json
 import jax
 import numpy as np
 import pytest
-import quick
-import tiny
+from helpers import quick, tiny
 
-from jvdm.errors import UserError
+from jvdm.core.errors import UserError
+from jvdm.diffusion.schedules import SCHEDULES
+from jvdm.diffusion.times import TIME_DENSITIES, UniformDensity, jittered
 from jvdm.evaluation import passes
 from jvdm.evaluation.record import of_mean, standard_error, stratified_errors, vlb_result
 from jvdm.evaluation.vlb import VLB, for_evaluation
-from jvdm.schedules import SCHEDULES
-from jvdm.time_densities import TIME_DENSITIES, UniformDensity
-from jvdm.time_samplers import jittered
 
 N = 21
 

@@ -7,14 +7,14 @@ import pytest
 from test_torch_archive import Name, Zip, encode, tensor
 
 from jvdm import importers
-from jvdm.errors import UserError
+from jvdm.core.errors import UserError
+from jvdm.diffusion.parameterizations import DataPrediction, Noise
+from jvdm.diffusion.paths import Straight, VariancePreserving
+from jvdm.diffusion.schedules import FixedLinear, LearnedScalar, MonotoneNetworkReleased
 from jvdm.importers import addtt, flax_checkpoint
 from jvdm.model import Model
 from jvdm.networks import GammaInput, TimeInput
-from jvdm.parameterizations import DataPrediction, Noise
-from jvdm.paths import Straight, VariancePreserving
-from jvdm.schedules import FixedLinear, LearnedScalar, MonotoneNetworkReleased
-from jvdm.unet import VDMUNet
+from jvdm.networks.unet import VDMUNet
 
 CHANNELS, DEPTH, IMAGE_CHANNELS = 8, 2, 3
 SETTINGS = {

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from flax import serialization
 
-from jvdm.errors import UserError
+from jvdm.core.errors import UserError
 from jvdm.importers import flax_checkpoint
 
 

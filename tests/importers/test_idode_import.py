@@ -7,10 +7,10 @@ import pytest
 from test_vdm_import import Source, model, write  # noqa: F401 (a fixture)
 
 from jvdm import importers
-from jvdm.errors import UserError
-from jvdm.parameterizations import DataPrediction, Noise, Velocity
-from jvdm.paths import Straight, VariancePreserving
-from jvdm.schedules import FixedLinear
+from jvdm.core.errors import UserError
+from jvdm.diffusion.parameterizations import DataPrediction, Noise, Velocity
+from jvdm.diffusion.paths import Straight, VariancePreserving
+from jvdm.diffusion.schedules import FixedLinear
 
 
 def target(path, parameterization, **network):

@@ -9,17 +9,17 @@ import test_vdm_import
 from test_vdm_import import CHANNELS, parent, write  # noqa: F401 (a fixture)
 
 from jvdm import importers
-from jvdm.encoders import CNNEncoder, UNetEncoder
-from jvdm.errors import UserError
+from jvdm.core.errors import UserError
+from jvdm.diffusion.latents import Gaussian, Gumbel, KHotSurrogate, KSubset
+from jvdm.diffusion.parameterizations import DataPrediction, Noise, Velocity, VelocityFromNoise
+from jvdm.diffusion.paths import Straight, VariancePreserving
+from jvdm.diffusion.per_pixel_schedules import PixelMonotone, Polynomial
+from jvdm.diffusion.schedules import FixedLinear
 from jvdm.importers import flax_checkpoint, mulan, shapes
-from jvdm.latents import Gaussian, Gumbel, KHotSurrogate, KSubset
 from jvdm.model import Model
 from jvdm.networks import GammaInput, TimeInput
-from jvdm.parameterizations import DataPrediction, Noise, Velocity, VelocityFromNoise
-from jvdm.paths import Straight, VariancePreserving
-from jvdm.pixel_schedules import PixelMonotone, Polynomial
-from jvdm.schedules import FixedLinear
-from jvdm.unet import VDMUNet
+from jvdm.networks.encoders import CNNEncoder, UNetEncoder
+from jvdm.networks.unet import VDMUNet
 
 SHAPE, SIZE, HIDDEN = (8, 8, 3), 10, 6
 VP = VariancePreserving()

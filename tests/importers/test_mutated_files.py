@@ -18,7 +18,7 @@ from test_sdeflow_import import write as write_sdeflow  # noqa: F401
 from test_vdm_import import write as write_flax  # noqa: F401
 
 from jvdm import importers
-from jvdm.errors import UserError
+from jvdm.core.errors import UserError
 from jvdm.importers import shapes
 
 SETTINGS = hypothesis.settings(

@@ -7,16 +7,16 @@ import pytest
 from test_torch_archive import Zip, module, tensor
 
 from jvdm import importers
-from jvdm.ddpm_unet import DDPMUNet
-from jvdm.errors import UserError
+from jvdm.core.errors import UserError
+from jvdm.diffusion.parameterizations import Drift, Noise
+from jvdm.diffusion.paths import Straight, SubVariancePreserving, VariancePreserving
+from jvdm.diffusion.schedules import FixedLinear, LinearBeta
+from jvdm.diffusion.transforms import SCALING, Logit
 from jvdm.importers import sdeflow
 from jvdm.importers.flax_checkpoint import flatten
 from jvdm.model import Model
 from jvdm.networks import GammaInput, TimeInput
-from jvdm.parameterizations import Drift, Noise
-from jvdm.paths import Straight, SubVariancePreserving, VariancePreserving
-from jvdm.schedules import FixedLinear, LinearBeta
-from jvdm.transforms import SCALING, Logit
+from jvdm.networks.ddpm_unet import DDPMUNet
 
 PATH = VariancePreserving()
 NETWORK = {

@@ -15,7 +15,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from jvdm.errors import UserError
+from jvdm.core.errors import UserError
 from jvdm.importers import inert_pickle, torch_archive
 from jvdm.importers.inert_pickle import ByIdentity, Global, Record
 

@@ -8,13 +8,13 @@ import pytest
 from flax import serialization
 
 from jvdm import importers
-from jvdm.errors import UserError
+from jvdm.core.errors import UserError
+from jvdm.diffusion.parameterizations import DataPrediction, Noise
+from jvdm.diffusion.paths import VariancePreserving
+from jvdm.diffusion.schedules import FixedLinear, LearnedScalar, MonotoneNetwork, MonotoneNetworkReleased
 from jvdm.importers import flax_checkpoint, vdm
 from jvdm.model import Model
-from jvdm.parameterizations import DataPrediction, Noise
-from jvdm.paths import VariancePreserving
-from jvdm.schedules import FixedLinear, LearnedScalar, MonotoneNetwork, MonotoneNetworkReleased
-from jvdm.unet import VDMUNet
+from jvdm.networks.unet import VDMUNet
 
 CHANNELS = 32
 ENDS = {"gamma_min": -13.3, "gamma_max": 5.0}

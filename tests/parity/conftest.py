@@ -4,7 +4,7 @@ import pytest
 
 pytest.register_assert_rewrite("replays")
 
-import replays  # noqa: E402
+from helpers import replays  # noqa: E402
 
 
 @pytest.fixture

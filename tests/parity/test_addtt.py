@@ -20,20 +20,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import peers
 import pytest
-from replays import ROUNDING, Leaf, gradient_tolerance, jit, note, per_image
+from helpers import peers
+from helpers.replays import ROUNDING, Leaf, gradient_tolerance, jit, note, per_image
 
-from jvdm import importers, layers, losses, objectives, samplers, transforms
+from jvdm import importers
+from jvdm.core.records import Batch, Context, Draws
+from jvdm.diffusion import losses, samplers, transforms
+from jvdm.diffusion.parameterizations import Noise
+from jvdm.diffusion.paths import VariancePreserving
+from jvdm.diffusion.schedules import FixedLinear, LearnedScalar
+from jvdm.diffusion.times import stratify
 from jvdm.importers import addtt, flax_checkpoint, torch_archive
-from jvdm.model import Model
-from jvdm.networks import GammaInput
-from jvdm.parameterizations import Noise
-from jvdm.paths import VariancePreserving
-from jvdm.records import Batch, Context, Draws
-from jvdm.schedules import FixedLinear, LearnedScalar
-from jvdm.time_samplers import stratify
-from jvdm.unet import ResidualBlock, VDMUNet
+from jvdm.model import Model, objectives
+from jvdm.networks import GammaInput, layers
+from jvdm.networks.unet import ResidualBlock, VDMUNet
 
 SCHEDULES = {"fixed_linear": FixedLinear, "learned_linear": LearnedScalar}
 # Of the embedding of a time: phases of up to 1000 are rounded to 6e-5 of a radian, and so are their

@@ -10,14 +10,13 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
-import peers
 import pytest
-import replays
-from replays import ROUNDING, jit, note, per_image
+from helpers import peers, replays
+from helpers.replays import ROUNDING, jit, note, per_image
 
-from jvdm import losses, transforms
-from jvdm.paths import Straight
-from jvdm.records import Coefficients, Draws, TimeGamma
+from jvdm.core.records import Coefficients, Draws, TimeGamma
+from jvdm.diffusion import losses, transforms
+from jvdm.diffusion.paths import Straight
 
 STRENGTH = 0.1  # lambda of the second-order penalty
 

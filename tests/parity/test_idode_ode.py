@@ -15,14 +15,13 @@ import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
-import peers
 import pytest
-import replays
-from replays import ROUNDING, jit, note
+from helpers import peers, replays
+from helpers.replays import ROUNDING, jit, note
 
-from jvdm import dequantization, divergence, likelihood, solvers
-from jvdm.paths import invert_increasing
-from jvdm.records import Context
+from jvdm.core.records import Context
+from jvdm.diffusion import dequantization, divergence, likelihood, solvers
+from jvdm.diffusion.paths import invert_increasing
 
 TOLERANCES = ("1e-05", "1e-07")
 DEQUANTIZATIONS = {

@@ -3,10 +3,9 @@
 import json
 import pathlib
 
-import forked
 import numpy as np
-import peers
 import pytest
+from helpers import forked, peers
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 SCHEDULES = {

@@ -8,16 +8,14 @@ import re
 
 import jax
 import jax.numpy as jnp
-import mulan_case
 import numpy as np
-import peers
 import pytest
-import replays
-from replays import ROUNDING, note, per_image
+from helpers import mulan_case, peers, replays
+from helpers.replays import ROUNDING, note, per_image
 
-from jvdm import losses, samplers, transforms
-from jvdm.parameterizations import Velocity
-from jvdm.records import TimeGamma
+from jvdm.core.records import TimeGamma
+from jvdm.diffusion import losses, samplers, transforms
+from jvdm.diffusion.parameterizations import Velocity
 
 CSAMPLE_STEP = re.compile(r"csample_i(\d+)_eps")
 

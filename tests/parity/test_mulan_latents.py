@@ -6,11 +6,11 @@ Tolerances are multiples of float32's rounding, 6e-8, and bound |ours - theirs|_
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from peers import cases, mulan_latent, mulan_logits, mulan_noise
-from replays import ROUNDING
+from helpers.peers import cases, mulan_latent, mulan_logits, mulan_noise
+from helpers.replays import ROUNDING
 
-from jvdm import latents
-from jvdm.latents import PERTURBATIONS, Gaussian, KHotSurrogate
+from jvdm.diffusion import latents
+from jvdm.diffusion.latents import PERTURBATIONS, Gaussian, KHotSurrogate
 
 
 @pytest.fixture(params=cases("mulan"))

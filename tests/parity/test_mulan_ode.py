@@ -18,17 +18,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import mulan_case
 import numpy as np
-import peers
 import pytest
-import replays
-from replays import ROUNDING, jit, note
+from helpers import mulan_case, peers, replays
+from helpers.replays import ROUNDING, jit, note
 
-from jvdm import dequantization, divergence, likelihood, solvers, subsets
+from jvdm.core.records import Context
+from jvdm.diffusion import dequantization, divergence, likelihood, solvers, subsets
+from jvdm.diffusion.parameterizations import Noise, Velocity
 from jvdm.evaluation.vlb import for_evaluation
-from jvdm.parameterizations import Noise, Velocity
-from jvdm.records import Context
 
 TRUNCATION, NORMALIZER = 3.0, 0.9974613  # of (2)
 LEVEL_OFF = 1e-3  # sigma^2 below which its drift in high precision takes e^gamma for sigma^2

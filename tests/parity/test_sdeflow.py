@@ -16,21 +16,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import sdeflow_case
-from replays import check, jit
-from sdeflow_case import nchw, nhwc
+from helpers import sdeflow_case
+from helpers.replays import check, jit
+from helpers.sdeflow_case import nchw, nhwc
 
-from jvdm import dequantization, losses, objectives, samplers, score_bounds, transforms
-from jvdm.divergence import Hutchinson
+from jvdm.core.records import Batch, Context, Draws
+from jvdm.diffusion import dequantization, losses, samplers, score_bounds, transforms
+from jvdm.diffusion.divergence import Hutchinson
+from jvdm.diffusion.parameterizations import Drift
+from jvdm.diffusion.paths import VariancePreserving
+from jvdm.diffusion.schedules import LinearBeta
+from jvdm.diffusion.times import Debiased, DebiasedReleased, UniformDensity
+from jvdm.diffusion.transforms import Logit
 from jvdm.evaluation.record import standard_error
-from jvdm.model import Model
+from jvdm.model import Model, objectives
 from jvdm.networks import TimeInput
-from jvdm.parameterizations import Drift
-from jvdm.paths import VariancePreserving
-from jvdm.records import Batch, Context, Draws
-from jvdm.schedules import LinearBeta
-from jvdm.time_densities import Debiased, DebiasedReleased, UniformDensity
-from jvdm.transforms import Logit
 
 ROUNDING = 2.0**-24
 

@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import sdeflow_case
-from replays import jit, note
-from sdeflow_case import nchw, nhwc
+from helpers import sdeflow_case
+from helpers.replays import jit, note
+from helpers.sdeflow_case import nchw, nhwc
 
-from jvdm import layers
+from jvdm.networks import layers
 
 # Ours and theirs are each off by one floor, which is itself one draw of a random deviation. Measured: up to
 # 1.8. The least of the mistakes of which the cases tell, another epsilon of normalisation, makes 23.

@@ -5,10 +5,10 @@ import pickle
 import zipfile
 
 import numpy as np
-import peers
 import pytest
+from helpers import peers
 
-from jvdm.errors import UserError
+from jvdm.core.errors import UserError
 from jvdm.importers import torch_archive
 from jvdm.importers.inert_pickle import ByIdentity, Global, Record
 

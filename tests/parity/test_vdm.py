@@ -16,12 +16,11 @@ import re
 import jax
 import jax.numpy as jnp
 import numpy as np
-import peers
 import pytest
-import replays
-from replays import ROUNDING, per_image
+from helpers import peers, replays
+from helpers.replays import ROUNDING, per_image
 
-from jvdm import losses, samplers, transforms
+from jvdm.diffusion import losses, samplers, transforms
 
 SAMPLE_STEP = re.compile(r"sample_i(\d+)_eps")
 

@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jvdm.errors import UserError
-from jvdm.reporting import files, images
+from jvdm.core import files
+from jvdm.core.errors import UserError
+from jvdm.reporting import images
 
 
 def noise(*shape, num_levels=256):

@@ -7,8 +7,8 @@ import sys
 import numpy as np
 import pytest
 
-from jvdm.errors import UserError
-from jvdm.reporting import files
+from jvdm.core import files
+from jvdm.core.errors import UserError
 from jvdm.reporting.writers import MetricWriter, NullWriter, read_metrics
 
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jvdm.errors import UserError
+from jvdm.core.errors import UserError
 from jvdm.reporting import comparison, pixel_plots, plots
 
 

@@ -5,13 +5,11 @@ import json
 import pathlib
 import re
 
-import forked
-import made_up_run
 import numpy as np
 import pytest
-import tiny
+from helpers import forked, made_up_run, tiny
 
-from jvdm.errors import UserError
+from jvdm.core.errors import UserError
 from jvdm.networks import NETWORKS
 from jvdm.reporting import charts, config_tables, markup
 from jvdm.reporting import images as image_lib

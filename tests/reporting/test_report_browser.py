@@ -7,9 +7,9 @@ import shutil
 import subprocess
 from typing import NamedTuple
 
-import made_up_run
 import numpy as np
 import pytest
+from helpers import made_up_run
 from PIL import Image
 
 from jvdm.reporting.report import write_report

@@ -6,15 +6,15 @@ import shutil
 import jax
 import numpy as np
 import pytest
-import tiny
+from helpers import tiny
 
 from jvdm import config as config_lib
-from jvdm import sharding
-from jvdm.errors import UserError
-from jvdm.records import Batch
+from jvdm.core import sharding
+from jvdm.core.errors import UserError
+from jvdm.core.records import Batch
+from jvdm.runs.workdir import Workdir
 from jvdm.training.loop import Trainer
 from jvdm.training.step import init_state, make_train_step
-from jvdm.workdir import Workdir
 
 NUM_DEVICES = 8  # of the tests' host
 

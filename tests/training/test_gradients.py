@@ -4,12 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny
+from helpers import tiny
 
-from jvdm import objectives
-from jvdm.errors import UserError
-from jvdm.records import Batch, TimeGamma
-from jvdm.schedules import SCHEDULES
+from jvdm.core.errors import UserError
+from jvdm.core.records import Batch, TimeGamma
+from jvdm.diffusion.schedules import SCHEDULES
+from jvdm.model import objectives
 from jvdm.training.gradients import bound_gradient, variance_gradient
 
 

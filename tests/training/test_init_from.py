@@ -7,10 +7,10 @@ import shutil
 import jax
 import numpy as np
 import pytest
-import tiny
+from helpers import tiny
 
-from jvdm.errors import UserError
-from jvdm.training.checkpoints import Checkpoints
+from jvdm.core.errors import UserError
+from jvdm.runs.checkpoints import Checkpoints
 from jvdm.training.loop import init_from
 from jvdm.training.step import init_state
 

@@ -5,12 +5,12 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tiny
 from flax import linen as nn
-from tiny_latents import M, batch, config, draws_of
+from helpers import tiny
+from helpers.tiny_latents import M, batch, config, draws_of
 
-from jvdm import sharding
-from jvdm.records import Batch
+from jvdm.core import sharding
+from jvdm.core.records import Batch
 from jvdm.training.step import init_state, make_train_step
 
 

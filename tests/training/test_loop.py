@@ -9,15 +9,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny
+from helpers import tiny
 
-from jvdm import preemption
-from jvdm.errors import UserError
+from jvdm.core import preemption
+from jvdm.core.errors import UserError
 from jvdm.reporting.writers import read_metrics
-from jvdm.training import checkpoints, integrity, restoring
+from jvdm.runs import checkpoints, integrity, restoring
+from jvdm.runs.workdir import Workdir
 from jvdm.training import loop as loop_lib
 from jvdm.training.loop import Trainer, train
-from jvdm.workdir import Workdir
 
 
 def trainer(path, c=None):

@@ -5,11 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-import tiny
+from helpers import tiny
 
-from jvdm import sharding
-from jvdm.errors import UserError
-from jvdm.records import Batch
+from jvdm.core import sharding
+from jvdm.core.errors import UserError
+from jvdm.core.records import Batch
 from jvdm.training.optimizer import DECAY_MASKS, ema_rate, learning_rate, make_optimizer
 from jvdm.training.step import init_state, make_train_step
 

@@ -1,0 +1,1 @@
+"""The command line: flags, the modes, and errors in one line."""

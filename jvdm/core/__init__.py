@@ -1,0 +1,5 @@
+"""What everything else stands on, and knows nothing of diffusion.
+
+Errors, the registry, random keys, records, trees, meshes, processes, files, progress. Its modules are
+imported by name, so that a mistake in a flag is reported without importing JAX.
+"""

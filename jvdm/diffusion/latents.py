@@ -1,0 +1,355 @@
+"""Auxiliary latents c: how an encoder's output becomes a sample of q(c | x), and what the sample costs.
+
+A model that is conditioned on c has the bound (2312.13236, section 3)
+
+    -log P(x) <= E_q[ -log p(x | c) ] + KL(q(c | x) || p(c))
+
+The second term is the charge, in nats, of m numbers c with logits theta from the encoder:
+
+    1. gaussian:  c = mu + sqrt(v) e, v = softplus of the second half of theta, prior N(0, I);
+                  charge 1/2 sum(mu^2 + v - ln v - 1)
+    2. gumbel:    c one-hot, at the largest theta_i + g_i, g_i ~ Gumbel(0), which is a sample of
+                  q = softmax(theta); uniform prior; charge sum q (ln q + ln m). The gradient is that of
+                  softmax((theta + g) / tau), tau = max(1/2, e^(-step / 10^5)) (1611.01144)
+    3. k_subset:  c of k ones, an exact sample of q proportional to e^(theta . c) (`subsets`); uniform
+                  prior over subsets; exact charge
+    4. k_hot_surrogate: c of k ones, at the k largest theta_i + g_i; the gradient is that of theta + g,
+                  centred and divided by its norm. No KL of its q is known, and what is charged is (2)'s. That
+                  is at most ln m, where a k-subset may cost ln C(m, k): not a bound, for comparison only.
+
+    5. A c that is a function of x costs what it costs under the prior, -log p(c): ln m of (2), ln C(m, k) of
+       (3) and (4), and infinitely much of (1).
+
+The g of (4) are Gumbel(0), or made of w_i ~ Gamma(1/k, 1), i = 1..10, as sum-of-gamma noise (2106.01798):
+
+    6. sum_of_gamma: g = 10/k (sum_i (k/i) w_i - ln 10). k of them add up to 10 (sum_i E_i / i - ln 10) with
+                  exponential E_i. The sum is distributed as the largest of ten exponentials, so that
+                  P(< 10 y) = (1 - e^-y / 10)^10, which is Gumbel(0, 10) but for its limit exp(-e^-y).
+    7. sum_of_gamma_released: i/k in place of k/i (rate and scale swapped), so that for k = 15 the deviation
+                  of g is 0.225 in place of 3.21
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jvdm.core.errors import unknown
+from jvdm.core.registry import Registry
+from jvdm.diffusion import subsets
+
+LATENTS = Registry("latent")
+
+Logits = Float[Array, "b n"]
+Noise = Float[Array, "b ..."]
+Value = Float[Array, "b m"]
+
+
+class LatentSample(NamedTuple):
+    """A sample of q(c | x).
+
+    Attributes:
+        value: [b, m] c, with the gradient of its estimator.
+        charge: [b] nats, with its exact gradient; KL(q || p) where `is_bound`.
+        log_ratio: [b] log q - log p of the value, nats, whose mean is the charge; None where q is not known.
+    """
+
+    value: Value
+    charge: Float[Array, " b"]
+    log_ratio: Float[Array, " b"] | None = None
+
+
+def _check_size(size: int, least: int) -> None:
+    if size < least:
+        raise ValueError(f"size is {size}: give {least} or more")
+
+
+def _check_subset(size: int, k: int) -> None:
+    if not 1 <= k < size:
+        raise ValueError(f"k is {k}: give a number from 1 to {size - 1}, less than size={size}")
+
+
+def categorical_kl(logits: Logits) -> Float[Array, " b"]:
+    """KL(softmax of the logits || uniform), [b] nats."""
+    log_q = jax.nn.log_softmax(logits)
+    return jnp.sum(jnp.exp(log_q) * (log_q + math.log(logits.shape[-1])), axis=-1)
+
+
+def direction(a: Value) -> Value:
+    """Centred, and divided by its norm."""
+    centred = a - jnp.mean(a, axis=-1, keepdims=True)
+    return centred / jnp.linalg.norm(centred, axis=-1, keepdims=True)
+
+
+@LATENTS.register("none")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NoLatent:
+    """There is none: the model is conditioned on nothing."""
+
+
+@LATENTS.register("gaussian")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Gaussian:
+    """Latent (1).
+
+    Attributes:
+        size: m.
+    """
+
+    size: int = 50
+    is_bound: ClassVar[bool] = True
+    score_function: ClassVar[bool] = False
+    mode_charge: ClassVar[float] = math.inf
+
+    def __post_init__(self):
+        _check_size(self.size, 1)
+
+    @property
+    def num_logits(self) -> int:
+        """Means, and variances before softplus."""
+        return 2 * self.size
+
+    def draw(self, key: jax.Array) -> Array:
+        """e of one example, [m]."""
+        return jax.random.normal(key, (self.size,))
+
+    def prior(self, key: jax.Array) -> Array:
+        """A c to generate from, [m]."""
+        return jax.random.normal(key, (self.size,))
+
+    def sample(self, logits: Logits, noise: Noise, step: jax.Array | None = None) -> LatentSample:
+        """c and its charge.
+
+        Args:
+            logits: [b, n] from the encoder, n = `num_logits`.
+            noise: [b, ...] of `draw`.
+            step: of training, where an estimator is annealed; its last form if not given.
+        """
+        mean, raw = jnp.split(logits, 2, axis=-1)
+        # Below -30, ln softplus(x) is x to 5e-14, and softplus may underflow.
+        log_softplus = jnp.log(jax.nn.softplus(jnp.maximum(raw, -30.0)))
+        log_variance = jnp.where(raw < -30.0, raw, log_softplus)
+        charge = 0.5 * jnp.sum(mean**2 + jnp.exp(log_variance) - log_variance - 1.0, axis=-1)
+        value = mean + jnp.exp(0.5 * log_variance) * noise
+        return LatentSample(value, charge, 0.5 * jnp.sum(value**2 - noise**2 - log_variance, axis=-1))
+
+    def mode(self, logits: Logits) -> Value:
+        """The c that is likeliest, [b, m]; it costs `mode_charge`."""
+        return jnp.split(logits, 2, axis=-1)[0]
+
+
+@LATENTS.register("gumbel")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Gumbel:
+    """Latent (2); the value is one-hot, so that the charge is its KL.
+
+    Attributes:
+        size: m.
+        min_temperature, decay: of the gradient, tau = max(min_temperature, e^(-decay step)).
+    """
+
+    size: int = 50
+    min_temperature: float = 0.5
+    decay: float = 1e-5
+    is_bound: ClassVar[bool] = True
+    score_function: ClassVar[bool] = False
+
+    def __post_init__(self):
+        _check_size(self.size, 2)
+        if self.min_temperature <= 0.0:
+            raise ValueError(f"min_temperature is {self.min_temperature}: give a positive number")
+        if self.decay < 0.0:
+            raise ValueError(f"decay is {self.decay}: give 0 or a positive number")
+
+    @property
+    def num_logits(self) -> int:
+        """One for each class."""
+        return self.size
+
+    @property
+    def mode_charge(self) -> float:
+        """By (5), nats."""
+        return math.log(self.size)
+
+    def draw(self, key: jax.Array) -> Array:
+        """g of one example, [m]."""
+        return jax.random.gumbel(key, (self.size,))
+
+    def prior(self, key: jax.Array) -> Array:
+        """A c to generate from, [m]."""
+        return jax.nn.one_hot(jax.random.randint(key, (), 0, self.size), self.size)
+
+    def temperature(self, step: jax.Array | None) -> Array:
+        """tau of (2)."""
+        annealed = jnp.zeros(()) if step is None else jnp.exp(-self.decay * step)
+        return jnp.maximum(self.min_temperature, annealed)
+
+    def sample(self, logits: Logits, noise: Noise, step: jax.Array | None = None) -> LatentSample:
+        """c and its charge; arguments as of `Gaussian`."""
+        noisy = logits + noise
+        soft = jax.nn.softmax(noisy / self.temperature(step))
+        c = subsets.top_k(noisy, 1)
+        log_ratio = jnp.sum(c * jax.nn.log_softmax(logits), axis=-1) + self.mode_charge
+        return LatentSample(subsets.straight_through(c, soft), categorical_kl(logits), log_ratio)
+
+    def mode(self, logits: Logits) -> Value:
+        """The c that is likeliest, [b, m]; it costs `mode_charge`."""
+        return subsets.top_k(logits, 1)
+
+
+# How a sample has a gradient: (c, mu) -> c.
+GRADIENTS = {"straight_through": subsets.straight_through, "reinforce": lambda c, mu: c}
+
+
+@LATENTS.register("k_subset")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class KSubset:
+    """Latent (3).
+
+    Attributes:
+        size: m.
+        k: elements of a subset.
+        gradient: "straight_through", or "reinforce": the value has no gradient, and whoever trains adds
+            `subsets.leave_one_out` of `log_ratio` and of the losses of two samples or more.
+    """
+
+    size: int = 50
+    k: int = 15
+    gradient: str = "straight_through"
+    is_bound: ClassVar[bool] = True
+
+    def __post_init__(self):
+        _check_subset(self.size, self.k)
+        if self.gradient not in GRADIENTS:
+            raise unknown("gradient", self.gradient, GRADIENTS)
+
+    @property
+    def score_function(self) -> bool:
+        """Whether training needs `subsets.leave_one_out`."""
+        return self.gradient == "reinforce"
+
+    @property
+    def num_logits(self) -> int:
+        """One for each element."""
+        return self.size
+
+    @property
+    def mode_charge(self) -> float:
+        """By (5), nats."""
+        return subsets.log_count(self.size, self.k)
+
+    def draw(self, key: jax.Array) -> Array:
+        """Uniform numbers of one example, [m]."""
+        return jax.random.uniform(key, (self.size,))
+
+    def prior(self, key: jax.Array) -> Array:
+        """A c to generate from, [m]."""
+        return subsets.sample(self.draw(key), jnp.zeros(self.size), self.k)
+
+    def sample(self, logits: Logits, noise: Noise, step: jax.Array | None = None) -> LatentSample:
+        """c and its charge; arguments as of `Gaussian`."""
+        c = subsets.sample(noise, logits, self.k)
+        moments = subsets.moments(logits, self.k)
+        value = GRADIENTS[self.gradient](c, moments.marginals)
+        charge = subsets.kl_to_uniform(logits, self.k, moments)
+        log_ratio = subsets.log_prob(c, logits, self.k, moments) + self.mode_charge
+        return LatentSample(value, charge, log_ratio)
+
+    def mode(self, logits: Logits) -> Value:
+        """The c that is likeliest, [b, m]; it costs `mode_charge`."""
+        return subsets.top_k(logits, self.k)
+
+
+class Perturbation(NamedTuple):
+    """A kind of noise of latent (4).
+
+    Attributes:
+        draw: (key, m, k) -> what is random, for one example.
+        total: (what is random [b, ...], k) -> g [b, m].
+    """
+
+    draw: Callable[[jax.Array, int, int], Array]
+    total: Callable[[Array, int], Array]
+
+
+NUM_GAMMA, SUM_TEMPERATURE = 10, 10.0  # of the released code: terms of the sum, and of Gumbel(0, 10)
+
+
+def _draw_gumbel(key: jax.Array, m: int, k: int) -> Array:
+    return jax.random.gumbel(key, (m,))
+
+
+def _draw_gamma(key: jax.Array, m: int, k: int) -> Array:
+    return jax.random.gamma(key, 1.0 / k, (NUM_GAMMA, m))
+
+
+def _sum_of_gamma(w: Float[Array, "b i m"], k: int, scales: Float[Array, " i"]) -> Value:
+    """Noise (6), of given scales."""
+    centred = jnp.sum(scales[:, None] * w, axis=-2) - math.log(NUM_GAMMA)
+    return SUM_TEMPERATURE / k * centred
+
+
+def _terms() -> Float[Array, " i"]:
+    return jnp.arange(1.0, NUM_GAMMA + 1.0)
+
+
+PERTURBATIONS = {
+    "gumbel": Perturbation(_draw_gumbel, lambda g, k: g),
+    "sum_of_gamma": Perturbation(_draw_gamma, lambda w, k: _sum_of_gamma(w, k, k / _terms())),
+    "sum_of_gamma_released": Perturbation(_draw_gamma, lambda w, k: _sum_of_gamma(w, k, _terms() / k)),
+}
+
+
+@LATENTS.register("k_hot_surrogate")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class KHotSurrogate:
+    """Latent (4), whose charge is not that of its distribution.
+
+    Attributes:
+        size: m.
+        k: elements of a subset.
+        noise: a name of `PERTURBATIONS`.
+    """
+
+    size: int = 50
+    k: int = 15
+    noise: str = "sum_of_gamma_released"
+    is_bound: ClassVar[bool] = False
+    score_function: ClassVar[bool] = False
+
+    def __post_init__(self):
+        _check_subset(self.size, self.k)
+        if self.noise not in PERTURBATIONS:
+            raise unknown("noise", self.noise, PERTURBATIONS)
+
+    @property
+    def num_logits(self) -> int:
+        """One for each element."""
+        return self.size
+
+    @property
+    def mode_charge(self) -> float:
+        """By (5), nats."""
+        return subsets.log_count(self.size, self.k)
+
+    def draw(self, key: jax.Array) -> Array:
+        """What is random in g of one example, [m] or [10, m]."""
+        return PERTURBATIONS[self.noise].draw(key, self.size, self.k)
+
+    def prior(self, key: jax.Array) -> Array:
+        """A c to generate from, [m]: uniform over subsets."""
+        return subsets.sample(jax.random.uniform(key, (self.size,)), jnp.zeros(self.size), self.k)
+
+    def sample(self, logits: Logits, noise: Noise, step: jax.Array | None = None) -> LatentSample:
+        """c and what is charged; arguments as of `Gaussian`."""
+        noisy = logits + PERTURBATIONS[self.noise].total(noise, self.k)
+        value = subsets.straight_through(subsets.top_k(noisy, self.k), direction(noisy))
+        return LatentSample(value, categorical_kl(logits))
+
+    def mode(self, logits: Logits) -> Value:
+        """The k largest, [b, m]; it costs `mode_charge`."""
+        return subsets.top_k(logits, self.k)

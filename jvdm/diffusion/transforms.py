@@ -1,0 +1,161 @@
+"""Data maps: from data to the space in which the diffusion runs, with the log-determinant.
+
+With u = x / K in [0, 1] for data x in {0..K-1}, or (x + noise) / K:
+
+    1. scaling:  y = 2 u - 1
+    2. logit:    y = logit(s),  s = a + (1 - 2 a) u,  ln dy/du = ln(1 - 2 a) - ln s - ln(1 - s)
+                 (1605.08803, section 4.1; 2106.02808)
+    3. identity: y = x, for continuous data, which has no levels
+
+A level v stands for the cell [v / K, (v + 1) / K], and for its centre, f_v = y((v + 1/2) / K).
+"""
+
+import dataclasses
+import math
+from typing import ClassVar, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, UInt8
+
+from jvdm.core.registry import Registry
+
+DATA_MAPS = Registry("data map")
+
+Levels = UInt8[Array, "..."] | Int[Array, "..."]
+Data = Float[Array, "..."]
+
+
+class Mapped(NamedTuple):
+    """Both of the shape of the data: y, and ln |dy/du|, elementwise."""
+
+    y: Data
+    log_slope: Data
+
+
+@DATA_MAPS.register("scaling")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Scaling:
+    """Map (1)."""
+
+    discrete: ClassVar[bool] = True
+
+    @property
+    def range(self) -> tuple[float, float]:
+        """y of u = 0 and 1."""
+        return -1.0, 1.0
+
+    def __call__(self, u: Data) -> Mapped:
+        """y, and its slope."""
+        return Mapped(2.0 * u - 1.0, jnp.full_like(u, math.log(2.0)))
+
+    def inverse(self, y: Data) -> Data:
+        """u."""
+        return 0.5 * (y + 1.0)
+
+    def difference(self, levels: Levels, others: Data, num_levels: int) -> Data:
+        """f of `levels` less f of `others`, broadcast; exact, however close they are."""
+        return 2.0 / num_levels * (levels.astype(jnp.float32) - others)
+
+
+@DATA_MAPS.register("logit")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Logit:
+    """Map (2).
+
+    Attributes:
+        a: how far s stays away from 0 and 1.
+    """
+
+    a: float = 0.05
+    discrete: ClassVar[bool] = True
+
+    def __post_init__(self):
+        if not 0.0 < self.a < 0.5:
+            raise ValueError(f"a is {self.a}: give a number between 0 and 0.5")
+
+    @property
+    def range(self) -> tuple[float, float]:
+        """y of u = 0 and 1."""
+        end = math.log((1.0 - self.a) / self.a)
+        return -end, end
+
+    def __call__(self, u: Data) -> Mapped:
+        """y, and its slope."""
+        s = self.a + (1.0 - 2.0 * self.a) * u
+        log_s, log_rest = jnp.log(s), jnp.log1p(-s)
+        return Mapped(log_s - log_rest, math.log(1.0 - 2.0 * self.a) - log_s - log_rest)
+
+    def inverse(self, y: Data) -> Data:
+        """u."""
+        return (jax.nn.sigmoid(y) - self.a) / (1.0 - 2.0 * self.a)
+
+    def difference(self, levels: Levels, others: Data, num_levels: int) -> Data:
+        """f of `levels` less f of `others`, broadcast."""
+        return encode(levels, num_levels, self) - encode(others, num_levels, self)
+
+
+@DATA_MAPS.register("identity")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Identity:
+    """Map (3)."""
+
+    discrete: ClassVar[bool] = False
+
+    @property
+    def range(self) -> tuple[float, float]:
+        """Continuous data may be anywhere."""
+        return -math.inf, math.inf
+
+    def __call__(self, u: Data) -> Mapped:
+        """y, and its slope."""
+        return Mapped(u, jnp.zeros_like(u))
+
+    def inverse(self, y: Data) -> Data:
+        """x."""
+        return y
+
+    def difference(self, levels: Levels, others: Data, num_levels: int) -> Data:
+        """x of one less x of others."""
+        return levels.astype(jnp.float32) - others
+
+
+DataMap = Scaling | Logit | Identity
+SCALING = Scaling()
+
+
+def encode(levels: Levels | Data, num_levels: int, data_map: DataMap = SCALING) -> Data:
+    """f, the centre of each level's cell; continuous data (num_levels 0) as it is.
+
+    By (1), 2 (x + 1/2) / K - 1, in (-1, 1).
+    """
+    x = levels.astype(jnp.float32)
+    if not num_levels:
+        return data_map(x).y
+    if isinstance(data_map, Scaling):
+        return 2.0 * (x + 0.5) / num_levels - 1.0
+    return data_map((x + 0.5) / num_levels).y
+
+
+def dequantize(levels: Levels, u: Data, num_levels: int, data_map: DataMap = SCALING) -> Mapped:
+    """y of a point of each level's cell, chosen by u in [0, 1), and ln of y's density for uniform u.
+
+    The second field is log q(y | x) = ln K - ln |dy/du|, elementwise, in place of the slope.
+    """
+    y, log_slope = data_map((levels.astype(jnp.float32) + u) / num_levels)
+    return Mapped(y, math.log(num_levels) - log_slope)
+
+
+def level_of(y: Data, num_levels: int, data_map: DataMap = SCALING) -> UInt8[Array, "..."]:
+    """The level whose cell y lies in, or the first or last."""
+    level = jnp.floor(data_map.inverse(y) * num_levels)
+    return jnp.clip(level, 0, num_levels - 1).astype(jnp.uint8)
+
+
+def nearest_level(y: Data, num_levels: int, data_map: DataMap = SCALING) -> UInt8[Array, "..."]:
+    """The level whose centre is nearest to y, the most likely one of the bound's decoder."""
+    if isinstance(data_map, Scaling):
+        nearest = jnp.round((y + 1.0) * (num_levels / 2.0) - 0.5)
+        return jnp.clip(nearest, 0, num_levels - 1).astype(jnp.uint8)
+    centres = encode(jnp.arange(num_levels), num_levels, data_map)
+    return jnp.searchsorted(0.5 * (centres[1:] + centres[:-1]), y).astype(jnp.uint8)

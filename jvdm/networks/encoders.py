@@ -1,0 +1,109 @@
+"""Encoders: images -> logits of a latent's posterior q(c | x) (2312.13236, section 3.2 and appendix).
+
+1. U-Net: the way down and the middle of the VDM U-Net at time 0, one channel, swish, one dense layer
+2. CNN:   convolutions that halve the resolution, mean over pixels, one dense layer
+"""
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from jvdm.core.registry import Registry
+from jvdm.networks import layers, unet
+
+ENCODERS = Registry("encoder")
+
+
+@ENCODERS.register("unet")
+class UNetEncoder(nn.Module):
+    """Encoder (1).
+
+    Attributes:
+        num_outputs: n, of the latent.
+        channels, num_blocks, dropout, attention, fourier, fourier_first, fourier_last, num_groups, remat,
+            dtype: as of `VDMUNet`.
+    """
+
+    num_outputs: int
+    channels: int = 128
+    num_blocks: int = 4
+    dropout: float = 0.1
+    attention: bool = False
+    fourier: bool = True
+    fourier_first: int = 6
+    fourier_last: int = 7
+    num_groups: int = 0
+    remat: bool = False
+    dtype: str = "float32"
+
+    def __post_init__(self):
+        unet.check(self)
+        super().__post_init__()
+
+    @property
+    def groups(self) -> int:
+        """Groups of every normalisation."""
+        return self.num_groups or layers.most_groups(self.channels)
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b h w c"], conditioning: Float[Array, " b"], *, train: bool = False
+    ) -> Float[Array, "b n"]:
+        """Logits.
+
+        Args:
+            x: [b, h, w, c] encoded data.
+            conditioning: [b] a scalar known of the image.
+            train: dropout is on.
+        """
+        blocks = unet.Blocks(
+            channels=self.channels,
+            groups=self.groups,
+            norm_epsilon=1e-6,
+            num_heads=1,
+            dropout=self.dropout,
+            attention=self.attention,
+            remat=self.remat,
+            dtype=jnp.dtype(self.dtype),
+            train=train,
+        )
+        condition = blocks.condition(jnp.zeros(len(x)), conditioning)
+        h, _ = blocks.descend(unet.extend(x, self), condition, self.num_blocks)
+        h = nn.swish(blocks.finish(h, 1, zero_init=False))
+        return nn.Dense(self.num_outputs, name="logits")(h.reshape(len(x), -1))
+
+
+@ENCODERS.register("cnn")
+class CNNEncoder(nn.Module):
+    """Encoder (2).
+
+    Attributes:
+        num_outputs: n, of the latent.
+        channels: of the first convolution; each further one has twice as many.
+        num_layers: convolutions.
+        dtype: "float32" or "bfloat16"; the dense layer is float32.
+    """
+
+    num_outputs: int
+    channels: int = 32
+    num_layers: int = 3
+    dtype: str = "float32"
+
+    def __post_init__(self):
+        layers.check_options(self)
+        if self.channels < 1:
+            raise ValueError(f"channels is {self.channels}: give 1 or more")
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "b h w c"], conditioning: Float[Array, " b"], *, train: bool = False
+    ) -> Float[Array, "b n"]:
+        """Logits; arguments as of `UNetEncoder`."""
+        del conditioning, train
+        h = x
+        for i in range(self.num_layers):
+            features = self.channels * 2**i
+            h = nn.Conv(features, (3, 3), strides=(2, 2), dtype=jnp.dtype(self.dtype), name=f"conv{i}")(h)
+            h = nn.swish(h)
+        return nn.Dense(self.num_outputs, name="logits")(jnp.mean(h, axis=(1, 2)).astype(jnp.float32))

@@ -1,0 +1,69 @@
+"""What a network sees of the time.
+
+1. gamma: (gamma - gamma_min) / (gamma_max - gamma_min), with the config's ends, also where the schedule
+   has learned others (2107.00630, appendix C)
+   (of a schedule of every pixel, their mean)
+2. t:     the time of the diffusion itself, as in score-based SDEs, whose gamma begins at minus infinity
+3. pixel_gamma: (1) of every pixel and channel (the LDM variant of 2312.13236)
+"""
+
+import dataclasses
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jvdm.core.errors import unknown
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GammaInput:
+    """Time (1) or (3).
+
+    Attributes:
+        gamma_min, gamma_max: what is mapped to 0 and 1.
+        of_pixels: keep those of every pixel.
+    """
+
+    gamma_min: float = 0.0
+    gamma_max: float = 1.0
+    of_pixels: bool = False
+
+    def __call__(self, t: Float[Array, " b"] | None, gamma: Float[Array, "b ..."]) -> Float[Array, "b ..."]:
+        """The network's time at t, where the schedule is gamma."""
+        if not self.of_pixels:
+            gamma = jnp.mean(gamma, axis=tuple(range(1, gamma.ndim)))
+        return (gamma - self.gamma_min) / (self.gamma_max - self.gamma_min)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TimeInput:
+    """Time (2)."""
+
+    def __call__(self, t: Float[Array, " b"] | None, gamma: Float[Array, "b ..."]) -> Float[Array, " b"]:
+        """The network's time at t, where the schedule is gamma."""
+        if t is None:
+            raise ValueError("this network sees t, which is not given")
+        return t
+
+
+TIME_INPUTS = ("gamma", "t", "pixel_gamma")
+
+
+def time_input(name: str, schedule: Any) -> GammaInput | TimeInput:
+    """What `config.model.time_input` selects.
+
+    Args:
+        name: one of `TIME_INPUTS`.
+        schedule: has `gamma_min` and `gamma_max`.
+
+    Raises:
+        UserError: the name is unknown.
+    """
+    if name not in TIME_INPUTS:
+        raise unknown("config.model.time_input", name, TIME_INPUTS)
+    if name == "t":
+        return TimeInput()
+    return GammaInput(
+        gamma_min=schedule.gamma_min, gamma_max=schedule.gamma_max, of_pixels=name == "pixel_gamma"
+    )

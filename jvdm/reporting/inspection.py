@@ -1,0 +1,75 @@
+"""Pictures of what a model has learned: its noise schedule, for every pixel where it has one for each."""
+
+import math
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jvdm.core.keys import root_key
+from jvdm.core.records import Batch
+from jvdm.model import Model
+from jvdm.reporting import images as image_lib
+from jvdm.reporting import pixel_plots, plots
+from jvdm.runs.workdir import Workdir
+
+NUM_TIMES = 101
+NUM_LATENTS = 4
+
+
+def plot_schedule(model: Model, params: Any, images: np.ndarray, workdir: Workdir) -> list[pathlib.Path]:
+    """gamma(t) as `plots/schedule.png`, and with one for every pixel also `plots/pixel_schedules.png`.
+
+    Args:
+        model: of any kind.
+        params: its parameters.
+        images: [N, h, w, c] whose latents the second picture is of, the first few of them.
+        workdir: where the pictures go.
+
+    Returns:
+        The pictures.
+    """
+    t = np.linspace(0.0, 1.0, NUM_TIMES, dtype=np.float32)
+    if model.schedule.gamma_min == -math.inf:
+        t = t[1:]  # there is no noise at time 0
+    params = jax.device_get(params)
+    picture = workdir.plots / "schedule.png"
+    if not model.per_pixel:
+        at = jax.device_get(model.time_gamma(params, jnp.asarray(t)))
+        gamma, dgamma_dt = (np.ravel(a) for a in at)
+        plots.schedule(t, gamma, picture, dgamma_dt=dgamma_dt)
+        return [picture]
+    shown = np.asarray(images[:NUM_LATENTS])
+    gamma = pixel_gammas(model, params, shown, t)
+    # The derivative of a mean over pixels and latents, by differences.
+    plots.schedule(t, gamma.mean(axis=(0, 2, 3, 4)), picture)
+    pixels = workdir.plots / "pixel_schedules.png"
+    pictures = [image_lib.grid(x[None], num_levels=model.num_levels, pad=0) for x in shown]
+    pixel_plots.pixel_schedules(t, gamma, pictures, pixels)
+    return [picture, pixels]
+
+
+def pixel_gammas(model: Model, params: Any, images: np.ndarray, t: np.ndarray) -> np.ndarray:
+    """gamma of every pixel, for a sample of each image's latent.
+
+    Args:
+        model: with a schedule of every pixel.
+        params: its parameters.
+        images: [N, h, w, c].
+        t: [T] times.
+
+    Returns:
+        [N, T, h, w, c].
+    """
+    keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(root_key(0, "plot"), jnp.arange(len(images)))
+    noise = jax.vmap(model.latent.draw)(keys)
+
+    @jax.jit
+    def gammas(params, images, noise):
+        context = model.context(params, Batch(images, jnp.zeros(len(images))), noise)
+        times = jnp.broadcast_to(jnp.asarray(t)[:, None], (len(t), len(images)))[..., None, None, None]
+        return model.gamma(params, times, context)
+
+    return np.moveaxis(jax.device_get(gammas(params, jnp.asarray(images), noise)), 0, 1)

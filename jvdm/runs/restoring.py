@@ -1,0 +1,274 @@
+"""Reading checkpoints: all of one, some of its fields, or whatever fits; and finding them."""
+
+import json
+import logging
+import pathlib
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+
+from jvdm.core import processes, trees
+from jvdm.core.errors import UserError
+from jvdm.runs.integrity import checksums
+
+log = logging.getLogger("jvdm")
+
+CHECKSUMS = "checksums"
+
+
+def one_line(error: BaseException) -> str:
+    """What an error says, in at most 300 characters."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= 300 else text[:300] + "…"
+
+
+def restore(path: pathlib.Path, like: Any) -> Any:
+    """A saved pytree, or a part of it.
+
+    Args:
+        path: of one checkpoint, `.../checkpoints/<step>`.
+        like: shapes with shardings, in the structure that was saved; a dict of some of the fields of a
+            `TrainState` reads those alone.
+
+    Raises:
+        UserError: the checkpoint is absent, damaged, or of another structure.
+    """
+    path = path.absolute()
+    like = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+    arguments = ocp.args.PyTreeRestore(
+        item=like,
+        restore_args=ocp.checkpoint_utils.construct_restore_args(like),
+        partial_restore=isinstance(like, dict),
+    )
+    try:
+        with ocp.PyTreeCheckpointer() as checkpointer:
+            if isinstance(like, dict):
+                saved = checkpointer.metadata(path / "default").item_metadata.tree
+                _check_shapes({field: saved[field] for field in like}, like)
+            restored = checkpointer.restore(path / "default", args=arguments)
+        _check_sums(path, restored)
+        return restored
+    # Orbax and its storage raise many types for damaged files.
+    except Exception as error:
+        raise UserError(f"{path}: not a readable checkpoint of this model ({one_line(error)})") from error
+
+
+class Readable(NamedTuple):
+    """The first of some checkpoints that can be read.
+
+    Attributes:
+        step: its step; None if none can.
+        state: what was read.
+        damaged: step and error of those before it, in the first process; empty in others.
+    """
+
+    step: int | None
+    state: Any
+    damaged: list[tuple[int, UserError]]
+
+
+def first_readable(folder: pathlib.Path, steps: Iterable[int], like: Any) -> Readable:
+    """The first of `steps` that can be read; the first process's word holds for all.
+
+    Processes may see different files, and a collective read of what one of them cannot read does not end. So
+    where there are several the first one looks, alone, before all of them read.
+
+    Args:
+        folder: of the checkpoints.
+        steps: in the order of preference.
+        like: as of `restore`.
+
+    Raises:
+        UserError: this process cannot read what the first one has read.
+    """
+    several = jax.process_count() > 1
+    step, state, damaged = None, None, []
+    for candidate in steps if processes.is_main() else ():
+        try:
+            state = (_check_alone if several else restore)(folder / str(candidate), like)
+            step = candidate
+            break
+        except UserError as error:
+            damaged.append((candidate, error))
+    if several:
+        chosen = processes.of_main(-1 if step is None else step)
+        step = None if chosen < 0 else chosen
+        state = None if step is None else restore(folder / str(step), like)
+    return Readable(step, state, damaged)
+
+
+def restore_readable(path: pathlib.Path, like: Any, *, older: bool) -> tuple[Any, pathlib.Path]:
+    """What is saved at `path`, or, if that is damaged, in the newest checkpoint beside it that is not.
+
+    Args:
+        path: of one checkpoint.
+        like: as of `restore`.
+        older: whether one beside it will do.
+
+    Returns:
+        What was read, and where it was.
+
+    Raises:
+        UserError: as `restore`, of `path`, if none will do.
+    """
+    others = [step for step in steps_in(path.parent) if step < int(path.name)] if older else []
+    found = first_readable(path.parent, [int(path.name), *sorted(others, reverse=True)], like)
+    if found.step is None:
+        raise found.damaged[0][1] if found.damaged else UserError(f"{path}: process 0 cannot read it")
+    if found.damaged:
+        error = one_line(found.damaged[0][1])
+        log.warning("WARNING: %s; taking the checkpoint of step %d", error, found.step)
+    return found.state, path.parent / str(found.step)
+
+
+def _check_alone(path: pathlib.Path, like: Any) -> None:
+    """Read all of a checkpoint into the memory of this process, without the others.
+
+    Raises:
+        UserError: it is absent, damaged, or of another structure.
+    """
+    path = path.absolute()
+    like = like if isinstance(like, dict) else vars(like)
+    # Keys of random numbers are arrays to JAX alone.
+    fields = {
+        name: tree
+        for name, tree in like.items()
+        if not any(jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key) for leaf in jax.tree.leaves(tree))
+    }
+    me = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=me, active_processes={me}, barrier_sync_key_prefix="alone"
+    )
+    arguments = ocp.args.PyTreeRestore(
+        item=fields,
+        restore_args=jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), fields),
+        partial_restore=True,
+    )
+    try:
+        handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
+        with ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
+            saved = checkpointer.metadata(path / "default").item_metadata.tree
+            _check_shapes({field: saved[field] for field in fields}, fields)
+            read = checkpointer.restore(path / "default", args=arguments)
+        _check_sums(path, read)
+    # Orbax and its storage raise many types for damaged files.
+    except Exception as error:
+        raise UserError(f"{path}: not a readable checkpoint of this model ({one_line(error)})") from error
+
+
+def _check_sums(path: pathlib.Path, tree: Any) -> None:
+    """Refuse arrays that are not those that were saved.
+
+    Raises:
+        ValueError: naming the first of them.
+    """
+    saved = json.loads((path / "metrics" / "metrics").read_text()).get(CHECKSUMS)
+    if saved is None:
+        log.warning("WARNING: %s was written by an earlier version, without checksums", path)
+        return
+    for name, total in checksums(tree).items():
+        if saved.get(name) != total:
+            raise ValueError(f"{name} is not what was saved: its checksum differs")
+
+
+def steps_in(folder: pathlib.Path) -> list[int]:
+    """Of the finished checkpoints of a folder."""
+    return [int(p.name) for p in folder.iterdir() if p.name.isdigit()] if folder.is_dir() else []
+
+
+class Fitted(NamedTuple):
+    """What another checkpoint gave.
+
+    Attributes:
+        tree: like the one asked for.
+        taken: names of leaves that come from the checkpoint.
+        left: name -> why, of those that stay as they were.
+    """
+
+    tree: Any
+    taken: list[str]
+    left: dict[str, str]
+
+
+def restore_what_fits(path: pathlib.Path, tree: Any) -> Fitted:
+    """The leaves of a saved state whose name and shape are those of `tree`; the others are left alone.
+
+    Args:
+        path: of one checkpoint.
+        tree: a dict of some of the fields of a `TrainState`, arrays that lie as what is read shall.
+
+    Raises:
+        UserError: the checkpoint is absent or damaged.
+    """
+    try:
+        with ocp.PyTreeCheckpointer() as checkpointer:
+            saved = checkpointer.metadata(path.absolute() / "default").item_metadata.tree
+            have, want = trees.leaves(saved), trees.leaves(tree)
+            taken = [name for name in want if name in have and have[name].shape == want[name].shape]
+            like = {
+                name: jax.ShapeDtypeStruct(want[name].shape, want[name].dtype, sharding=want[name].sharding)
+                for name in taken
+            }
+            nested = trees.nest(like)
+            read = {}
+            if taken:
+                arguments = ocp.args.PyTreeRestore(
+                    item=nested,
+                    restore_args=ocp.checkpoint_utils.construct_restore_args(nested),
+                    partial_restore=True,
+                )
+                read = trees.leaves(checkpointer.restore(path.absolute() / "default", args=arguments))
+                _check_sums(path, trees.nest(read))
+    # Orbax and its storage raise many types for damaged files.
+    except Exception as error:
+        raise UserError(f"{path}: not a readable checkpoint ({one_line(error)})") from error
+    left = {
+        name: f"saved as {tuple(have[name].shape)}, here {tuple(leaf.shape)}" if name in have else "not saved"
+        for name, leaf in want.items()
+        if name not in read
+    }
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    values = [read.get(trees.name_of(path), leaf) for path, leaf in leaves]
+    return Fitted(jax.tree.unflatten(jax.tree.structure(tree), values), taken, left)
+
+
+def _check_shapes(saved: Any, like: Any) -> None:
+    """Refuse another structure or other shapes, which a partial restore would fill or cut.
+
+    Raises:
+        ValueError: naming the first leaf that differs.
+    """
+    have, want = ({name: tuple(leaf.shape) for name, leaf in trees.leaves(t).items()} for t in (saved, like))
+    for leaf in sorted(have.keys() | want.keys()):
+        if have.get(leaf) != want.get(leaf):
+            raise ValueError(f"{leaf} is saved as {have.get(leaf)}, the model has {want.get(leaf)}")
+
+
+def find(workdir: pathlib.Path, checkpoint: str | None, *, flag: str = "--checkpoint") -> pathlib.Path:
+    """The checkpoint to use.
+
+    Args:
+        workdir: of the run.
+        checkpoint: a path to one checkpoint, to a `checkpoints` folder or to a workdir; None is
+            the newest of `workdir`.
+        flag: where the user gave it, for the error.
+
+    Raises:
+        UserError: there is none.
+    """
+    path = pathlib.Path(checkpoint) if checkpoint else workdir
+    if path.name.isdigit() and path.parent.name == "checkpoints" and path.is_dir():
+        return path.absolute()
+    folder = path if path.name == "checkpoints" else path / "checkpoints"
+    steps = steps_in(folder)
+    if not steps:
+        given = f"{flag}={checkpoint}" if checkpoint else f"--workdir={workdir}"
+        raise UserError(
+            f"{given}: no checkpoint in {folder.absolute()}; give a folder <workdir>/checkpoints/<step>, "
+            "or train first"
+        )
+    return (folder / str(max(steps))).absolute()

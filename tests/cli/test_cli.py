@@ -1,0 +1,337 @@
+"""main.py as a user runs it: the whole way, and every mistake in one line."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from helpers import forked, quick
+from helpers.commands import DIGITS, ROOT, TINY, VLB
+
+from jvdm.reporting import images as image_lib
+
+
+def run_alone(*command):
+    """A process of its own, not forked, on one device."""
+    return subprocess.run(
+        command,
+        cwd=ROOT,
+        env={**os.environ, "XLA_FLAGS": quick.FLAGS},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A workdir after --mode=train, and what that printed."""
+    workdir = tmp_path_factory.mktemp("cli") / "run"
+    done = run_alone(sys.executable, "main.py", "--mode=train", DIGITS, f"--workdir={workdir}", *TINY)
+    assert done.returncode == 0, done.stderr
+    return workdir, done
+
+
+def test_train(trained):
+    workdir, done = trained
+    assert done.stdout.splitlines() == [f"workdir {workdir}"] * 2
+    assert "step needs" in done.stderr
+    assert "parameters" in done.stderr
+    assert "2/2 step" in done.stderr
+    assert (workdir / "checkpoints" / "2").is_dir()
+
+
+def test_eval(trained):
+    workdir, _ = trained
+    done = forked.run("--mode=eval", DIGITS, f"--workdir={workdir}", *TINY)
+    assert done.returncode == 0, done.stderr
+    record = json.loads((workdir / "eval" / "vlb_continuous_step2_10x2_seed0.json").read_text())
+    origin = record["provenance"]
+    assert (record["num_images"], record["num_draws"], origin["weights"]) == (10, 2, "ema")
+    assert origin["split"] == "test[:10]"
+    assert f"{record['value']:.4f} ± " in done.stdout
+    (ode,) = (workdir / "eval").glob("ode_*.json")
+    record = json.loads(ode.read_text())
+    assert ode.stem == "ode_truncated_normal_K1_dopri5_1e-05_step2_10x1_seed0"
+    assert (record["estimator"], record["num_images"], record["is_bound"]) == ("ode", 10, True)
+    assert record["ode"]["solver_error"]["num_images"] == 2
+    assert f"{record['value']:.4f} ± " in done.stdout
+    assert not list((workdir / "eval").glob("*.partial")), "finished passes leave nothing"
+    assert (workdir / "plots" / "loss_against_gamma_vlb_continuous_step2_10x2_seed0.png").stat().st_size > 0
+    again = forked.run("--mode=eval", DIGITS, f"--workdir={workdir}", "--config.eval.timesteps=5", VLB, *TINY)
+    assert again.returncode == 0, again.stderr
+    assert json.loads((workdir / "eval" / "vlb_T5_step2_10x2_seed0.json").read_text())["timesteps"] == 5
+
+
+def test_score(trained, tmp_path):
+    """A folder of images without splits, and the test split: one line per image, by name and by position."""
+    workdir, _ = trained
+    rng = np.random.default_rng(0)
+    for name in ("b.png", "a, 1.png", "c.png"):
+        image_lib.write_png(tmp_path / "set" / name, rng.integers(0, 17, (8, 8), dtype=np.uint8))
+    source = f"--config.score.source=folder:{tmp_path / 'set'}"
+    done = forked.run("--mode=score", DIGITS, f"--workdir={workdir}", source, *TINY)
+    assert done.returncode == 0, done.stderr
+    tables = {path.stem.split("_")[3]: path for path in (workdir / "scores").glob("*.csv")}
+    assert tables.keys() == {"vlb", "ode"}
+    for estimator, path in tables.items():
+        with path.open() as file:
+            rows = list(csv.DictReader(file))
+        assert [row["image"] for row in rows] == ["a, 1.png", "b.png", "c.png"]
+        no_terms = {"image", "bits_per_dim", "monte_carlo_error", "nfe"}
+        terms = [name for name in rows[0] if name not in no_terms]
+        for row in rows:
+            # Six decimals each.
+            assert abs(sum(float(row[name]) for name in terms) - float(row["bits_per_dim"])) < 1e-5
+        assert ("monte_carlo_error" in rows[0]) == (estimator == "vlb"), "two draws there, one here"
+        assert path.with_suffix(".json").is_file()
+
+
+def test_sample(trained):
+    workdir, _ = trained
+    path = workdir / "checkpoints" / "2"
+    done = forked.run("--mode=sample", DIGITS, f"--workdir={workdir}", f"--checkpoint={path}", *TINY)
+    assert done.returncode == 0, done.stderr
+    with np.load(workdir / "samples" / "samples_3x8x8x1.npz") as saved:
+        assert saved.files == ["arr_0"]
+        assert (saved["arr_0"].shape, saved["arr_0"].dtype) == ((3, 8, 8, 1), np.uint8)
+    assert (workdir / "samples" / "samples_3x8x8x1.png").stat().st_size > 0
+
+
+def test_summary(trained):
+    """What `make demo` ends with: every record, and where things lie. After the tests of eval and sample."""
+    done = run_alone(sys.executable, "-m", "jvdm.reporting.summary", str(trained[0]))
+    assert done.returncode == 0, done.stderr
+    for path in [*(trained[0] / "eval").glob("*.json"), *(trained[0] / "samples").glob("samples_*")]:
+        assert str(path) in done.stdout
+        assert path.suffix != ".json" or f"{json.loads(path.read_text())['value']:.4f}" in done.stdout
+    assert f"checkpoint {trained[0] / 'checkpoints' / '2'}" in done.stdout
+
+
+def test_help():
+    done = run_alone(sys.executable, "main.py", "--help")
+    assert done.returncode == 0
+    assert "--mode" in done.stdout
+
+
+def npz(path, **arrays):
+    np.savez(path, **arrays)
+    return path
+
+
+GOOD = np.zeros((4, 8, 8, 1), np.uint8)
+
+
+def bad_files(folder):
+    """Files with one mistake each."""
+    (folder / "broken.py").write_text("def get_config(:\n")
+    (folder / "raises.py").write_text("def get_config():\n    return 1 / 0\n")
+    (folder / "none.py").write_text("def get_config():\n    return None\n")
+    (folder / "truncated.npz").write_bytes(npz(folder / "a.npz", train_images=GOOD).read_bytes()[:100])
+    npz(folder / "missing.npz", train_images=GOOD)
+    npz(folder / "floats.npz", train_images=GOOD.astype(np.float32), test_images=GOOD)
+    npz(folder / "flat.npz", train_images=GOOD[..., 0], test_images=GOOD)
+    npz(folder / "wide.npz", images=np.zeros((2, 8, 9, 1), np.uint8))
+    npz(folder / "levels.npz", train_images=GOOD + 20, test_images=GOOD)
+    (folder / "file").write_text("")
+    (folder / "surplus.py").write_text(
+        "from jvdm import config\n\ndef get_config():\n    c = config.default()\n"
+        "    with c.unlocked():\n        c.training.batchsize = 3\n    return c\n"
+    )
+    (folder / "option.py").write_text(
+        "from jvdm import config\nfrom jvdm.networks import NETWORKS\n\ndef get_config():\n"
+        "    c = config.default()\n    c.network = NETWORKS.spec('vdm_unet', channels='many')\n    return c\n"
+    )
+    (folder / "broken.flax").write_bytes(b"\x85\xa4step")
+    (folder / "importable.py").write_text(
+        "from jvdm import config\n\ndef get_config():\n    c = config.default()\n"
+        "    c.network.num_groups = 32\n    return c\n"
+    )
+
+
+IMPORTABLE = "--config={tmp}/importable.py"
+TRAIN = ("--mode=train", DIGITS)
+MISTAKES = {
+    "unknown mode": (["--mode=trian", DIGITS], "trian"),
+    "no mode": ([DIGITS], "--mode is missing"),
+    "no config": (["--mode=train"], "--config is missing"),
+    "missing config": (["--mode=train", "--config=configs/nope.py"], "configs/nope.py: no such file"),
+    "broken config": (["--mode=train", "--config={tmp}/broken.py"], "SyntaxError"),
+    "raising config": (["--mode=train", "--config={tmp}/raises.py"], "ZeroDivisionError"),
+    "empty config": (["--mode=train", "--config={tmp}/none.py"], "returned None"),
+    "argument of config": (
+        ["--mode=train", "--config=configs/vdm_imagenet32.py:newer"],
+        "did you mean 'new'",
+    ),
+    "unknown flag": ([*TRAIN, "--wrkdir=x"], "wrkdir"),
+    "stray argument": (["--mode=train", "configs/digits.py"], "unexpected argument"),
+    "unknown override": ([*TRAIN, "--config.training.batchsize=3"], "batch_size"),
+    "ill-typed override": ([*TRAIN, "--config.training.batch_size=many"], "many"),
+    "option that another component has": (
+        [*TRAIN, "--config.schedule.name=fixed_linear", "--config.schedule.hidden=5"],
+        "unknown config field hidden",
+    ),
+    "value of an option of a chosen component": (
+        [*TRAIN, "--config.data_map.a=0.7", "--config.data_map.name=logit"],
+        "a is 0.7",
+    ),
+    "unknown component": ([*TRAIN, "--config.schedule.name=learned_scaler"], "did you mean 'learned_scalar'"),
+    "option of another component": ([*TRAIN, "--config.network.name=vdm_net"], "did you mean 'vdm_unet'"),
+    "unknown mask": ([*TRAIN, "--config.optimizer.decay_mask=x"], "decay_mask"),
+    "unknown objective": ([*TRAIN, "--config.training.schedule_objective=x"], "bound, variance"),
+    "ends of gamma": ([*TRAIN, "--config.schedule.gamma_min=6."], "not below gamma_max"),
+    "batch": ([*TRAIN, "--config.training.batch_size=9", "--config.training.microbatches=2"], "try 8 or 10"),
+    "interval": ([*TRAIN, "--config.training.log_every=7"], "log_every is 7"),
+    "missing data": ([*TRAIN, "--config.data.source=npz:{tmp}/nope.npz"], "nope.npz"),
+    "unknown data": ([*TRAIN, "--config.data.source=cifar11"], "did you mean 'cifar10'"),
+    "truncated data": ([*TRAIN, "--config.data.source=npz:{tmp}/truncated.npz"], "truncated.npz"),
+    "missing array": ([*TRAIN, "--config.data.source=npz:{tmp}/missing.npz"], "test_images"),
+    "dtype": ([*TRAIN, "--config.data.source=npz:{tmp}/floats.npz"], "uint8"),
+    "shape": ([*TRAIN, "--config.data.source=npz:{tmp}/flat.npz"], "[N, H, W, C]"),
+    "too many levels": (
+        [*TRAIN, "--config.data.source=npz:{tmp}/levels.npz", "--config.data.num_levels=17"],
+        "17",
+    ),
+    "import of a broken file": (
+        ["--mode=import", IMPORTABLE, "--source=vdm", "--checkpoint={tmp}/broken.flax"],
+        "broken.flax",
+    ),
+    "folder": ([*TRAIN, "--config.data.source=folder:{tmp}/file"], "file"),
+    "workdir": ([*TRAIN, "--workdir={tmp}/file/run"], "cannot be written"),
+    "checkpoint to train": ([*TRAIN, "--checkpoint=x"], "--mode=train does not take it"),
+    "source to train": ([*TRAIN, "--source=vdm"], "--source is for --mode=import"),
+    "no checkpoint": (["--mode=eval", DIGITS, "--workdir={tmp}/empty"], "no checkpoint in"),
+    "wrong checkpoint": (["--mode=sample", DIGITS, "--checkpoint={tmp}/nope"], "no checkpoint in"),
+    "source": (["--mode=import", DIGITS, "--source=vdn"], "did you mean 'vdm'"),
+    "import of nothing": (["--mode=import", DIGITS, "--source=vdm"], "needs --checkpoint"),
+    "import of a file that is none": (
+        [
+            "--mode=import",
+            DIGITS,
+            "--source=vdm",
+            "--checkpoint={tmp}/file",
+            "--config.network.num_groups=32",
+        ],
+        "",
+    ),
+    "draws": ([*TRAIN, "--config.training.eval_draws=0"], "eval_draws is 0: give at least 1"),
+    "seed": ([*TRAIN, "--config.seed=-1"], "seed is -1: give from 0 to"),
+    "images": (["--mode=eval", DIGITS, "--config.eval.num_images=-1"], "num_images is -1"),
+    "clipping": ([*TRAIN, "--config.optimizer.clip_norm=-1."], "clip_norm is -1.0"),
+    "groups": ([*TRAIN, "--config.network.num_groups=5"], "does not divide"),
+    "estimator": (["--mode=eval", DIGITS, "--config.eval.estimators=vlb,odd"], "did you mean 'ode'"),
+    "importance time": (
+        [*TRAIN, "--config.time_density.name=importance"],
+        "the schedule fixed_linear, not learned_scalar",
+    ),
+    "second order": ([*TRAIN, "--config.training.second_order=0.1"], "continuous time and a fixed schedule"),
+    "start of a run": (
+        [*TRAIN, "--config.init_from={tmp}/nope"],
+        "init_from={tmp}/nope: no checkpoint",
+    ),
+    "decoder": ([*TRAIN, "--config.model.decoder=exakt"], "did you mean 'exact'"),
+    "surplus field": (["--mode=train", "--config={tmp}/surplus.py"], "did you mean 'batch_size'"),
+    "type of an option": (
+        ["--mode=train", "--config={tmp}/option.py"],
+        "channels is 'many', not an int",
+    ),
+}
+
+
+# With the weights of a run.
+MISTAKES_AFTER_TRAINING = {
+    "tolerance": (["--mode=eval", "--config.eval.ode.solver.tolerance=0."], "tolerance is 0.0"),
+    "samples without probes": (["--mode=eval", "--config.eval.ode.importance_samples=2"], "probes=2 or more"),
+    "solver": (["--mode=eval", "--config.eval.ode.solver.method=dopri"], "choices: dopri5, dopri8, tsit5"),
+    "steps": (
+        ["--mode=eval", "--config.eval.ode.solver.max_steps=2", "--config.eval.estimators=ode"],
+        "for 8 image(s): 0, 1",
+    ),
+    "density of samples": (["--mode=sample", "--config.sample.log_likelihood=True"], "sampler.name=ode"),
+    "nothing to score": (["--mode=score", "--config.score.source=npz:{tmp}/nope.npz"], "no file"),
+    "images to score": (["--mode=score", "--config.score.source=npz:{tmp}/wide.npz"], "are 8x9x1"),
+    "split to score": (["--mode=score", "--config.score.split=tset"], "did you mean 'test'"),
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("bad")
+    bad_files(path)
+    return path
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes_are_one_line(folder, mistake):
+    arguments, expected = MISTAKES[mistake]
+    arguments = [a.replace("{tmp}", str(folder)) for a in arguments]
+    if not any(a.startswith("--workdir") for a in arguments):
+        arguments.append(f"--workdir={folder}/run")
+    done = forked.run(*arguments)
+    assert done.returncode != 0
+    lines = done.stderr.splitlines()
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("jvdm: error: ")
+    assert expected.replace("{tmp}", str(folder)) in lines[0]
+
+
+@pytest.mark.parametrize("mistake", MISTAKES_AFTER_TRAINING)
+def test_mistakes_with_weights_are_one_line(trained, folder, mistake):
+    arguments, expected = MISTAKES_AFTER_TRAINING[mistake]
+    arguments = [a.replace("{tmp}", str(folder)) for a in arguments]
+    done = forked.run(arguments[0], DIGITS, f"--workdir={trained[0]}", *TINY, *arguments[1:])
+    assert done.returncode != 0
+    errors = [line for line in done.stderr.splitlines() if "error" in line]
+    assert errors == done.stderr.splitlines()[-1:], done.stderr
+    assert "Traceback" not in done.stderr
+    assert errors[0].startswith("jvdm: error: ")
+    assert expected in errors[0]
+
+
+def test_changed_config_is_refused(trained):
+    workdir, _ = trained
+    before = sorted(p.name for p in (workdir / "checkpoints").iterdir())
+    done = forked.run("--mode=train", DIGITS, f"--workdir={workdir}", *TINY, "--config.optimizer.b1=0.8")
+    assert done.returncode != 0
+    assert "optimizer.b1 (saved 0.9, given 0.8)" in done.stderr
+    assert sorted(p.name for p in (workdir / "checkpoints").iterdir()) == before
+    done = forked.run("--mode=eval", DIGITS, f"--workdir={workdir}", *TINY, "--config.network.channels=16")
+    assert "network.channels (saved 8, given 16)" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_full_disk_while_saving(trained, tmp_path):
+    """A limit on file size stands for a full disk: one line, and the checkpoint of step 2 is still used."""
+    workdir = tmp_path / "run"
+    subprocess.run(["cp", "-r", str(trained[0]), str(workdir)], check=True)
+    more = [a for a in TINY if "num_steps" not in a] + ["--config.training.num_steps=4"]
+    command = [sys.executable, "main.py", "--mode=train", DIGITS, f"--workdir={workdir}", *more]
+    quoted = " ".join(f"'{c}'" for c in command)
+    # 32 blocks of 1024 bytes: metrics and config fit, the state's arrays do not.
+    done = run_alone("bash", "-c", f"trap '' XFSZ; ulimit -f 32; exec {quoted}")
+    assert done.returncode != 0
+    assert "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("jvdm: error: ")
+    after = forked.run("--mode=sample", DIGITS, f"--workdir={workdir}", *TINY)
+    assert after.returncode == 0, after.stderr
+    assert "weights of step 2" in after.stderr
+
+
+def test_no_tensorflow(trained):
+    """Nothing that any mode imports imports TensorFlow."""
+    code = "import sys, jvdm.cli.commands; assert 'tensorflow' not in sys.modules; print('tf-free')"
+    done = run_alone(sys.executable, "-c", code)
+    assert done.stdout.strip() == "tf-free", done.stderr
+
+
+def test_core_needs_few_packages():
+    """Model, losses and train step import neither tfds nor clu nor tensorboardX."""
+    code = (
+        "import sys, jvdm.model, jvdm.training.step, jvdm.diffusion.samplers, jvdm.config; "
+        "print({'tensorflow_datasets', 'clu', 'tensorboardX', 'grain', 'sklearn'} & set(sys.modules))"
+    )
+    done = run_alone(sys.executable, "-c", code)
+    assert done.stdout.strip() == "set()", done.stderr

@@ -1,0 +1,88 @@
+"""A model with a latent through every mode, in one process."""
+
+import json
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+from helpers import tiny
+
+from jvdm import data
+from jvdm.cli import commands
+from jvdm.diffusion.latents import LATENTS
+from jvdm.diffusion.per_pixel_schedules import SCHEDULES
+from jvdm.networks.encoders import ENCODERS
+from jvdm.reporting import comparison, inspection, summary
+from jvdm.runs.workdir import Workdir
+
+
+def config():
+    c = tiny.config(num_steps=2, steps_per_dispatch=2).unlock()
+    c.data.source = "digits"
+    c.schedule = SCHEDULES.spec("pixel_monotone", gamma_min=-7.0, gamma_max=5.0, hidden=8)
+    c.latent = LATENTS.spec("k_hot_surrogate", size=6, k=2)
+    c.encoder = ENCODERS.spec("cnn", channels=4, num_layers=2)
+    c.eval.estimators = "vlb,ode"
+    c.eval.num_images = 4
+    c.eval.ode.check_images = 2
+    c.eval.ode.solver.tolerance = 1e-3
+    c.sample.latents = "posterior"
+    return c.lock()
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    workdir = Workdir(pathlib.Path(tmp_path_factory.mktemp("latent")))
+    c = config()
+    for mode in (commands.train, commands.evaluate, commands.sample, commands.score):
+        mode(commands.Request(c, workdir))
+    return workdir
+
+
+def test_records_have_the_valid_bound_and_the_released_number(workdir):
+    """ln C(6, 2) = 2.708 nats for the one, at most ln 6 for the other."""
+    records = comparison.records(workdir.path)
+    assert {record["estimator"] for record in records.values()} == {"vlb", "ode"}
+    for record in records.values():
+        scale = 64 * np.log(2)
+        valid, surrogate = record["terms"]["latent"]["mean"] * scale, record["surrogate"]["charge"] * scale
+        np.testing.assert_allclose(valid, np.log(15), rtol=1e-5)
+        assert 0 <= surrogate < np.log(6)
+        total = record["value"] + (surrogate - valid) / scale
+        np.testing.assert_allclose(record["surrogate"]["value"], total, rtol=1e-6)
+        assert record["is_bound"] and "2.7081 nats" in record["latent_charge"]
+        assert comparison.row(record)["as released"].endswith("(no bound)")
+    assert "as released" in summary.summary(workdir.path)
+
+
+def test_samples_on_latents_of_the_test_images(workdir):
+    with np.load(workdir.samples / "latents_5x6.npz") as saved:
+        latents = saved["arr_0"]
+    np.testing.assert_array_equal(latents.sum(axis=1), 2.0)
+    assert (workdir.samples / "samples_5x8x8x1.npz").exists()
+
+
+def test_scores_have_the_charge(workdir):
+    (path,) = workdir.scores.glob("*vlb*.csv")
+    lines = path.read_text().splitlines()
+    assert "latent" in lines[0].split(",")
+
+
+def test_pictures_of_the_schedules(workdir):
+    assert (workdir.plots / "pixel_schedules.png").stat().st_size > 10_000
+    assert (workdir.plots / "schedule.png").exists()
+    metrics = [json.loads(line) for line in workdir.metrics.read_text().splitlines()]
+    assert {"train/latent", "test/latent"} <= {name for each in metrics for name in each}
+
+
+def test_gamma_of_every_pixel(workdir):
+    """Exact, shared ends, and another schedule for another image."""
+    model = tiny.model(config())
+    params = tiny.perturbed(model.init(jax.random.key(0)), scale=0.5)
+    images = data.load("digits", num_levels=0, data_dir="").test[:3]
+    gamma = inspection.pixel_gammas(model, params, images, np.array([0.0, 0.5, 1.0], np.float32))
+    assert gamma.shape == (3, 3, *tiny.SHAPE)
+    np.testing.assert_allclose(gamma[:, 0], -7.0, atol=1e-5)
+    np.testing.assert_allclose(gamma[:, 2], 5.0, atol=1e-5)
+    assert np.std(gamma[:, 1], axis=(1, 2, 3)).min() > 0.01

@@ -1,0 +1,1 @@
+"""What tests share: oracles with closed forms, tiny models, recorded cases."""

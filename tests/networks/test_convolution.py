@@ -1,0 +1,209 @@
+"""The convolution with its own derivatives against XLA's, in every mode and transformation."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from jvdm.networks.convolution import convolve
+
+SIZES = [(2, 5, 7, 3, 4), (1, 1, 1, 1, 1), (3, 2, 1, 4, 2), (1, 8, 8, 1, 5)]
+# float64 sums of at most 9 * 7 * 5 * 3 products of normal numbers, in different orders.
+TOLERANCE = {"rtol": 1e-10, "atol": 1e-11}
+
+
+def reference(x, kernel):
+    return lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+def arrays(size=SIZES[0], dtype=jnp.float64, count=4):
+    """x, kernel, dx, dkernel."""
+    b, h, w, c, d = size
+    rng = np.random.default_rng(0)
+    shapes = [(b, h, w, c), (3, 3, c, d)] * 2
+    return [jnp.asarray(rng.normal(size=shape), dtype) for shape in shapes[:count]]
+
+
+def assert_same(transform, *args, **tolerance):
+    """`transform(convolution)(*args)` is the same for both, and not zero."""
+    expected = jax.tree.leaves(jax.jit(transform(reference))(*args))
+    value = jax.tree.leaves(jax.jit(transform(convolve))(*args))
+    assert len(expected) == len(value) > 0
+    for a, b in zip(value, expected, strict=True):
+        assert a.dtype == b.dtype
+        assert a.shape == b.shape
+        np.testing.assert_allclose(
+            np.asarray(a, np.float64), np.asarray(b, np.float64), **(tolerance or TOLERANCE)
+        )
+        assert np.any(np.asarray(b) != 0)
+
+
+def loss(conv):
+    """A scalar with a full Hessian."""
+    return lambda x, kernel: jnp.sum(jnp.sin(conv(x, kernel)))
+
+
+def test_by_hand():
+    """At each pixel the sum over the neighbours that exist of neighbour times tap."""
+    x, kernel = (
+        np.random.default_rng(0).normal(size=(1, 3, 4, 1)),
+        np.random.default_rng(1).normal(size=(3, 3, 1, 1)),
+    )
+    expected = np.zeros((3, 4))
+    for p, q, i, j in np.ndindex(3, 4, 3, 3):
+        if 0 <= p + i - 1 < 3 and 0 <= q + j - 1 < 4:
+            expected[p, q] += x[0, p + i - 1, q + j - 1, 0] * kernel[i, j, 0, 0]
+    value = convolve(jnp.asarray(x, jnp.float32), jnp.asarray(kernel, jnp.float32))[0, ..., 0]
+    # Nine float32 products.
+    np.testing.assert_allclose(value, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_forward(size, x64):
+    assert_same(lambda conv: conv, *arrays(size, count=2))
+
+
+def test_forward_without_jit(x64):
+    x, kernel = arrays(count=2)
+    np.testing.assert_allclose(convolve(x, kernel), reference(x, kernel), **TOLERANCE)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_gradients(size, x64):
+    assert_same(lambda conv: jax.grad(loss(conv), argnums=(0, 1)), *arrays(size, count=2))
+
+
+@pytest.mark.parametrize("argnum", [0, 1])
+def test_gradient_of_one_argument(argnum, x64):
+    assert_same(lambda conv: jax.grad(loss(conv), argnums=argnum), *arrays(count=2))
+
+
+def test_jvp(x64):
+    assert_same(lambda conv: lambda x, k, dx, dk: jax.jvp(conv, (x, k), (dx, dk)), *arrays())
+
+
+def test_jvp_of_one_argument(x64):
+    assert_same(lambda conv: lambda x, k, dx, dk: jax.jvp(lambda x: conv(x, k), (x,), (dx,)), *arrays())
+
+
+def test_gradient_of_jvp(x64):
+    """What the second-order loss needs: grad of v^T (d out / d x) v with respect to everything."""
+
+    def transform(conv):
+        def second(x, kernel, dx):
+            return jnp.sum(
+                dx * jax.jvp(lambda x: jnp.sin(conv(jnp.sin(conv(x, kernel)), kernel)), (x,), (dx,))[1]
+            )
+
+        return jax.grad(second, argnums=(0, 1))
+
+    x, kernel, dx, _ = arrays((2, 4, 3, 3, 3))
+    assert_same(transform, x, kernel, dx)
+
+
+def test_gradient_of_gradient(x64):
+    def transform(conv):
+        gradients = jax.grad(loss(conv), argnums=(0, 1))
+        return jax.grad(lambda x, k: sum(jnp.sum(jnp.sin(g)) for g in gradients(x, k)), argnums=(0, 1))
+
+    assert_same(transform, *arrays(count=2))
+
+
+@pytest.mark.parametrize(
+    ("x_axis", "kernel_axis"), [(0, None), (2, None), (None, 0), (None, 3), (0, 0), (1, 2)]
+)
+def test_vmap(x_axis, kernel_axis, x64):
+    rng = np.random.default_rng(3)
+    x, kernel = arrays(count=2)
+
+    def stack(a, axis):
+        return a if axis is None else jnp.asarray(np.stack([a * s for s in rng.normal(size=3)], axis=axis))
+
+    axes = (x_axis, kernel_axis)
+    args = stack(x, x_axis), stack(kernel, kernel_axis)
+    assert_same(lambda conv: jax.vmap(conv, in_axes=axes), *args)
+    # Of the gradient: the transposes are batched, too.
+    assert_same(lambda conv: jax.vmap(jax.grad(loss(conv), argnums=(0, 1)), in_axes=axes), *args)
+
+
+def test_vmap_of_jvps_with_one_primal(x64):
+    """Several probes of one solve share x and kernel."""
+    x, kernel, _, _ = arrays()
+    probes = jnp.asarray(np.random.default_rng(4).normal(size=(3, *x.shape)))
+    assert_same(
+        lambda conv: lambda x, k, v: jax.vmap(lambda v: jax.jvp(lambda x: conv(x, k), (x,), (v,))[1])(v),
+        x,
+        kernel,
+        probes,
+    )
+
+
+def chain(conv, body_of=lambda body: body):
+    """A scan of convolutions over stacked kernels, as the U-Net's blocks are."""
+
+    def fn(x, kernels):
+        def body(h, kernel):
+            h = jnp.sin(conv(h, kernel))
+            return h, jnp.sum(h)
+
+        return lax.scan(body_of(body), x, kernels)
+
+    return fn
+
+
+@pytest.mark.parametrize("checkpoint", [False, True])
+def test_scan(checkpoint, x64):
+    x, kernels = arrays((2, 4, 5, 3, 3), count=2)
+    kernels = jnp.stack([kernels, 0.5 * kernels, -kernels])
+    body_of = (lambda body: jax.checkpoint(body, prevent_cse=False)) if checkpoint else (lambda body: body)
+
+    def objective(conv):
+        def fn(x, kernels):
+            h, sums = chain(conv, body_of)(x, kernels)
+            return jnp.sum(h) + jnp.sum(sums**2)
+
+        return fn
+
+    assert_same(lambda conv: jax.value_and_grad(objective(conv), argnums=(0, 1)), x, kernels)
+
+
+def test_checkpoint(x64):
+    assert_same(lambda conv: jax.grad(jax.checkpoint(loss(conv)), argnums=(0, 1)), *arrays(count=2))
+
+
+def test_float32():
+    # Sums of up to 9 * 4 (kernel: 2 * 5 * 7) products of size 1: rounding of a few 1e-7 each.
+    assert_same(
+        lambda conv: jax.value_and_grad(loss(conv), argnums=(0, 1)), *arrays(dtype=jnp.float32, count=2),
+        rtol=1e-5, atol=2e-5,
+    )  # fmt: skip
+
+
+def test_bfloat16():
+    x, kernel = arrays(dtype=jnp.bfloat16, count=2)
+    exact = reference(x.astype(jnp.float32), kernel.astype(jnp.float32))
+    value = convolve(x, kernel)
+    assert value.dtype == jnp.bfloat16
+    # One rounding of the sum to 8 bits: half an ulp is 2^-9 relative (accumulation is float32).
+    np.testing.assert_allclose(value.astype(jnp.float32), exact, rtol=2**-8, atol=1e-5)
+    fn = jax.jit(jax.grad(lambda x, k: jnp.sum(convolve(x, k).astype(jnp.float32) * weights), argnums=(0, 1)))
+    weights = jnp.asarray(np.random.default_rng(5).choice([-1.0, 1.0], size=exact.shape), jnp.float32)
+    expected = jax.grad(lambda x, k: jnp.sum(reference(x, k) * weights), argnums=(0, 1))(
+        x.astype(jnp.float32), kernel.astype(jnp.float32)
+    )
+    for a, b in zip(fn(x, kernel), expected, strict=True):
+        assert a.dtype == jnp.bfloat16
+        # The cotangent, +-1, is exact in bfloat16, so again one rounding of a sum.
+        np.testing.assert_allclose(a.astype(jnp.float32), b, rtol=2**-8, atol=2e-5)
+
+
+def test_shapes_without_running():
+    """Abstract evaluation, which initialisation and memory estimates use."""
+    x, kernel = (
+        jax.ShapeDtypeStruct((2, 5, 7, 3), jnp.bfloat16),
+        jax.ShapeDtypeStruct((3, 3, 3, 4), jnp.bfloat16),
+    )
+    out = jax.eval_shape(convolve, x, kernel)
+    assert out.shape == (2, 5, 7, 4)
+    assert out.dtype == jnp.bfloat16

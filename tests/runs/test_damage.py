@@ -1,0 +1,171 @@
+"""Damaged checkpoints under the commands: the one before is taken, the log says so, or there is one line."""
+
+import pathlib
+import shutil
+
+import numpy as np
+import pytest
+from helpers import tiny
+
+from jvdm.cli import commands
+from jvdm.core import preemption
+from jvdm.core.errors import UserError
+from jvdm.evaluation import passes
+from jvdm.runs import pending as notes
+from jvdm.runs.workdir import Workdir
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_device():
+    """The commands' mesh is that of a machine with one device."""
+    mesh = tiny.mesh()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("jvdm.core.sharding.make_mesh", lambda *_, **__: mesh)
+        yield
+
+
+def config(**training):
+    c = tiny.config(**training)
+    with c.unlocked():
+        c.eval.estimators = "vlb"
+        c.eval.num_images = 16
+    return c
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    path = tmp_path_factory.mktemp("damage") / "run"
+    commands.train(commands.Request(config(), Workdir(path)))
+    return path
+
+
+@pytest.fixture
+def run(finished, tmp_path):
+    """A copy, to be damaged."""
+    shutil.copytree(finished, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def files(checkpoint):
+    return sorted(p for p in checkpoint.rglob("*") if p.is_file())
+
+
+def truncate(checkpoint):
+    for file in files(checkpoint):
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def flip_bits(checkpoint):
+    """Everywhere in the file that holds the arrays: an evaluation reads but one part of them."""
+    largest = max(files(checkpoint), key=lambda p: p.stat().st_size)
+    data = bytearray(largest.read_bytes())
+    for place in range(0, len(data), 500):
+        data[place] ^= 4
+    largest.write_bytes(data)
+
+
+def lose_half(checkpoint):
+    for file in files(checkpoint)[::2]:
+        file.unlink()
+
+
+DAMAGE = (truncate, flip_bits, lose_half)
+
+
+def content(folder: pathlib.Path):
+    return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_training_goes_on_from_the_one_before(run, damage, caplog):
+    damage(run / "checkpoints" / "4")
+    commands.train(commands.Request(config(), Workdir(run)))
+    assert "going on from the checkpoint of step 2" in caplog.text or damage is not flip_bits
+    assert "checkpoints/4 is damaged and now lies in" in caplog.text
+    assert len(list((run / "damaged_checkpoints").iterdir())) == 1
+    assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["2", "4"]
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_evaluation_takes_the_one_before(run, damage, caplog, capsys):
+    damage(run / "checkpoints" / "4")
+    before = content(run / "checkpoints")
+    commands.evaluate(commands.Request(config(), Workdir(run)))
+    assert "taking the checkpoint of step 2" in caplog.text
+    assert "step2" in capsys.readouterr().out
+    assert content(run / "checkpoints") == before, "nothing is moved"
+    assert not (run / "damaged_checkpoints").exists()
+
+
+def test_evaluation_of_a_named_checkpoint_takes_no_other(run):
+    flip_bits(run / "checkpoints" / "4")
+    with pytest.raises(UserError, match="checkpoints/4: not a readable checkpoint"):
+        commands.evaluate(commands.Request(config(), Workdir(run), str(run / "checkpoints" / "4")))
+
+
+@pytest.mark.parametrize("command", [commands.train, commands.evaluate])
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_all_damaged(run, damage, command):
+    for step in ("2", "4"):
+        damage(run / "checkpoints" / step)
+    before = content(run / "checkpoints")
+    with pytest.raises(UserError) as error:
+        command(commands.Request(config(num_steps=6), Workdir(run)))
+    assert len(str(error.value).splitlines()) == 1
+    assert "checkpoint" in str(error.value)
+    assert content(run / "checkpoints") == before, "left alone"
+
+
+def damaged(data: bytes):
+    """An archive with each kind of damage."""
+    yield data[: len(data) // 2]
+    yield b""
+    yield b"PK\x03\x04" + data[4:50]
+    yield data[:60] + bytes(255 - b for b in data[60:90]) + data[90:]
+
+
+@pytest.mark.parametrize("kind", range(4))
+def test_a_damaged_chunk_is_computed_again(tmp_path, kind):
+    store = passes.Store(tmp_path / "p.partial", {"a": 1})
+    for first in (0, 2, 4):
+        store.save(first, {"x": np.arange(100.0).reshape(2, 50) + first})
+    path = tmp_path / "p.partial" / "000000002.npz"
+    path.write_bytes(list(damaged(path.read_bytes()))[kind])
+    (chunk,) = passes.Store(tmp_path / "p.partial", {"a": 1}).load()
+    np.testing.assert_array_equal(chunk["x"], np.arange(100.0).reshape(2, 50))
+
+
+def test_damaged_settings_of_chunks_start_anew(tmp_path):
+    store = passes.Store(tmp_path / "p.partial", {"a": 1})
+    store.save(0, {"x": np.zeros((2, 1))})
+    (tmp_path / "p.partial" / "settings.json").write_bytes(b"\xff\xfe")
+    assert passes.Store(tmp_path / "p.partial", {"a": 1}).load() == []
+
+
+@pytest.mark.parametrize("kind", range(3))
+def test_damaged_notes_are_one_line(tmp_path, kind):
+    notes.save(tmp_path, 4, notes.Notes([], ("eval_every",)), keep=set())
+    path = tmp_path / "4.npz"
+    path.write_bytes(list(damaged(path.read_bytes()))[kind])
+    with pytest.raises(UserError, match="is damaged; remove it"):
+        notes.load(tmp_path, 4)
+
+
+def test_a_stopped_evaluation_keeps_the_estimators_that_are_done(finished, tmp_path, monkeypatch, caplog):
+    """The second estimator is interrupted at its end: neither is computed again."""
+    caplog.set_level("INFO", logger="jvdm")
+    shutil.copytree(finished, tmp_path / "run")
+    c = config()
+    with c.unlocked():
+        c.eval.estimators = "vlb,elbo"
+
+    def stop(*_, **__):
+        raise preemption.Preempted
+
+    with monkeypatch.context() as patch:
+        patch.setattr(commands.record, "slice_result", stop)
+        with pytest.raises(preemption.Preempted):
+            commands.evaluate(commands.Request(c, Workdir(tmp_path / "run")))
+    commands.evaluate(commands.Request(c, Workdir(tmp_path / "run")))
+    assert caplog.text.count("continuing after image 16 of 16") == 2
+    assert not list((tmp_path / "run" / "eval").glob("*.partial"))
