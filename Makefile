@@ -1,11 +1,13 @@
-# make demo · make test · make lint · make docs · make clean (the environment and the demo's run)
+# make demo · make test · make test-all · make lint · make docs · make clean (the environment and the demo's run)
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO := runs/demo
+SLOW := long or processes or parity
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile
 RUN := $(BIN)/python main.py --config=configs/digits.py --workdir=$(DEMO)
 
-.PHONY: demo test lint docs clean
+.PHONY: demo test test-rest test-all lint docs clean
 
 # Reinstalled only when the requirements change.
 $(VENV)/.installed: requirements.txt
@@ -14,7 +16,7 @@ $(VENV)/.installed: requirements.txt
 	$(BIN)/python -m pip install --quiet -r requirements.txt
 	touch $@
 
-$(VENV)/.installed-dev: $(VENV)/.installed pyproject.toml
+$(VENV)/.installed-dev: $(VENV)/.installed pyproject.toml setup.py
 	$(BIN)/python -m pip install --quiet -e ".[dev]"
 	touch $@
 
@@ -27,10 +29,16 @@ demo: $(VENV)/.installed
 	$(RUN) --mode=eval
 	$(RUN) --mode=sample
 	$(RUN) --mode=report
-	@$(BIN)/python -m jvdm.reporting.summary $(DEMO)
 
+# What a contributor needs. The rest takes longer; test-all is both.
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(PYTEST) -m "not ($(SLOW))"
+
+test-rest: $(VENV)/.installed-dev
+	$(PYTEST) -m "$(SLOW)"
+
+test-all: $(VENV)/.installed-dev
+	$(PYTEST)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

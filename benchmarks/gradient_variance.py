@@ -24,7 +24,7 @@ from jvdm import data
 from jvdm.core.records import Batch
 from jvdm.core.tables import table
 from jvdm.diffusion.times import TIME_DENSITIES, TIME_SAMPLERS
-from jvdm.training.gradients import bound_gradient
+from jvdm.training.gradients import Bound
 
 
 def main() -> None:
@@ -41,13 +41,13 @@ def main() -> None:
     for name in ("uniform", "importance"):
         density = TIME_DENSITIES.build(TIME_DENSITIES.spec(name))
         model = dataclasses.replace(trained.model, time_density=density)
-        gradient, scale = bound_gradient(model), model.units_per_nat
+        gradient, scale = Bound().gradient(model), model.units_per_nat
 
         @jax.jit
         def step(params, images, key, model=model, gradient=gradient, scale=scale):
             k_time, k_noise = jax.random.split(key)
             draws = model.draw(jax.random.split(k_noise, args.batch), sampler(k_time, args.batch))
-            terms, grads = gradient(params, draws, Batch(images, jnp.zeros(args.batch)), None)
+            terms, grads = gradient(params, draws, Batch(images), None)
             flat = jnp.concatenate([jnp.ravel(g) for g in jax.tree.leaves(grads["network"])])
             return scale * jnp.mean(terms.diffusion), flat
 

@@ -49,7 +49,7 @@ def prepare(args, latent: str):
     init = jax.jit(lambda key: init_state(model, config, key), out_shardings=sharding.replicated(mesh))
     state = jax.block_until_ready(init(jax.random.key(0)))
     images = np.random.default_rng(0).integers(0, 256, (1, args.batch, 32, 32, 3), dtype=np.uint8)
-    batch = Batch(jnp.asarray(images), jnp.zeros((1, args.batch)))
+    batch = Batch(jnp.asarray(images))
     batch = sharding.to_devices(batch, sharding.split(mesh, axis=1))
     step = make_train_step(model, config, mesh).lower(state, batch).compile()
     count = sum(a.size for a in jax.tree.leaves(state.params))

@@ -26,6 +26,7 @@ from jvdm import config as config_lib
 from jvdm import model as model_lib
 from jvdm.core import sharding
 from jvdm.core.keys import root_key
+from jvdm.core.records import Batch
 from jvdm.core.tables import table
 from jvdm.diffusion.divergence import TRACES
 from jvdm.diffusion.parameterizations import PARAMETERIZATIONS
@@ -70,8 +71,8 @@ def cost(args) -> None:
     config.eval.ode.solver = SOLVERS.spec("fixed", method="rk4", num_steps=4)
     model = for_evaluation(model_lib.build(config, (args.size, args.size, 3), 256))
     params = jax.jit(model.init)(jax.random.key(0))
-    z = jax.random.normal(jax.random.key(1), (args.batch, *model.image_shape))
-    context = model.context(params, jax.tree.map(jnp.asarray, _batch(args, model)))
+    z = jax.random.normal(jax.random.key(1), (args.batch, *model.data_shape))
+    context, _ = model.encode_latent(params, jax.tree.map(jnp.asarray, _batch(args, model)))
     forward = (
         jax.jit(lambda p, z: model.predict(p, z, jnp.full(args.batch, 0.5), context).eps)
         .lower(params, z)
@@ -99,8 +100,8 @@ def cost(args) -> None:
 
 def _batch(args, model):
     rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (args.batch, *model.image_shape), dtype=np.uint8)
-    return model_lib.Batch(images, np.zeros(args.batch, np.float32))
+    images = rng.integers(0, 256, (args.batch, *model.data_shape), dtype=np.uint8)
+    return Batch(images)
 
 
 def compare(args) -> None:

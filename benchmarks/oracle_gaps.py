@@ -66,7 +66,7 @@ def bound(path, name, num_batches=64, batch=16384):
     oracle = known.ORACLES[data]
     model = known.build(data, path, "velocity", **BOUNDS[name])
     levels = oracle.sample(np.random.default_rng(0), batch)
-    images = Batch(jnp.asarray(levels, jnp.uint8).reshape(-1, *known.SHAPE), jnp.zeros(batch))
+    images = Batch(jnp.asarray(levels, jnp.uint8).reshape(-1, *known.SHAPE))
 
     def one(key):
         k_time, k_noise = jax.random.split(key)

@@ -53,7 +53,7 @@ def measure(args, num_devices: int, fsdp: int) -> tuple[str, ...]:
 
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (1, args.batch, args.size, args.size, 3), dtype=np.uint8)
-    batch = Batch(images, np.zeros((1, args.batch), np.float32))
+    batch = Batch(images)
     batch = sharding.to_devices(batch, sharding.split(mesh, axis=1))
     start = time.perf_counter()
     step = make_train_step(model, config, mesh).lower(state, batch).compile()

@@ -1,4 +1,4 @@
-"""The systems of configs/mulan_tiny.py at equal networks, steps and data: one table, one plot of curves.
+"""The systems of configs/mulan_tiny.py at equal networks, steps and data: one table, one report.
 
     python benchmarks/systems.py --folder=runs/systems                 # digits
     python benchmarks/systems.py --folder=runs/systems --npz=FILE      # 32x32 images, of an .npz
@@ -6,8 +6,8 @@
     python benchmarks/systems.py --folder=runs/systems --config.training.num_steps=1000  # flags of main.py
 
 Every system is trained and evaluated by main.py, in a workdir of its own; what was done already is not done
-again. Printed and written as `systems.txt`: bits/dim by variational bound and ODE. `curves.png` has the
-variational bound of the test images against the step.
+again. Printed and written as `systems.txt`: bits/dim by variational bound and ODE. The report of the first
+system compares it with the others.
 """
 
 import argparse
@@ -21,8 +21,9 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from jvdm.core.tables import table
-from jvdm.reporting import comparison
-from jvdm.reporting.writers import read_metrics
+from jvdm.reporting.record_tables import row
+from jvdm.reporting.report import write_report
+from jvdm.reporting.runs import read_run
 
 SYSTEMS = runpy.run_path(str(ROOT / "configs" / "mulan_tiny.py"))["SYSTEMS"]
 
@@ -49,7 +50,7 @@ def main() -> None:
         ode += ["--config.eval.num_images=16", "--config.eval.ode.check_images=2"]
     else:
         ode += ["--config.eval.num_images=99"]
-    rows, metrics = [], {}
+    rows, workdirs = [], []
     for system in args.systems.split(","):
         workdir = folder / system
         argument = f"{system},{os.path.abspath(args.npz)}" if args.npz else system
@@ -60,14 +61,14 @@ def main() -> None:
             if not list(workdir.glob("eval/ode*.json")):
                 run("eval", argument, workdir, *ode, *flags)
             print(f"done    {workdir}", flush=True)
-        for name, record in comparison.records(workdir).items():
-            rows.append({"system": system, "estimator": name.split("_")[0], **comparison.row(record)})
-        metrics[system] = read_metrics(workdir / "metrics.jsonl")
+        for record in read_run(workdir).records.values():
+            shown = {name: "-" if cell is None else cell for name, cell in row(record).items()}
+            rows.append({"system": system, "estimator": record["estimator"], **shown})
+        workdirs.append(workdir)
     text = table(rows)
     print(text)
     (folder / "systems.txt").write_text(text + "\n")
-    comparison.curves(metrics, folder / "curves.png", title=f"variational bound, {folder.name}")
-    print(f"plot    {folder / 'curves.png'}")
+    print(f"report  {write_report(workdirs[0], workdirs[1:]).path}")
 
 
 if __name__ == "__main__":

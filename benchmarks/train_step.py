@@ -52,7 +52,7 @@ def measure(args, depth: int, dtype: str, remat: bool) -> tuple[str, ...]:
 
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (1, args.batch, args.size, args.size, 3), dtype=np.uint8)
-    batch = Batch(jnp.asarray(images), jnp.zeros((1, args.batch)))
+    batch = Batch(jnp.asarray(images))
     batch = sharding.to_devices(batch, sharding.split(mesh, axis=1))
     start = time.perf_counter()
     step = make_train_step(model, config, mesh).lower(state, batch).compile()

@@ -5,9 +5,9 @@
     python main.py --mode=train --config=configs/cifar10.py:finetune     # second-order stage, after the first
     python main.py --mode=train --config=configs/cifar10.py:straight_finetune
 
-Published: 2.56 bits/dim by the ODE with truncated-normal dequantization, batch 128, 6M steps and 200k of
-finetuning. The finetuning stages start from the weights of the first (`config.init_from`): runs/cifar10, or
-runs/cifar10-straight. This library has not been trained that far.
+Published: 2.56 bits/dim by the ODE with truncated-normal dequantization, batch 128, 6M steps and 200k steps
+of finetuning. The finetuning stages start from the weights of the first stage (`config.init_from`):
+runs/cifar10 or runs/cifar10-straight. jvdm has not been trained that far.
 """
 
 from jvdm import config as config_lib

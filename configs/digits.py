@@ -1,4 +1,4 @@
-"""Scikit-learn's bundled 8x8 digits (17 levels): a complete run in minutes on two CPU cores.
+"""VDM on scikit-learn's 8x8 digits (17 levels): a complete run takes minutes on two CPU cores.
 
 python main.py --mode=train --config=configs/digits.py
 """

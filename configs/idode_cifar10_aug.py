@@ -2,9 +2,9 @@
 
     python main.py --mode=train --config=configs/idode_cifar10_aug.py
 
-Flips, rotations and channel permutations, with a conditioning scalar that says whether an image was
-augmented; bits/dim are of unaugmented test images. Published: 2.42 bits/dim by the ODE with 20 importance
-samples. Two probes of the trace make that number a bound (docs/evaluation.md, "K samples").
+The augmentation has flips, rotations and channel permutations, with a conditioning scalar that says whether
+an image was augmented. Bits/dim are for unaugmented test images. Published: 2.42 bits/dim by the ODE with
+20 importance samples. Two probes of the trace make that number a bound (docs/evaluation.md, "K samples").
 """
 
 from jvdm import config as config_lib

@@ -3,8 +3,8 @@
     python main.py --mode=train --config=configs/idode_imagenet32_new.py
     python main.py --mode=train --config=configs/idode_imagenet32_new.py:finetune
 
-Published: 3.43 bits/dim; batch 128, 2M steps and 250k of finetuning. The old and the new version of the data
-must not be compared.
+Published: 3.43 bits/dim with batch 128, 2M steps and 250k steps of finetuning. Do not compare the old and the
+new version of the data.
 """
 
 from jvdm import config as config_lib

@@ -3,9 +3,9 @@
     python main.py --mode=train --config=configs/idode_imagenet32_old.py
     python main.py --mode=train --config=configs/idode_imagenet32_old.py:finetune
 
-Published: 3.69 bits/dim; batch 512, 2M steps, finetuned at batch 128 with 4-step accumulation (for as
-many steps as the new version here; the paper gives none). The old and the new version of the data must not be
-compared.
+Published: 3.69 bits/dim with batch 512 and 2M steps, finetuned at batch 128 with 4-step accumulation. The
+paper does not give the number of finetuning steps; this config uses that of the new version. Do not compare
+the old and the new version of the data.
 """
 
 from jvdm import config as config_lib

@@ -3,9 +3,9 @@
     python main.py --mode=train --config=configs/mulan_cifar10.py
     python main.py --mode=train --config=configs/mulan_cifar10.py:velocity
 
-Published: 2.55 bits/dim by the ODE, with a latent whose charge is no bound
-(--config.latent.name=k_hot_surrogate); a valid charge makes that 2.56 to 2.57. The latent here is the exact
-k-subset. This library has not been trained that far; what was measured is in docs/results.md.
+Published: 2.55 bits/dim by the ODE, with a latent whose cost does not give a bound
+(--config.latent.name=k_hot_surrogate); with a valid cost it is 2.56 to 2.57. This config uses the exact
+k-subset latent. jvdm has not been trained that far; docs/results.md has the measurements.
 """
 
 from jvdm import config as config_lib

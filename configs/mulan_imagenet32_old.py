@@ -3,9 +3,9 @@
     python main.py --mode=train --config=configs/mulan_imagenet32_old.py
     python main.py --mode=train --config=configs/mulan_imagenet32_old.py:velocity
 
-Published: 3.67 bits/dim by the ODE, with a latent whose charge is no bound
-(--config.latent.name=k_hot_surrogate). The latent here is the exact k-subset. The old and the new version of
-the data must not be compared.
+Published: 3.67 bits/dim by the ODE, with a latent whose cost does not give a bound
+(--config.latent.name=k_hot_surrogate). This config uses the exact k-subset latent. Do not compare the old
+and the new version of the data.
 """
 
 from jvdm import config as config_lib

@@ -1,11 +1,12 @@
-"""MuLAN on two CPU cores, and the systems that it is compared with: equal networks, steps and data.
+"""MuLAN and the systems it is compared with, on two CPU cores, with equal networks, steps and data.
 
     python main.py --mode=train --config=configs/mulan_tiny.py                     # on digits
     python main.py --mode=train --config=configs/mulan_tiny.py:SYSTEM              # one of SYSTEMS, on digits
     python main.py --mode=train --config=configs/mulan_tiny.py:SYSTEM,FILE.npz     # on 32x32 images
 
-FILE.npz has uint8 arrays `train_images` and `test_images`, [N, 32, 32, 3]. The network has no Fourier
-features there: after so few steps their ODE is too stiff to be solved. All systems: benchmarks/systems.py.
+FILE.npz has uint8 arrays `train_images` and `test_images`, [N, 32, 32, 3]. For these images the network has
+no Fourier features: after so few steps, the ODE with them is too stiff to solve. benchmarks/systems.py
+trains and evaluates all systems.
 """
 
 from jvdm import config as config_lib

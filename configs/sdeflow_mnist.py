@@ -3,9 +3,9 @@
     python main.py --mode=train --config=configs/sdeflow_mnist.py              # times uniform in t
     python main.py --mode=train --config=configs/sdeflow_mnist.py:debiased     # density g^2 / sigma^2
 
-Channels 32, multipliers 1, 2, 2, batch 64, Adam at 1e-4, no average of the weights, as the released code has
-it. With 32 groups in normalisation, blocks of 32 channels do not see the time;
-`--config.network.num_groups=0` lets them. This library has not been trained that far.
+The settings are those of the released code: 32 channels, multipliers 1, 2, 2, batch 64, Adam at 1e-4, and no
+average of the weights. With 32 groups in normalisation, blocks of 32 channels do not see the time;
+`--config.network.num_groups=0` fixes that. jvdm has not been trained that far.
 """
 
 from jvdm import config as config_lib

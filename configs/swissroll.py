@@ -1,11 +1,11 @@
-"""The swiss roll in the plane: a score-based SDE that trains in less than a minute on two CPU cores.
+"""A score-based SDE of the swiss roll in the plane, which trains in less than a minute on two CPU cores.
 
     python main.py --mode=train  --config=configs/swissroll.py             # times uniform
     python main.py --mode=train  --config=configs/swissroll.py:debiased    # density g^2 / sigma^2
-    python main.py --mode=eval   --config=configs/swissroll.py             # nats, and the density's picture
-    python main.py --mode=sample --config=configs/swissroll.py             # samples, and their trajectories
+    python main.py --mode=eval   --config=configs/swissroll.py             # nats, picture of the density
+    python main.py --mode=sample --config=configs/swissroll.py             # samples and their trajectories
 
-sdeflow (2106.02808, section 6). The data are continuous: likelihoods are nats of a point, and the true
+sdeflow (2106.02808, section 6). The data are continuous, so likelihoods are in nats per point. The true
 density is known.
 """
 

@@ -2,8 +2,8 @@
 
     python main.py --mode=train --config=configs/vdm_cifar10.py
 
-Published: 2.65 bits/dim after 10M steps on 8 TPUv3 chips (the paper's table; its public checkpoint 2.637).
-This library has not been trained that far; what was measured is in docs/results.md.
+Published: 2.65 bits/dim after 10M steps on 8 TPUv3 chips (the paper's table; the public checkpoint has
+2.637). jvdm has not been trained that far; docs/results.md has the measurements.
 """
 
 from jvdm import config as config_lib

@@ -2,8 +2,9 @@
 
     python main.py --mode=train --config=configs/vdm_cifar10_aug.py
 
-Flips, rotations and channel permutations, with a conditioning scalar that says whether an image was
-augmented; bits/dim are of unaugmented test images. Published: 2.49 (the public checkpoint 2.522).
+The augmentation has flips, rotations and channel permutations, with a conditioning scalar that says whether
+an image was augmented. Bits/dim are for unaugmented test images. Published: 2.49 bits/dim (the public
+checkpoint has 2.522).
 """
 
 from jvdm import config as config_lib

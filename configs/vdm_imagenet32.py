@@ -3,7 +3,7 @@
     python main.py --mode=train --config=configs/vdm_imagenet32.py         # the old version of the data
     python main.py --mode=train --config=configs/vdm_imagenet32.py:new     # the new, anti-aliased one
 
-Published, old version: 3.72 bits/dim. The two versions of the data must not be compared.
+Published, old version: 3.72 bits/dim. Do not compare the two versions of the data.
 """
 
 from jvdm import config as config_lib

@@ -1,9 +1,9 @@
 # %% [markdown]
 # # A score-based model of the swiss roll, from parts
 #
-# `python examples/swissroll.py`, or cell by cell in an editor that knows `# %%`. No config and no `main.py`:
-# the parts of jvdm are plain objects and functions. It takes about a minute on two CPU cores, and writes
-# `swissroll_density.png` and `swissroll_trajectories.png` where it is run.
+# Run `python examples/swissroll.py`, or run it cell by cell in an editor that supports `# %%`. It needs no
+# config and no `main.py`: the parts of jvdm are plain objects and functions. It takes about a minute on two
+# CPU cores and writes `swissroll_density.png` and `swissroll_trajectories.png` into the current folder.
 
 # %%
 import os
@@ -16,12 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jvdm.core.records import Batch
+from jvdm.core.records import Batch, Context
 from jvdm.data import swissroll
 from jvdm.diffusion import likelihood
 from jvdm.diffusion.divergence import ExactTrace
 from jvdm.diffusion.parameterizations import Drift
 from jvdm.diffusion.paths import VariancePreserving
+from jvdm.diffusion.process import GaussianProcess
 from jvdm.diffusion.schedules import LinearBeta
 from jvdm.diffusion.solvers import Adaptive
 from jvdm.diffusion.times import Debiased
@@ -35,27 +36,27 @@ from jvdm.reporting import plane
 NUM_STEPS, BATCH = int(os.environ.get("STEPS", 4000)), 1024
 
 # %% [markdown]
-# The model: a variance-preserving diffusion with linear beta, a network that gives the drift `a = g score`,
-# and times of density g^2 / sigma^2, so that no time's gradient drowns the others'.
+# The model is a variance-preserving diffusion with linear beta. The network gives the drift `a = g score`,
+# and the times have density g^2 / sigma^2, so that no single time dominates the gradient.
 
 # %%
 path = VariancePreserving()
+schedule = LinearBeta(noise_path=path, beta_min=0.1, beta_max=20.0)
 model = Model(
     network=MLP(hidden=128, num_layers=4),
-    schedule=LinearBeta(noise_path=path, beta_min=0.1, beta_max=20.0),
-    path=path,
+    process=GaussianProcess(schedule=schedule, path=path, rank=len(swissroll.SHAPE)),
     parameterization=Drift(),
     time_density=Debiased(epsilon=1e-3),
     time_input=TimeInput(),
     data_map=Identity(),
-    image_shape=swissroll.SHAPE,
+    data_shape=swissroll.SHAPE,
     num_levels=0,
 )
 params = model.init(jax.random.key(0))
 
 # %% [markdown]
-# Training: denoising score matching. `model.draw` makes all random numbers, `objectives.score_matching` is
-# deterministic.
+# Training uses denoising score matching. `model.draw` draws all random numbers, and
+# `objectives.score_matching` is deterministic.
 
 # %%
 optimizer = optax.adam(optax.linear_schedule(5e-3, 0.0, NUM_STEPS))
@@ -76,7 +77,7 @@ def train(params, opt_state, key):
         k_data, k_time, k_noise = jax.random.split(key, 3)
         x = data[jax.random.randint(k_data, (BATCH,), 0, len(data))]
         draws = model.draw(jax.random.split(k_noise, BATCH), jax.random.uniform(k_time, (BATCH,)))
-        loss, grads = jax.value_and_grad(loss_fn)(params, draws, Batch(x, jnp.zeros(BATCH)))
+        loss, grads = jax.value_and_grad(loss_fn)(params, draws, Batch(x))
         updates, opt_state = optimizer.update(grads, opt_state)
         return (optax.apply_updates(params, updates), opt_state), loss
 
@@ -88,8 +89,8 @@ params, losses = train(params, optimizer.init(params), jax.random.key(1))
 print(f"loss {np.mean(losses[:100]):.3f} at first, {np.mean(losses[-100:]):.3f} at last")
 
 # %% [markdown]
-# Evaluation: the exact log-density of points by the probability-flow ODE, started at the time where
-# gamma = -11.8, a little after the data themselves, which have no noise.
+# Evaluation computes the exact log-density of points by the probability-flow ODE. The ODE starts at the
+# time where gamma = -11.8, slightly after time 0, because the data have no noise at time 0.
 
 # %%
 trace, solver, start = ExactTrace(), Adaptive(tolerance=1e-5), model.schedule.inverse(jnp.float32(-11.8))
@@ -98,33 +99,32 @@ field = likelihood.batched_field(model.ode_drift, trace)
 
 @jax.jit
 def log_density(params, x):
-    context = model.context(params, Batch(x, jnp.zeros(len(x))))
-    c = model.coefficients(model.time_gamma(params, start[None]))
-    alpha, log_sigma_1 = c.alpha[0], path.log_sigma(model.schedule(jnp.ones((1, 1, 1))))
+    alpha, prior = model.at(params, start[None]).alpha[0], model.prior(params)
 
-    def one(x, context):
+    def one(x):
         found = likelihood.integrate(
-            field(params, context, jnp.zeros(1)),
+            field(params, Context(), jnp.zeros(1)),
             alpha * x,
             num_probes=1,
             start=start,
-            log_sigma_1=log_sigma_1,
+            prior=prior,
             solver=solver,
         )
-        # The density of x, of which alpha x is a change of scale.
+        # The density of x: alpha x is x at another scale.
         return found.prior + found.trace[0] + x.size * jnp.log(alpha[0, 0, 0])
 
-    return jax.vmap(one)(x, context)
+    return jax.vmap(one)(x)
 
 
 test = swissroll.generate(np.random.default_rng(1), 2000)
 ours, truth = np.asarray(log_density(params, jnp.asarray(test))), swissroll.log_density(test)
 error = np.std(ours - truth) / np.sqrt(len(test))
 print(f"log-density of {len(test)} new points: model {ours.mean():.4f} nats, truth {truth.mean():.4f}")
-print(f"the model lies {(truth - ours).mean():.4f} ± {error:.4f} nats below")
+print(f"the model is {(truth - ours).mean():.4f} ± {error:.4f} nats below the truth")
 
 # %% [markdown]
-# Pictures: the density over the plane, and how the two ends of the family of reverse SDEs make samples.
+# The pictures show the density over the plane, and the trajectories of samples for the two ends of the
+# family of reverse SDEs.
 
 # %%
 side, extent = 60, 1.8

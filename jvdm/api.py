@@ -13,7 +13,6 @@ Compiled programs are kept: the second call with the same settings compiles noth
 
 import dataclasses
 import json
-import logging
 import pathlib
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -31,20 +30,18 @@ from jvdm.config import overrides
 from jvdm.core import sharding
 from jvdm.core.errors import UserError, unknown
 from jvdm.core.keys import root_key
+from jvdm.core.precision import full_precision
 from jvdm.core.progress import Progress
 from jvdm.core.records import Context
 from jvdm.core.registry import Config
 from jvdm.data.subject import Subject, check_shape
-from jvdm.diffusion import transforms
-from jvdm.evaluation import passes, record, suite
+from jvdm.evaluation import ESTIMATORS, Estimator, suite
 from jvdm.evaluation.record import Result
+from jvdm.evaluation.rows import bits_per_dim, image_errors
 from jvdm.evaluation.sampling import Samples, Sampling, given_latents
 from jvdm.evaluation.vlb import for_evaluation
-from jvdm.runs import loading, restoring
+from jvdm.runs import loading
 from jvdm.runs.loading import Trained
-from jvdm.runs.workdir import Workdir
-
-log = logging.getLogger("jvdm")
 
 Settings = Mapping[str, Any]
 
@@ -81,20 +78,21 @@ class LoadedModel:
         mesh: the devices that everything runs on.
     """
 
-    def __init__(self, trained: Trained, config: Config, mesh: Mesh):
+    def __init__(self, trained: Trained, mesh: Mesh):
         self.model, self.params = trained.model, trained.params
         self.step, self.path = trained.step, trained.path
-        self.config, self.mesh = config, mesh
+        self.config: Config = ConfigDict(trained.config.to_dict()).lock()
+        self.mesh = mesh
         self._trained = trained
         # As evaluation and sampling have it: in float32.
         self._model = for_evaluation(trained.model)
-        self._built: dict[str, list[suite.Built]] = {}
+        self._built: dict[str, list[Estimator]] = {}
         self._sampling: dict[str, Sampling] = {}
         self._score = jax.jit(self._score_of)
 
     def __repr__(self) -> str:
         size = sum(leaf.size for leaf in jax.tree.leaves(self.params))
-        shape = "x".join(map(str, self.model.image_shape))
+        shape = "x".join(map(str, self.model.data_shape))
         return f"LoadedModel({self.path}, step {self.step}, {size:,} parameters, {shape} in {self.units})"
 
     @property
@@ -115,7 +113,7 @@ class LoadedModel:
         """The likelihood of every image, by one estimator.
 
         Args:
-            images: [N, h, w, c] levels 0..K-1 of any integer type, floats where the data is continuous; or
+            images: [N, *data_shape] levels 0..K-1 of any integer type, floats where data are continuous; or
                 what `jvdm.load_subject` returns, whose name is then in the record.
             estimator: "vlb", the variational bound; "ode", by the probability-flow ODE; "elbo" or
                 "scoreflow", the bounds of score-based models.
@@ -129,10 +127,12 @@ class LoadedModel:
             UserError: images that are not the model's, an unknown estimator or field, settings that do not go
                 together, or a solver that does not come to its end.
         """
-        if estimator not in suite.ESTIMATORS:
-            raise unknown("estimator", estimator, suite.ESTIMATORS)
-        field = "ode.draws" if estimator == "ode" else "draws"
-        config = self._config_with("eval", settings, seed, estimators=estimator, **{field: draws})
+        if estimator not in ESTIMATORS.names():
+            raise unknown("estimator", estimator, ESTIMATORS.names())
+        component: Any = ESTIMATORS.component(estimator)
+        config = self._config_with(
+            "eval", settings, seed, estimators=estimator, **{component.draws_field: draws}
+        )
         subject = self._subject(images)
         key = json.dumps(config.eval.to_dict(), sort_keys=True)
         if key not in self._built:
@@ -150,8 +150,8 @@ class LoadedModel:
             )
         names, rows = evaluation.estimator.terms, evaluation.rows
         return Scores(
-            values=passes.bits_per_dim(rows, names).mean(axis=1),
-            errors=record.image_errors(evaluation.estimator, rows),
+            values=bits_per_dim(rows, names).mean(axis=1),
+            errors=image_errors(evaluation.estimator, rows),
             terms={name: np.asarray(rows[name], np.float64).mean(axis=1) for name in names},
             record=evaluation.result,
         )
@@ -166,7 +166,7 @@ class LoadedModel:
         settings: Settings | None = None,
         show_progress: bool = False,
     ) -> Samples:
-        """Images, [N, h, w, c] uint8 levels, or float32 where the data is continuous.
+        """Images, [N, *data_shape] uint8 levels, or float32 where the data is continuous.
 
         Args:
             num_images: N.
@@ -201,32 +201,32 @@ class LoadedModel:
 
     def score(
         self,
-        z: Float[Array, "b h w c"] | np.ndarray,
+        z: Float[Array, " b *d"] | np.ndarray,
         t: Float[Array, "..."] | float,
         *,
         latents: Float[Array, "b m"] | np.ndarray | None = None,
-    ) -> Float[Array, "b h w c"]:
+    ) -> Float[Array, " b *d"]:
         """The score of the noised data, the gradient of log q(z_t) in z: -eps_hat / sigma.
 
         It can be called inside jit, grad or vmap.
 
         Args:
-            z: [b, h, w, c] z_t = alpha x + sigma eps, where x is what `encode` returns.
+            z: [b, *data_shape] z_t = alpha x + sigma eps, where x is what `encode` returns.
             t: time in [0, 1], one or [b]; above 0 where there is no noise at time 0.
             latents: [b, m] of a model with a latent.
 
         Returns:
-            [b, h, w, c].
+            [b, *data_shape].
 
         Raises:
             UserError: another shape, or latents where they do not belong, or none where they do.
         """
         z = jnp.asarray(z, jnp.float32)
-        if z.ndim != 4 or z.shape[1:] != self.model.image_shape:
-            wanted = ", ".join(map(str, self.model.image_shape))
+        if z.ndim < 1 or z.shape[1:] != self.model.data_shape:
+            wanted = ", ".join(map(str, self.model.data_shape))
             raise UserError(f"z has shape {list(z.shape)}; it must be [b, {wanted}]")
         t, latent = self._times(t, len(z)), self._latent_of(latents, len(z))
-        with jax.default_matmul_precision("highest"):
+        with full_precision():
             return self._score(self.params, z, t, latent)
 
     def _score_of(self, params: Any, z: Any, t: Any, latent: Any) -> jax.Array:
@@ -245,19 +245,19 @@ class LoadedModel:
         count = max(jnp.size(t), 1 if latents is None else len(latents))
         t, latent = self._times(t, count), self._latent_of(latents, count)
         context = self._context(latent, count)
-        c = self._model.coefficients(self._model.time_gamma(self.params, t, context))
+        c = self._model.at(self.params, t, context)
         return c.alpha, c.sigma
 
     def encode(self, images: np.ndarray) -> jax.Array:
-        """[N, h, w, c] images in the space of the diffusion; of discrete data, the centres of the cells."""
+        """[N, *data_shape] data in the space of the diffusion; of discrete data, the centres of the cells."""
         x = self._subject(images).images
-        return transforms.encode(jnp.asarray(x), self.model.num_levels, self.model.data_map)
+        return self.model.encode(jnp.asarray(x))
 
     def latents(self, images: np.ndarray | Subject, *, seed: int | None = None) -> np.ndarray:
         """A sample of q(c | x) for every image, [N, m]; for samples like them, `sample(..., latents=...)`.
 
         Args:
-            images: [N, h, w, c] levels.
+            images: [N, *data_shape] levels.
             seed: the config's by default.
 
         Raises:
@@ -294,9 +294,9 @@ class LoadedModel:
         """
         if not isinstance(images, Subject):
             images = Subject(name="given", version="-", split="-", images=np.asarray(images), names=None)
-        x, shape, levels = images.images, self.model.image_shape, self.model.num_levels
+        x, shape, levels = images.images, self.model.data_shape, self.model.num_levels
         wanted = f"[N, {', '.join(map(str, shape))}]"
-        if x.ndim != 4 or not len(x):
+        if x.ndim != 1 + len(shape) or not len(x):
             raise UserError(f"the images have shape {list(x.shape)}; it must be {wanted}, with N at least 1")
         check_shape(images, shape)
         if not levels:
@@ -348,7 +348,7 @@ class LoadedModel:
         return jnp.broadcast_to(t, (count,))
 
     def _context(self, latent: Any, count: int) -> Context:
-        return Context(conditioning=jnp.zeros(count), latent=latent)
+        return Context(latent=latent)
 
 
 def load(
@@ -369,17 +369,6 @@ def load(
         UserError: no checkpoint there, a damaged one, or one of another model.
     """
     folder = pathlib.Path(path).expanduser()
-    found = restoring.find(folder, str(folder), flag="path")
-    saved = Workdir(found.parent.parent)
-    chosen: Config = config
-    if config is not None:
-        config_lib.check_complete(config)
-        if saved.config.exists():
-            config_lib.check_model(config_lib.read_json(saved.config), config, saved.path)
-    elif saved.config.exists():
-        chosen = loading.saved_config(saved.config)
-    else:
-        raise UserError(f"{saved.path} has no config.json; give jvdm.load(..., config=CONFIG)")
     mesh = sharding.make_mesh(devices)
-    trained = loading.restore(chosen, found, mesh, older=not folder.name.isdigit())
-    return LoadedModel(trained, ConfigDict(chosen.to_dict()).lock(), mesh)
+    trained = loading.load(folder, str(folder), mesh, config=config, flag="path")
+    return LoadedModel(trained, mesh)

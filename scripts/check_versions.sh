@@ -1,44 +1,47 @@
 #!/usr/bin/env bash
-# The tests with the lowest and with the newest direct dependencies that requirements.txt allows.
+# The tests with the lowest, or with the newest, direct dependencies that requirements.txt allows.
 #
-#   scripts/check_versions.sh                                  # both, the whole test suite
-#   scripts/check_versions.sh both tests/test_losses.py        # further arguments are pytest's
-#   scripts/check_versions.sh lowest tests/test_losses.py      # one of them
+#   scripts/check_versions.sh lowest python3.11                     # the whole suite
+#   scripts/check_versions.sh newest python3.13
+#   scripts/check_versions.sh newest python3.13 tests/core -k tree  # further arguments are pytest's
 #
-# PYTHON is the interpreter (python3), VENVS the folder of the two environments (build/versions). What the
-# dependencies themselves depend on is at its newest in both. benchmarks/versions.txt has the last output.
+# The second argument is the interpreter. The environment is build/versions/<lowest or newest>-<Python's version>,
+# or the folder in VENV; it is made once and brought up to date by each call. Indirect dependencies are at their
+# newest in both. What a run of the whole suite prints is also appended to benchmarks/versions.txt.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-python=${PYTHON:-python3}
-venvs=${VENVS:-build/versions}
-which=${1:-both}
-shift || true
-case $which in
-  both) which="lowest newest" ;;
-  lowest | newest) ;;
-  *) echo "check_versions.sh: $which is none of both, lowest, newest" >&2; exit 2 ;;
-esac
 
-mkdir -p "$venvs"
+usage() { echo "check_versions.sh: $1; usage: scripts/check_versions.sh lowest|newest PYTHON [PYTEST ARGUMENT ...]" >&2; exit 2; }
+[ $# -ge 2 ] || usage "two arguments are needed"
+end=$1 python=$2
+shift 2
+case $end in
+  lowest | newest) ;;
+  *) usage "$end is neither lowest nor newest" ;;
+esac
+version=$("$python" -c 'import platform; print(platform.python_version())') || usage "$python does not run"
+venv=${VENV:-build/versions/$end-$version}
+bin=$venv/bin
+record=/dev/null
+[ $# -gt 0 ] || record=benchmarks/versions.txt
+
+test -x "$bin/python" || "$python" -m venv "$venv"
 # name>=1.2,<2 becomes name==1.2
-sed -E 's/#.*//; /^[[:space:]]*$/d; s/>=([^,[:space:]]*).*/==\1/' requirements.txt > "$venvs/lowest.txt"
-: > "$venvs/newest.txt"
-names=$(sed -E 's/==.*//' "$venvs/lowest.txt" | paste -sd '|')
-echo "$(date -u +%Y-%m-%d), $("$python" --version), $(uname -sm)"
+sed -E 's/#.*//; /^[[:space:]]*$/d; s/>=([^,[:space:]]*).*/==\1/' requirements.txt > "$venv/lowest.txt"
+: > "$venv/newest.txt"
+names=$(sed -E 's/==.*//' "$venv/lowest.txt" | tr _ - | paste -sd '|')
+"$bin/python" -m pip install --quiet --upgrade pip
+"$bin/python" -m pip install --quiet --upgrade --upgrade-strategy eager --constraint "$venv/$end.txt" \
+  -r requirements.txt "pytest>=8" "pytest-xdist>=3.6" "beartype>=0.21" "hypothesis>=6.100" "setuptools>=77"
 
 failed=0
-for each in $which; do
-  bin=$venvs/$each/bin
-  test -x "$bin/python" || "$python" -m venv "$venvs/$each"
-  "$bin/python" -m pip install --quiet --upgrade pip
-  "$bin/python" -m pip install --quiet --upgrade --upgrade-strategy eager \
-    --constraint "$venvs/$each.txt" -r requirements.txt "pytest>=8" "pytest-xdist>=3.6" "beartype>=0.21" "hypothesis>=6.100"
+{
   echo
-  echo "== $each: $("$bin/python" -m pip list --format=freeze | tr _ - \
-    | grep -iE "^($(echo "$names" | tr _ -)|jaxlib)==" | paste -sd ' ')"
-  # The suite's own files make the package importable from here: nothing is installed but its dependencies.
+  echo "$(date -u +%Y-%m-%d), Python $version, $(uname -sm)"
+  echo "== $end: $("$bin/python" -m pip list --format=freeze | tr _ - | grep -iE "^($names|jaxlib)==" | paste -sd ' ')"
   echo "pytest $*"
-  "$bin/python" -m pytest -o addopts="-q --strict-markers" -n 2 --dist loadfile "$@" \
-    | sed '/^[.sx]* *\[ *[0-9]*%\]$/d' || failed=1
-done
+  # The suite's own files make the package importable from here: nothing is installed but its dependencies.
+  "$bin/python" -m pytest -o addopts="-q --strict-markers" -n "${WORKERS:-2}" --dist loadfile "$@" \
+    | sed '/^[.sxX]* *\[ *[0-9]*%\]$/d'
+} | tee -a "$record" || failed=1
 exit $failed

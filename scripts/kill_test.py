@@ -223,7 +223,7 @@ def arrays(checkpoint: pathlib.Path) -> dict[str, np.ndarray]:
 
     with ocp.PyTreeCheckpointer() as checkpointer, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of how the checkpoint was laid out over devices
-        tree = checkpointer.restore(checkpoint / "default")
+        tree = checkpointer.restore(checkpoint / "state")
     found = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):

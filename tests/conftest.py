@@ -6,6 +6,7 @@ the fixture `x64`.
 """
 
 import os
+import pathlib
 
 from helpers import quick
 
@@ -15,6 +16,14 @@ os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAGS}".strip()
 
 import jax  # noqa: E402
 import pytest  # noqa: E402
+
+
+def pytest_collection_modifyitems(items):
+    """What lies in tests/parity is marked `parity`."""
+    folder = pathlib.Path(__file__).parent / "parity"
+    for item in items:
+        if item.path.is_relative_to(folder):
+            item.add_marker("parity")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -22,7 +22,8 @@ from jvdm.diffusion.latents import LATENTS
 from jvdm.diffusion.per_pixel_schedules import SCHEDULES
 from jvdm.networks import NETWORKS
 from jvdm.networks.encoders import ENCODERS
-from jvdm.runs import loading, restoring
+from jvdm.runs import restoring
+from jvdm.runs.saved import complete_config
 
 
 def config():
@@ -106,7 +107,7 @@ def test_nothing_is_compiled_twice(trained, images):
     first = trained.bits_per_dim(images, draws=1)
     programs = len(trained._built)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("jvdm.evaluation.suite._build", None)
+        patch.setattr("jvdm.evaluation.suite.build", None)
         again = trained.bits_per_dim(images[:3].astype(np.int64), draws=1)
     assert len(trained._built) == programs
     np.testing.assert_allclose(again.values, first.values[:3], rtol=1e-6)
@@ -137,7 +138,7 @@ def test_score(trained, images):
     z = alpha * x + sigma * eps
     score = trained.score(z, t)
     model = trained.model
-    context = model.context(trained.params, Batch(jnp.asarray(images), jnp.zeros(len(images))))
+    context, _ = model.encode_latent(trained.params, Batch(jnp.asarray(images)))
     expected = -model.predict(trained.params, z, t, context).eps / sigma
     np.testing.assert_allclose(score, expected, rtol=2e-4, atol=2e-4)
     np.testing.assert_allclose(trained.score(z[:1], 0.1), score[:1], rtol=1e-4, atol=1e-4)
@@ -155,7 +156,7 @@ REFUSED = {
         "did you mean 'config.eval.ode.solver.tolerance'",
     ),
     "value": (lambda m, x: m.bits_per_dim(x, draws="3"), "config.eval.draws is '3', not an int"),
-    "range": (lambda m, x: m.bits_per_dim(x, draws=0), "config.eval.draws is 0: give at least 1"),
+    "range": (lambda m, x: m.bits_per_dim(x, draws=0), "config.eval.draws is 0: give 1 or more"),
     "sampler's likelihood": (
         lambda m, x: m.sample(1, settings={"log_likelihood": True}),
         "log_likelihood needs config.sample.sampler.name=ode",
@@ -212,7 +213,7 @@ def test_a_config_of_an_older_version(workdir, tmp_path):
     del saved["latent"], saved["eval"]["elbo"], saved["network"]["remat"]
     saved["network"] = {**NETWORKS.spec("ddpm_unet").to_dict(), "multipliers": [1, 2]}
     (tmp_path / "config.json").write_text(json.dumps(saved))
-    c = loading.saved_config(tmp_path / "config.json")
+    c = complete_config(tmp_path / "config.json")
     assert c.latent.name == "none" and c.eval.elbo == config_lib.default().eval.elbo
     assert NETWORKS.build(c.network).multipliers == (1, 2)
 
@@ -246,6 +247,7 @@ def test_continuous_data(tmp_path):
         trained.bits_per_dim(np.full((1, 1, 1, 2), np.nan))
 
 
+@pytest.mark.long
 def test_a_model_with_a_latent(tmp_path, images):
     c = config().unlock()
     c.schedule = SCHEDULES.spec("pixel_monotone", gamma_min=-7.0, gamma_max=5.0, hidden=8)

@@ -11,20 +11,22 @@ import tomllib
 from typing import NamedTuple
 
 import pytest
+from absl import flags
 from helpers import tiny, untrained
 from ml_collections import ConfigDict
 
 from jvdm import config as config_lib
-from jvdm.cli import command_line, commands
+from jvdm.cli import command_line, commands, config_file
+from jvdm.config import listing
 from jvdm.data import sources
 from jvdm.data.published import PUBLISHED
 from jvdm.runs.workdir import Workdir
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PAGES = sorted((ROOT / "docs").rglob("*.md"))
-MAIN = (ROOT / "main.py").read_text()
-MODES = set(re.findall(r'"(\w+)"', re.search(r"^MODES = \((.*?)\)", MAIN, re.M | re.S)[1]))
-FLAGS = set(re.findall(r'DEFINE_\w+\(\s*"(\w+)"', MAIN))
+VALUES = flags.FlagValues()
+command_line.define_flags(VALUES)
+FLAGS = set(VALUES)
 
 
 class Block(NamedTuple):
@@ -81,13 +83,14 @@ def project(tmp_path, monkeypatch, digits):
 EXAMPLES = [page for page in PAGES if any(block.language == "python" for block in blocks(page))]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("page", EXAMPLES, ids=named)
 def test_examples_run(page, project):
     """All Python of a page, in order; what has a title is a file, and a config file is trained with."""
     namespace = {"__name__": "__main__"}
     for block in blocks(page):
         if block.language == "bash" and "--mode=train --config=my_project/my_config.py" in block.text:
-            c = command_line.load_config(str(project / "my_config.py"))
+            c = config_file.load(str(project / "my_config.py"))
             commands.train(commands.Request(c, Workdir(project / "runs" / "my_config")))
         if block.language != "python":
             continue
@@ -112,15 +115,22 @@ def commands_of(page):
         if block.language == "bash":
             lines += block.text.replace("\\\n", " ").splitlines()
     if page.name == "README.md":
-        lines = [line for line in page.read_text().splitlines() if re.match(r"python \S+\.py ", line)]
+        program = rf"python \S+\.py |jvdm ({'|'.join(command_line.MODES)}) "
+        lines = [line for line in page.read_text().splitlines() if re.match(program, line)]
     return [words for line in lines if (words := shlex.split(line, comments=True))]
 
 
 def check_main(words, page, monkeypatch):
-    """A call of main.py: its flags, its config, and the config's fields exist; values are of their types."""
+    """A call of the command: mode, flags, config and its fields exist; values are of their types.
+
+    Args:
+        words: what follows `jvdm` or `python main.py`.
+    """
+    if words[0] in command_line.MODES:
+        words = [f"--mode={words[0]}", *words[1:]]
     given = dict(word.removeprefix("--").split("=", 1) for word in words)
     mode = given.pop("mode")
-    assert mode in MODES, mode
+    assert mode in command_line.MODES, mode
     if mode == "report":
         assert set(given) <= FLAGS
         return
@@ -131,7 +141,8 @@ def check_main(words, page, monkeypatch):
     if value == "FILE.py":
         return
     monkeypatch.setattr(sys, "path", [*sys.path])
-    config = command_line.load_config(str(ROOT / value), words)
+    monkeypatch.chdir(ROOT)
+    config = config_file.load(value, words)
     for name, text in given.items():
         if not name.startswith("config."):
             assert name in FLAGS, name
@@ -154,9 +165,10 @@ def test_commands_are_valid(page, monkeypatch):
         words = [word for word in words if not re.match(r"[A-Z]+=", word)]
         if words[0] == "make":
             assert set(words[1:]) <= targets, words
-        elif words[0] == "python" and words[1] == "main.py":
-            if all("=" in word for word in words[2:]) and "…" not in words:
-                check_main(words[2:], page, monkeypatch)
+        elif words[0] == "jvdm" or words[:2] == ["python", "main.py"]:
+            arguments = words[1 + (words[0] == "python") :]
+            if all("=" in word for word in arguments[1:]) and "…" not in words:
+                check_main(arguments, page, monkeypatch)
         elif words[0].endswith("python"):
             scripts = [word for word in words[1:] if word.endswith(".py")]
             assert all((ROOT / script).is_file() for script in scripts), words
@@ -194,6 +206,10 @@ def test_every_option_of_a_component_is_on_the_page_of_systems():
         for name in registry.names():
             for option in registry.options(name):
                 assert f"`{option}`" in text, f"{field} {name}: {option}"
+
+
+def test_the_page_of_options_is_that_of_the_code():
+    assert (ROOT / "docs" / "reference" / "options.md").read_text() == listing.listing()
 
 
 def test_every_page_is_in_the_navigation():

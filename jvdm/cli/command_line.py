@@ -1,22 +1,42 @@
-"""What surrounds the command: flags parsed with one-line errors, logging, and errors of a run as one line."""
+"""The command line: its flags, and errors of the user as one line on stderr."""
 
 import contextlib
+import inspect
 import logging
 import os
-import pathlib
-import runpy
 import sys
+import textwrap
 import warnings
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator
+from typing import NoReturn
 
 from absl import flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
-from jvdm.core.errors import UserError
+import jvdm
+from jvdm.cli import config_file
+from jvdm.core.errors import UserError, one_line, unknown
 
-FLAGS = flags.FLAGS
+USAGE = """jvdm: train, evaluate, score and sample diffusion models judged by their likelihood.
+
+  jvdm train  --config=digits [--workdir=DIR] [--config.FIELD=VALUE ...]
+  jvdm eval   --config=digits [--workdir=DIR] [--checkpoint=PATH]
+  jvdm score  --config=digits --config.score.source=npz:FILE
+  jvdm sample --config=digits [--workdir=DIR] [--checkpoint=PATH]
+  jvdm import --config=vdm_cifar10 --source=vdm --checkpoint=PATH --workdir=DIR
+  jvdm report --workdir=DIR [--compare=DIR ...]
+
+In a clone of the repository, python main.py takes the same arguments and needs no install:
+
+  python main.py --mode=train --config=configs/digits.py
+
+The mode is the first word or the flag --mode. --config is a file or the name of a packaged config; its
+argument follows a colon, as in --config=swissroll:debiased.
+"""
+
+# In the order of the help; what each does is in jvdm.cli.commands, which imports jax.
+MODES = ("train", "eval", "score", "sample", "import", "report")
 
 LESS_MEMORY = (
     "lower the batch size of config.training, config.eval or config.sample, "
@@ -31,15 +51,31 @@ _ONLY_FOR = {
     "compare": ("report",),
 }
 
+_HELP = {"--help", "-help", "-h", "--helpshort", "--helpfull"}
 
-def fail(message: object) -> None:
+
+def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
+    """Define every flag but --config, whose type is that of the config it names."""
+    flags.DEFINE_string("mode", None, f"What to do: {', '.join(MODES)}.", values)
+    flags.DEFINE_string("workdir", None, "Folder of the run; runs/<name of the config> by default.", values)
+    flags.DEFINE_string("checkpoint", None, "A checkpoint; the newest in the workdir by default.", values)
+    flags.DEFINE_string("source", None, "For import: the codebase that wrote the checkpoint.", values)
+    flags.DEFINE_multi_string("compare", [], "For report: folder of another run; repeatable.", values)
+    several = "Whether this is one of several processes."
+    flags.DEFINE_enum("distributed", "auto", ("auto", "on", "off"), several, values)
+    flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, if no launcher sets it.", values)
+    for name, help_ in (("num_processes", "Number of processes"), ("process_id", "Index of this process")):
+        flags.DEFINE_integer(name, None, f"{help_}, if no launcher sets it.", flag_values=values)
+
+
+def fail(message: object) -> NoReturn:
     """Print one line on stderr and exit with status 2."""
-    print("jvdm: error: " + " ".join(str(message).split()), file=sys.stderr)
+    print(f"jvdm: error: {one_line(message)}", file=sys.stderr)
     sys.exit(2)
 
 
 def _fail_of_several(message: object) -> None:
-    """The same; a process among several ends at once, since the others may wait for it for ever.
+    """`fail`, except that one process among several ends at once, since the others may wait for it for ever.
 
     JAX's coordination service then ends them.
     """
@@ -47,124 +83,113 @@ def _fail_of_several(message: object) -> None:
 
     if jax.process_count() == 1:
         fail(message)
-    print(f"jvdm: error: process {jax.process_index()}: {' '.join(str(message).split())}", file=sys.stderr)
+    print(f"jvdm: error: process {jax.process_index()}: {one_line(message)}", file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(2)
 
 
-def config_argument(argv: Sequence[str]) -> tuple[str, list[str]]:
-    """(what --config is given, or nothing; the other arguments)."""
-    given, rest, arguments = "", [], iter(argv)
-    for argument in arguments:
-        name, equals, value = argument.partition("=")
-        if name not in ("--config", "-config"):
-            rest.append(argument)
-        else:
-            given = value if equals else next(arguments, "")
-    return given, rest
+def parse(argv: list[str], values: flags.FlagValues = flags.FLAGS) -> list[str]:
+    """`read`, after --help and --version; a mistake ends the process with one line."""
+    if _HELP & set(argv[1:]):  # absl's own help ends with status 1
+        print(help_text(values))
+        sys.exit(0)
+    if "--version" in argv[1:]:
+        print(f"jvdm {jvdm.__version__}")
+        sys.exit(0)
+    try:
+        return read(argv, values)
+    except UserError as error:
+        fail(error)
 
 
-def load_config(given: str, overrides: Sequence[str] = ()) -> Any:
-    """The config of a file, with the components that are asked for.
+def help_text(values: flags.FlagValues = flags.FLAGS) -> str:
+    """What --help prints: usage, packaged configs, flags, sources of data."""
+    from jvdm.data import describe_sources
+
+    configs = textwrap.fill(", ".join(config_file.packaged()), width=110)
+    sections = {
+        "configs": configs,
+        "flags": values.module_help(__name__).strip(),
+        "config.data.source": describe_sources(),
+    }
+    return "\n\n".join([USAGE.strip(), *(f"{title}:\n{text}" for title, text in sections.items())])
+
+
+def read(argv: list[str], values: flags.FlagValues = flags.FLAGS) -> list[str]:
+    """Read a command into `values`: the mode, the config with its overrides as `config`, all other flags.
 
     Args:
-        given: its path, and after a colon the argument of its `get_config`.
-        overrides: flags; --config.SECTION.name=NAME puts another component into a section, before its options
-            are set, so that they are options of the new one.
+        argv: the program's name and its arguments.
+        values: has the flags of `define_flags`; after this, `mode` is set.
+
+    Returns:
+        The program's name.
 
     Raises:
-        UserError: there is no such file, it fails, or it returns no config; or a component is unknown.
+        UserError: for any mistake in the flags or in the config file.
     """
-    path, colon, argument = given.partition(":")
-    if not pathlib.Path(path).is_file():
-        raise UserError(f"--config={path}: no such file; see the folder configs/")
-    sys.path.append(str(pathlib.Path(path).absolute().parent))  # for what it imports from beside it
-    try:
-        get_config = runpy.run_path(path).get("get_config")
-        if get_config is None:
-            raise UserError("it defines no get_config()")
-        config = get_config(argument) if colon else get_config()
-        if config is None:
-            raise UserError("get_config() returned None")
-    except UserError as error:
-        raise UserError(f"--config={given}: {error}") from error
-    # A config file is the user's code, so anything may come out of it.
-    except Exception as error:
-        raise UserError(f"--config={given}: {type(error).__name__}: {error}") from error
-    from jvdm import config as config_lib
-    from jvdm.config import overrides as overrides_lib
-
-    with in_config_file(given):
-        config_lib.check_complete(config)
-    for override in overrides:
-        field, equals, value = override.lstrip("-").partition("=")
-        if equals and field.startswith("config."):
-            overrides_lib.choose_components(config, {field.removeprefix("config."): value})
-    return config.lock()
-
-
-def parse(argv: list[str], *, usage: str, modes: Sequence[str]) -> list[str]:
-    """Parse the flags `mode` and `config` and whatever else is defined; a mistake in them is one line.
-
-    Args:
-        argv: as of the process.
-        usage: what --help prints first.
-        modes: the choices of --mode.
-    """
-    # What ml_collections warns of, the errors below say.
+    # The errors below say what ml_collections warns of.
     absl_logging.set_verbosity(absl_logging.ERROR)
-    # absl's own help ends with status 1.
-    if {"--help", "-help", "-h", "--helpshort", "--helpfull"} & set(argv):
-        from jvdm.data import describe_sources
-
-        print(f"{usage}{FLAGS.main_module_help()}\n\nconfig.data.source:\n{describe_sources()}")
-        sys.exit(0)
-    given, argv = config_argument(argv)
-    rest: list[str] = []
+    values.set_gnu_getopt(True)  # flags may follow the mode
+    given, argv = config_file.argument(argv)
     try:
         if given:
-            config_flags.DEFINE_config_dict("config", load_config(given, argv), sys_argv=argv)
-        rest = FLAGS(argv)
-        if len(rest) > 1:
-            raise UserError(f"unexpected argument {rest[1]!r}: flags are given as --name=value")
-        if FLAGS.mode is None:
-            raise UserError(f"--mode is missing: one of {', '.join(modes)}")
-        for name, mode_names in _ONLY_FOR.items():
-            if name in FLAGS and FLAGS[name].value and FLAGS.mode not in mode_names:
-                raise UserError(
-                    f"--{name} is for --mode={', '.join(mode_names)}; --mode={FLAGS.mode} does not take it"
-                )
-        if FLAGS.mode == "report" and not (FLAGS.workdir or given):
-            raise UserError("--workdir is missing: the folder of the run to report on")
-        if FLAGS.mode != "report" and not given:
-            raise UserError("--config is missing: a file of configs/, such as --config=configs/digits.py")
-    except (UserError, flags.Error) as error:
-        fail(error)
+            config = config_file.load(given, argv)
+            config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
+        program, *words = values(argv)
+    except flags.Error as error:
+        raise UserError(str(error)) from error
     except (AttributeError, KeyError) as error:
         # ml_collections gives the message with its quotes escaped.
         text = str(error).replace("\\n", ". ").replace("\\'", "'").strip("'\"").replace("'. Did", ". Did")
-        fail(f"unknown config field {text}")
+        raise UserError(f"unknown config field {text}") from error
+    except UserError:
+        raise
     # ml_collections parses a field's name as Python, and its value by the field's type.
     except (ValueError, TypeError, SyntaxError, RecursionError, OverflowError) as error:
-        fail(f"a flag cannot be read: {error}")
-    return rest
+        raise UserError(f"a flag cannot be read: {error}") from error
+    _set_mode(values, words)
+    _check_flags(values, given)
+    return [program]
 
 
-def config_name(given: str) -> str:
-    """The config's file name without suffix, and the parts of its argument, of files likewise."""
-    path, _, argument = given.partition(":")
-    parts = [path, *(part for part in argument.split(",") if part)]
-    return "-".join(pathlib.Path(part).stem for part in parts)
+def _set_mode(values: flags.FlagValues, words: list[str]) -> None:
+    """Take the mode from the flag or from the only word that is no flag."""
+    if values.mode is None and words:
+        values.mode, *words = words
+    if values.mode is None:
+        raise UserError(f"the mode is missing: jvdm MODE, one of {', '.join(MODES)}; jvdm --help")
+    if values.mode not in MODES:
+        raise unknown("mode", values.mode, MODES)
+    if words:
+        raise UserError(f"unexpected argument {words[0]!r}: after the mode, flags are given as --name=value")
+
+
+def _check_flags(values: flags.FlagValues, given: str) -> None:
+    """Refuse flags that the mode does not take, and require those it needs."""
+    for name, modes in _ONLY_FOR.items():
+        if values[name].value and values.mode not in modes:
+            plural = "s" * (len(modes) > 1)
+            raise UserError(
+                f"--{name} is for the mode{plural} {', '.join(modes)}; {values.mode} does not take it"
+            )
+    if values.mode == "report" and not (values.workdir or given):
+        raise UserError("--workdir is missing: the folder of the run to report on")
+    if values.mode != "report" and not given:
+        raise UserError(
+            "--config is missing: a file, or the name of a packaged config, such as --config=digits; "
+            "jvdm --help lists them"
+        )
 
 
 def configure_logging() -> None:
-    """jvdm's own messages as plain lines on stderr.
+    """Print jvdm's own messages as plain lines on stderr, and silence its dependencies.
 
-    Its dependencies' errors reach it as exceptions; what they log besides are tracebacks of their threads.
+    Their errors arrive as exceptions; all that they log is tracebacks of their threads.
     """
-    sys.unraisablehook = lambda error: None if _after_failed_save(error) else sys.__unraisablehook__(error)
-    # Orbax's writers that a failed save leaves unstarted, found by the garbage collector at exit.
+    sys.unraisablehook = lambda error: None if _left_by_orbax(error) else sys.__unraisablehook__(error)
+    # A failed save leaves some of Orbax's writers unstarted; the garbage collector finds them at exit.
     warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
     absl_logging.set_verbosity(absl_logging.WARNING)
     for name in ("absl", "asyncio", "concurrent.futures"):
@@ -177,27 +202,23 @@ def configure_logging() -> None:
     log.addHandler(handler)
 
 
-def _after_failed_save(error) -> bool:
-    """Orbax's writers that end after another has failed find their event loop closed."""
-    return isinstance(error.exc_value, RuntimeError) and "Event loop is closed" in str(error.exc_value)
+def _left_by_orbax(error) -> bool:
+    """Whether it is one of Orbax's writers or readers that a failed one has left unfinished.
 
-
-@contextlib.contextmanager
-def in_config_file(given: str) -> Iterator[None]:
-    """Errors of the block name the config's file.
-
-    Raises:
-        UserError: the block's, after the file.
+    Writers find their event loop closed; readers are ended by the garbage collector.
     """
-    try:
-        yield
-    except UserError as error:
-        raise UserError(f"--config={given}: {error}") from error
+    if isinstance(error.exc_value, RuntimeError) and "Event loop is closed" in str(error.exc_value):
+        return True
+    return inspect.iscoroutine(error.object) and "orbax" in error.object.cr_code.co_filename
 
 
 @contextlib.contextmanager
 def errors_in_one_line(mode: str) -> Iterator[None]:
-    """Ends the process with one line if the block is stopped, or fails in a way that the user can mend."""
+    """End the process with one line if the block is stopped, or fails in a way that the user can mend.
+
+    Args:
+        mode: of the command.
+    """
     from jvdm.core import preemption
 
     try:
@@ -205,7 +226,7 @@ def errors_in_one_line(mode: str) -> Iterator[None]:
     except UserError as error:
         _fail_of_several(error)
     except preemption.Preempted:
-        print("jvdm: stopped by SIGTERM; the same command goes on where it was", file=sys.stderr)
+        print("jvdm: stopped by SIGTERM; the same command continues from where it stopped", file=sys.stderr)
         sys.exit(preemption.EXIT_STATUS)
     except KeyboardInterrupt:
         fail("interrupted" + "; the same command resumes at the last checkpoint" * (mode == "train"))

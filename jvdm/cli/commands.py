@@ -4,7 +4,7 @@ import dataclasses
 import logging
 import math
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -24,6 +24,7 @@ from jvdm.core.registry import Config
 from jvdm.core.tables import table, with_error
 from jvdm.evaluation import passes, record, suite
 from jvdm.evaluation.ode import ODE
+from jvdm.evaluation.rows import bits_per_dim, standard_error
 from jvdm.evaluation.sampling import Sampling, given_latents, trajectories
 from jvdm.evaluation.vlb import for_evaluation
 from jvdm.reporting import images as image_lib
@@ -42,10 +43,10 @@ class Request(NamedTuple):
     """What a mode is asked for.
 
     Attributes:
-        config: all of it; None for a report that is given none.
+        config: all of it; None for a report without one.
         workdir: of the run.
-        checkpoint: another one than the workdir's newest; with --mode=import the file to import.
-        source: the codebase that an imported checkpoint is from.
+        checkpoint: one other than the workdir's newest; with --mode=import the file to import.
+        source: the codebase that wrote the checkpoint to import.
         compare: folders of other runs, for a report.
     """
 
@@ -62,47 +63,113 @@ def train(request: Request) -> None:
 
 
 def evaluate(request: Request) -> None:
-    """--mode=eval: bits/dim of the averaged weights over the test split, by every estimator."""
+    """--mode=eval: the likelihood of the averaged weights on the test split, by every estimator."""
     config, workdir = request.config, request.workdir
     suite.names(config)
     mesh = sharding.make_mesh()
-    trained = load_trained(request, mesh)
+    trained = _load(request, mesh)
     dataset = data.load(config.data.source, num_levels=config.data.num_levels, data_dir=config.data.data_dir)
     subject = data.Subject(
         name=dataset.name, version=dataset.version, split="test", images=dataset.test, names=None
     ).first(config.eval.num_images)
-    data.check_shape(subject, trained.model.image_shape)
-    results, stores = [], []
-    for evaluation in suite.evaluate(config, trained, subject, mesh, workdir.eval):
-        result = evaluation.result
-        results.append(result)
-        stores.append(evaluation.store)
-        if processes.is_main():
-            result.write(workdir.eval / f"{result.name}.json")
-            if "diffusion" in evaluation.rows:
-                _plot_loss(evaluation, workdir)
+
+    def report(evaluation: suite.Evaluation, record_path: pathlib.Path) -> None:
+        if "diffusion" in evaluation.rows:
+            _plot_loss(evaluation, workdir)
+
+    done = _evaluate(config, trained, subject, mesh, workdir.eval, report)
+    if trained.model.num_dims == 2 and not trained.model.num_levels:
+        _plot_density(config, trained, dataset, mesh, workdir)
+    # Nothing can be interrupted any more: a pass that is interrupted leaves those before it.
+    _discard_chunks(done)
+    if not processes.is_main():
+        return
+    results = [evaluation.result for evaluation in done.values()]
     rows = [result.row() for result in results]
     if dataset.log_density is not None:
         nats = -dataset.log_density(subject.images)
-        error = record.standard_error(nats)
+        error = standard_error(nats)
         rows.append({"estimator": "true density", "nats": with_error(nats.mean(), error or 0.0)})
-    if trained.model.num_dims == 2 and not trained.model.num_levels:
-        _plot_density(config, trained, dataset, mesh, workdir)
-    # Now that nothing more can be stopped: a pass that is does not lose those before it.
-    for store in stores:
-        store.discard()
-    if processes.is_main():
-        for picture in inspection.plot_schedule(trained.model, trained.params, subject.images, workdir):
-            print(f"plot    {picture}")
-        print(table(rows))
-        for result in results:
-            draws = f"{result.num_draws} draw{'s' * (result.num_draws > 1)}"
-            print(
-                f"{subject.name} {subject.split}: at most {result.text()} {result.units} by "
-                f"{result.description()} ({result.num_images} images, {draws} each) = {result.terms_text()}"
-            )
-        for result in results:
-            print(f"record  {workdir.eval / result.name}.json")
+    for picture in inspection.plot_schedule(trained.model, trained.params, subject.images, workdir):
+        print(f"plot    {picture}")
+    print(table(rows))
+    for result in results:
+        draws = f"{result.num_draws} draw{'s' * (result.num_draws > 1)}"
+        print(
+            f"{subject.name} {subject.split}: at most {result.text()} {result.units} by "
+            f"{result.description} ({result.num_images} images, {draws} each) = {result.terms_text()}"
+        )
+    for path in done:
+        print(f"record  {path}")
+
+
+def score(request: Request) -> None:
+    """--mode=score: the likelihood of every example of any data, one CSV per estimator."""
+    config, workdir = request.config, request.workdir
+    suite.names(config)
+    mesh = sharding.make_mesh()
+    trained = _load(request, mesh)
+    subject = data.load_subject(
+        config.score.source or config.data.source,
+        config.score.split,
+        num_levels=trained.model.num_levels,
+        data_dir=config.data.data_dir,
+    ).first(config.score.num_images)
+
+    def report(evaluation: suite.Evaluation, record_path: pathlib.Path) -> None:
+        result, table_path = evaluation.result, record_path.with_suffix(".csv")
+        text = suite.csv_text(evaluation, subject)
+        write_atomically(table_path, lambda file: file.write(text.encode()))
+        print(f"mean    {result.text()} {result.units} by {result.description}")
+        print(f"scores  {table_path}")
+
+    prefix = f"{subject.name}_{subject.split}_".replace("/", "_").replace(":", "_")
+    done = _evaluate(config, trained, subject, mesh, workdir.scores, report, prefix=prefix)
+    _discard_chunks(done)
+
+
+def _evaluate(
+    config: Config,
+    trained: Trained,
+    subject: data.Subject,
+    mesh: Mesh,
+    folder: pathlib.Path,
+    report: Callable[[suite.Evaluation, pathlib.Path], None],
+    *,
+    prefix: str = "",
+) -> dict[pathlib.Path, suite.Evaluation]:
+    """Every estimator of the config over some examples, with a record of each.
+
+    Args:
+        config: all of it.
+        trained: the weights.
+        subject: the examples.
+        mesh: the devices.
+        folder: for records and unfinished passes.
+        report: called in the first process when a record is written, with the numbers and the record's path.
+        prefix: of the records' names.
+
+    Returns:
+        The estimators' numbers by the paths of their records. Their chunks are still on disk.
+
+    Raises:
+        UserError: examples of another shape than the model's, or settings that do not go together.
+        Preempted: the process was asked to stop.
+    """
+    data.check_shape(subject, trained.model.data_shape)
+    done = {}
+    for evaluation in suite.evaluate(config, trained, subject, mesh, folder):
+        path = folder / f"{prefix}{evaluation.name}.json"
+        done[path] = evaluation
+        if processes.is_main():
+            evaluation.result.write(path)
+            report(evaluation, path)
+    return done
+
+
+def _discard_chunks(done: Mapping[pathlib.Path, suite.Evaluation]) -> None:
+    for evaluation in done.values():
+        evaluation.store.discard()
 
 
 def _plot_density(
@@ -114,7 +181,7 @@ def _plot_density(
     grid = np.stack(np.meshgrid(axis, axis), axis=-1).reshape(-1, 1, 1, 2).astype(np.float32)
     estimator = ODE(for_evaluation(trained.model, 0), mesh, config.eval.ode)
     rows = passes.run(estimator, trained.params, grid, root_key(config.seed, "density"))
-    log_p = {"by the ODE": -passes.bits_per_dim(rows, estimator.terms).mean(axis=1)}
+    log_p = {"by the ODE": -bits_per_dim(rows, estimator.terms).mean(axis=1)}
     if dataset.log_density is not None:
         log_p["true density"] = dataset.log_density(grid)
     if processes.is_main():
@@ -125,47 +192,18 @@ def _plot_density(
 
 def _plot_loss(evaluation: suite.Evaluation, workdir: Workdir) -> None:
     result, rows = evaluation.result, evaluation.rows
-    picture = workdir.plots / f"loss_against_gamma_{result.name}.png"
+    picture = workdir.plots / f"loss_against_gamma_{evaluation.name}.png"
     plots.loss_against_gamma(
         rows["gamma"].ravel(), rows["diffusion"].ravel(), picture, total=result.value, units=result.units
     )
     print(f"plot    {picture}")
 
 
-def score(request: Request) -> None:
-    """--mode=score: bits/dim of every image of any data, one CSV per estimator."""
-    config, workdir = request.config, request.workdir
-    suite.names(config)
-    mesh = sharding.make_mesh()
-    trained = load_trained(request, mesh)
-    subject = data.load_subject(
-        config.score.source or config.data.source,
-        config.score.split,
-        num_levels=trained.model.num_levels,
-        data_dir=config.data.data_dir,
-    ).first(config.score.num_images)
-    data.check_shape(subject, trained.model.image_shape)
-    stores = []
-    for evaluation in suite.evaluate(config, trained, subject, mesh, workdir.scores):
-        stores.append(evaluation.store)
-        if processes.is_main():
-            result = evaluation.result
-            where = f"{subject.name}_{subject.split}".replace("/", "_").replace(":", "_")
-            path = workdir.scores / f"{where}_{result.name}.csv"
-            text = suite.csv_text(evaluation, subject)
-            write_atomically(path, lambda file, text=text: file.write(text.encode()))
-            result.write(path.with_suffix(".json"))
-            print(f"mean    {result.text()} {result.units} by {result.description()}")
-            print(f"scores  {path}")
-    for store in stores:
-        store.discard()
-
-
 def sample(request: Request) -> None:
     """--mode=sample: `samples_<N>x<H>x<W>x<C>.npz` and a grid as PNG."""
     config, workdir = request.config, request.workdir
     mesh = sharding.make_mesh()
-    trained = load_trained(request, mesh)
+    trained = _load(request, mesh)
     model = for_evaluation(trained.model)
 
     def test_images():
@@ -214,7 +252,7 @@ def sample(request: Request) -> None:
 
 
 def _samples_depend_on(config: Config, trained: Trained, latents: np.ndarray | None) -> dict[str, Any]:
-    """What sample i depends on: not on the number of samples, on batch size or number of devices."""
+    """What sample i depends on, which excludes the number of samples, the batch size and the devices."""
     section = config.sample.to_dict()
     for name in ("num_images", "batch_size"):
         del section[name]
@@ -248,7 +286,7 @@ def import_(request: Request) -> None:
         raise unknown("--source", source, importers.IMPORTERS)
     if not checkpoint:
         raise UserError("--mode=import needs --checkpoint=PATH, the checkpoint to import")
-    shape, num_levels = data.image_spec(config.data.source, num_levels=config.data.num_levels)
+    shape, num_levels = data.data_spec(config.data.source, num_levels=config.data.num_levels)
     model = model_lib.build(config, shape, num_levels)
     imported = importers.load(source, checkpoint, model)
     workdir.prepare()
@@ -268,35 +306,31 @@ def import_(request: Request) -> None:
     target.save(jax.tree.map(jax.numpy.asarray, state), imported.step, None)
     target.close()
     workdir.save_config(config)
-    workdir.save_data({"name": config.data.source, "image_shape": shape, "num_levels": num_levels})
+    workdir.save_data({"name": config.data.source, "data_shape": shape, "num_levels": num_levels})
     print(f"checkpoint {workdir.checkpoints / str(imported.step)}")
 
 
 def report(request: Request) -> None:
-    """--mode=report: a run, or several side by side, as one HTML page."""
+    """--mode=report: a run, or several side by side, as one HTML page, and a summary as text."""
     if not processes.is_main():
         return
     others = [pathlib.Path(path).expanduser().absolute() for path in request.compare]
-    page, notes = write_report(request.workdir.path, others)
-    for note in notes:
+    written = write_report(request.workdir.path, others)
+    for note in written.notes:
         log.warning("WARNING: %s", note)
-    print(f"report  {page}")
+    print(written.text)
 
 
-def load_trained(request: Request, mesh: Mesh) -> Trained:
-    """The averaged weights of a checkpoint, with the model of the config.
+def _load(request: Request, mesh: Mesh) -> Trained:
+    """The weights that a mode is asked to use, and a workdir that can be written.
 
     Raises:
-        UserError: no such checkpoint, a damaged one, or one of another model.
+        UserError: as `loading.load`, or the workdir cannot be written.
     """
-    config, workdir, checkpoint = request.config, request.workdir, request.checkpoint
-    path = restoring.find(workdir.path, checkpoint)
-    saved = Workdir(path.parent.parent)
-    if saved.config.exists():
-        config_lib.check_model(config_lib.read_json(saved.config), config, saved.path)
+    workdir = request.workdir
+    trained = loading.load(workdir.path, request.checkpoint, mesh, config=request.config)
     workdir.prepare()
-    is_named = checkpoint is not None and pathlib.Path(checkpoint).name.isdigit()
-    return loading.restore(config, path, mesh, older=not is_named)
+    return trained
 
 
 MODES = {

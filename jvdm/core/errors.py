@@ -24,3 +24,16 @@ def wrong_type(field: str, value: object, wanted: type) -> UserError:
     """The error for a value that is not of the type of its field."""
     article = "an" if wanted.__name__[0] in "aeiou" else "a"
     return UserError(f"{field} is {value!r}, not {article} {wanted.__name__}")
+
+
+def one_line(message: object, *, limit: int | None = None) -> str:
+    """A message, or what an error says, on one line; an error without a message gives its type.
+
+    Args:
+        message: any text or exception.
+        limit: characters after which the line is cut and ends in "…"; None never cuts.
+    """
+    text = " ".join(str(message).split())
+    if not text and isinstance(message, BaseException):
+        text = type(message).__name__
+    return text if limit is None or len(text) <= limit else text[:limit] + "…"

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and whose failures are one line for the user."""
+"""Atomic writes of files, with failures reported to the user in one line."""
 
 import contextlib
 import os
@@ -16,10 +16,10 @@ def user_errors(path: str | os.PathLike[str]) -> Iterator[None]:
     """Turns an `OSError` raised inside the block into a `UserError` that names `path` and the cause.
 
     Args:
-      path: the file being written.
+        path: the file being written.
 
     Raises:
-      UserError: for a full disk, a directory that is not writable and the like.
+        UserError: the disk is full, the directory is not writable, or similar.
     """
     try:
         yield
@@ -27,19 +27,19 @@ def user_errors(path: str | os.PathLike[str]) -> Iterator[None]:
         raise UserError(f"cannot write {path}: {error.filename} is not a directory") from error
     except OSError as error:
         raise UserError(
-            f"cannot write {path}: {error.strerror or error} (free space there or choose another directory)"
+            f"cannot write {path}: {error.strerror or error}; free space there or choose another directory"
         ) from error
 
 
 def write_atomically(path: str | os.PathLike[str], write: Callable[[BinaryIO], object]) -> None:
-    """Writes a file through a temporary one beside it, so that a reader never sees half of it.
+    """Writes a file by way of a temporary one beside it, so that no reader sees a partial file.
 
     Args:
-      path: the file; missing parent directories are created.
-      write: is given the open temporary file. An exception it raises leaves `path` as it was.
+        path: the file; missing parent directories are created.
+        write: receives the open temporary file. If it raises, `path` stays as it was.
 
     Raises:
-      UserError: if the file cannot be written.
+        UserError: the file cannot be written.
     """
     path = pathlib.Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -58,21 +58,21 @@ def write_atomically(path: str | os.PathLike[str], write: Callable[[BinaryIO], o
 
 
 def read_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray] | None:
-    """The arrays of an .npz by name; None where it is damaged."""
+    """The arrays of an .npz by name; None if it is damaged."""
     try:
         # numpy does not close a damaged file that it has opened itself.
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
             return dict(archive)
-    # zipfile, zlib and numpy each have errors of their own for a damaged archive, some by accident.
+    # zipfile, zlib and numpy each raise different errors for a damaged archive, some by accident.
     except Exception:
         return None
 
 
 def write_arrays(path: str | os.PathLike[str], *arrays: np.ndarray, **named: np.ndarray) -> None:
-    """Writes an .npz of unnamed arrays, `arr_0` and so on, and of others by name.
+    """Writes an .npz of unnamed arrays (`arr_0` and so on) and named ones.
 
     Raises:
-      UserError: if the file cannot be written.
+        UserError: the file cannot be written.
     """
 
     def write(file: BinaryIO) -> None:

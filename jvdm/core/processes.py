@@ -23,7 +23,7 @@ from collections.abc import Mapping
 import jax
 import numpy as np
 
-from jvdm.core.errors import UserError, unknown
+from jvdm.core.errors import UserError, one_line, unknown
 
 log = logging.getLogger("jvdm")
 
@@ -115,7 +115,7 @@ def initialize(
     # jax raises several types: for an environment that names no cluster, a bad address, no connection.
     except (RuntimeError, ValueError, OSError) as error:
         raise UserError(
-            f"the processes did not come together ({' '.join(str(error).split())}); give --coordinator, "
+            f"the processes did not come together ({one_line(error)}); give --coordinator, "
             "--num_processes and --process_id, or --distributed=off for one process"
         ) from error
     log.info(

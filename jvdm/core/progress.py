@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal, lines at intervals in a log."""
+"""Progress of long tasks: a bar on a terminal, periodic lines in a log."""
 
 import collections
 import sys
@@ -8,13 +8,13 @@ from typing import Self, TextIO
 
 
 def duration(seconds: float) -> str:
-    """A length of time as people write it: "45s", "1m39s", "2h05m", "3d04h".
+    """Formats a length of time: "45s", "1m39s", "2h05m", "3d04h".
 
     Args:
-      seconds: at least 0.
+        seconds: at least 0.
 
     Returns:
-      The two largest units, rounded to the nearest of the smaller.
+        The two largest units, rounded to the smaller one.
     """
     seconds = round(seconds)
     if seconds < 60:
@@ -31,20 +31,20 @@ def duration(seconds: float) -> str:
 class Progress:
     """Progress with rate and time left: tqdm on a terminal, periodic log lines otherwise.
 
-    The rate is that of the last `3 * interval_s` seconds and its clock starts at the first update, so
-    that neither compilation nor an earlier part of the run spoils the time left. A line looks like
+    The rate is measured over the last `3 * interval_s` seconds, from the first update on, so that neither
+    compilation nor an earlier part of the run distorts the time left. A line looks like
 
         train  1200/5000 step  24%  38.1 step/s  1m39s left  bpd 2.013
 
     Args:
-      total: the count at which the work is done.
-      initial: the count at which it starts, not zero after a resume.
-      label: what is being done.
-      unit: what is counted.
-      interval_s: least time between two lines, in seconds; a bar redraws ten times a second.
-      stream: where to write, stderr by default. Its `isatty` chooses between bar and lines.
-      shown: False is silent, for every process but the first.
-      clock: seconds from any origin; replaced in tests.
+        total: the count at which the task is done.
+        initial: the count at which it starts; above zero after a resume.
+        label: what is being done.
+        unit: what is counted.
+        interval_s: minimum time between two lines, in seconds; a bar is redrawn ten times a second.
+        stream: the output, stderr by default. Its `isatty` chooses between bar and lines.
+        shown: False prints nothing, for every process except the first.
+        clock: returns seconds from any origin; replaced in tests.
     """
 
     def __init__(
@@ -86,8 +86,8 @@ class Progress:
         """Reports progress; cheap enough for every step.
 
         Args:
-          done: the absolute count, `total` at the end.
-          **values: numbers to show, such as bpd=2.01. They stay until replaced.
+            done: the absolute count, `total` at the end.
+            **values: numbers to show, such as bpd=2.01. They stay until replaced.
         """
         first = not self._samples
         self._done = done
@@ -130,7 +130,7 @@ class Progress:
             self._bar.update(self._done - self._bar.n)
 
     def _sample(self, now: float) -> None:
-        """Remembers (time, count) some 50 times per window: bounded however often update is called."""
+        """Stores (time, count) about 50 times per window, however often `update` is called."""
         window_s = 3 * self._interval_s
         if not self._samples or now - self._samples[-1][0] >= window_s / 50:
             self._samples.append((now, self._done))
@@ -138,7 +138,7 @@ class Progress:
             self._samples.popleft()
 
     def _rate(self, now: float) -> float | None:
-        """Counts per second over the window, None before there is one."""
+        """Counts per second over the window; None before the window has two samples."""
         if not self._samples:
             return None
         then, done_then = self._samples[0]
@@ -155,7 +155,7 @@ class Progress:
         elapsed = now - self._start
         rate = self._rate(now)
         if last and rate is None and elapsed > 0 and self._done > self._initial:
-            rate = (self._done - self._initial) / elapsed  # a single update: all there is to go by
+            rate = (self._done - self._initial) / elapsed  # from a single update
         if rate is not None:
             parts.append(f"{rate:.3g} {self._unit}/s" if rate < 100 else f"{rate:.0f} {self._unit}/s")
         if last:

@@ -2,48 +2,75 @@
 
 from typing import Any, NamedTuple
 
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, Int, Integer
+
+
+class Conditioning(NamedTuple):
+    """What is known of each example besides its values, as its data give it; None where they do not.
+
+    Attributes:
+        labels: [b] the class of each example.
+        augmented: [b] 1 where an example was augmented and the network is told of it, 0 where it was not.
+    """
+
+    labels: Int[Array, " b"] | None = None
+    augmented: Float[Array, " b"] | None = None
 
 
 class Batch(NamedTuple):
-    """What the data gives.
+    """What the data give.
 
     Attributes:
-        images: [b, h, w, c] integers 0..K-1, or float32 where the data is continuous.
-        conditioning: [b] a scalar known of each image, or zeros.
+        x: [b, *data_shape] integers 0..K-1, or float32 where the data are continuous.
+        conditioning: what else is known of each example.
     """
 
-    images: UInt8[Array, "b h w c"] | Float[Array, "b h w c"]
-    conditioning: Float[Array, " b"]
+    x: Integer[Array, " b *d"] | Float[Array, " b *d"]
+    conditioning: Conditioning = Conditioning()
 
 
 class Coefficients(NamedTuple):
-    """z_t = alpha x + sigma eps, gamma = log(sigma^2 / alpha^2).
+    """The forward process at times t: z_t = alpha x + sigma eps, gamma = log(sigma^2 / alpha^2).
 
-    Every field is broadcastable to the data: [b, 1, 1, 1] for scalar schedules, [b, h, w, c] for
-    per-pixel ones.
+    Every field broadcasts to the data: [b, 1, 1, 1] for a scalar schedule of images, [b, h, w, c] for a
+    schedule of every pixel.
+
+    Attributes:
+        alpha, sigma, gamma, dgamma_dt: as above; gamma is -inf and dgamma_dt inf at a time without noise.
+        dlogalpha_dt: d log alpha / dt, the drift of the forward SDE over z; finite at all times.
+        g2: g^2 = sigma^2 dgamma/dt, the squared volatility of the SDEs; finite at all times.
     """
 
     alpha: Float[Array, "..."]
     sigma: Float[Array, "..."]
     gamma: Float[Array, "..."]
     dgamma_dt: Float[Array, "..."]
+    dlogalpha_dt: Float[Array, "..."]
+    g2: Float[Array, "..."]
 
 
 class Context(NamedTuple):
-    """What schedule and network know besides z and t.
+    """What schedule, network and encoder know of each example besides z and t.
 
     Attributes:
-        conditioning: [b] a scalar known of each image.
+        conditioning: of the data.
         latent: [b, m] an auxiliary latent, or None.
-        charge: [b] what the latent costs in the bound, nats, or None.
-        log_ratio: [b] log q(latent | image) - log p(latent), whose mean is the charge, where it is known.
-        surrogate: [b] what the released code charges, where that is no bound, or None.
     """
 
-    conditioning: Float[Array, " b"]
+    conditioning: Conditioning = Conditioning()
     latent: Float[Array, "b m"] | None = None
-    charge: Float[Array, " b"] | None = None
+
+
+class LatentCost(NamedTuple):
+    """What an auxiliary latent costs in the bound, nats.
+
+    Attributes:
+        charge: [b] what is added to the bound.
+        log_ratio: [b] log q(latent | x) - log p(latent), whose mean is the charge; None where q is unknown.
+        surrogate: [b] what the released code charges, where that is no bound; None elsewhere.
+    """
+
+    charge: Float[Array, " b"]
     log_ratio: Float[Array, " b"] | None = None
     surrogate: Float[Array, " b"] | None = None
 
@@ -53,29 +80,22 @@ class Draws(NamedTuple):
 
     Attributes:
         u: [b] numbers in [0, 1) from which times are made.
-        eps: [b, h, w, c] noise at time t.
-        eps_0: [b, h, w, c] noise at time 0, for the reconstruction term.
-        probe: [b, h, w, c] of -1 and 1, for the second-order loss; None where that is not wanted.
-        u_data: [b, h, w, c] numbers in [0, 1) that dequantize the data of score matching; None likewise.
+        eps: [b, *data_shape] noise at time t.
+        eps_0: [b, *data_shape] noise at time 0, for the reconstruction term.
+        probe: [b, *data_shape] of -1 and 1, for the second-order loss; None where that is not wanted.
+        u_data: [b, *data_shape] numbers in [0, 1) that dequantize the data of score matching; None likewise.
         latent, other_latent: [b, ...] of two samples of a latent (`diffusion.latents`); None without one.
         step: of training, for what is annealed; None in evaluation.
     """
 
     u: Float[Array, " b"]
-    eps: Float[Array, "b h w c"]
-    eps_0: Float[Array, "b h w c"]
-    probe: Float[Array, "b h w c"] | None = None
-    u_data: Float[Array, "b h w c"] | None = None
+    eps: Float[Array, " b *d"]
+    eps_0: Float[Array, " b *d"]
+    probe: Float[Array, " b *d"] | None = None
+    u_data: Float[Array, " b *d"] | None = None
     latent: Any = None
     other_latent: Any = None
     step: Array | None = None
-
-
-class Prediction(NamedTuple):
-    """The denoiser's estimate of eps, with the coefficients it was made at."""
-
-    eps: Float[Array, "b h w c"]
-    coefficients: Coefficients
 
 
 class TimeGamma(NamedTuple):

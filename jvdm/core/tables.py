@@ -1,4 +1,4 @@
-"""Tables of results as text."""
+"""Results as text: tables, and numbers with errors."""
 
 import math
 import re
@@ -8,15 +8,15 @@ _NUMBER = re.compile(r"[≤≥<>≈~]?\s*[+−-]?\d[\d.,_]*(e[+-]?\d+)?(\s*±\s*
 
 
 def table(rows: Sequence[Mapping[str, str]], *, columns: Sequence[str] | None = None) -> str:
-    """A Markdown table whose source is aligned too, so that it reads well on a terminal.
+    """Formats rows as a Markdown table that is aligned, so that it reads well on a terminal.
 
     Args:
-      rows: cells by column. A missing cell is empty.
-      columns: which columns, in which order; by default all, in order of first appearance.
+        rows: cells by column. Missing cells are empty.
+        columns: which columns, in which order; by default all, in order of first appearance.
 
     Returns:
-      Lines without a final newline: a header, a rule and one line per row. Columns of numbers, such as
-      "2.0134 ± 0.0021" or "≤ 2.65", are aligned right; "-" stands for none.
+        Lines without a final newline: a header, a rule and one line per row. Columns of numbers, such as
+        "2.0134 ± 0.0021" or "≤ 2.65", are aligned right; "-" stands for none.
     """
     if columns is None:
         columns = list(dict.fromkeys(name for row in rows for name in row))
@@ -47,15 +47,15 @@ def _cell(text: object) -> str:
 
 
 def with_error(value: float, error: float, digits: int = 4) -> str:
-    """A number with its error, such as "2.0134 ± 0.0021".
+    """Formats a number with its error, such as "2.0134 ± 0.0021".
 
     Args:
-      value: the estimate.
-      error: its standard error, in the unit of `value`.
-      digits: decimals of both.
+        value: the estimate.
+        error: its standard error, in the unit of `value`.
+        digits: decimals of both.
 
     Returns:
-      The text. An error that would round to zero without being zero is given as a limit: "± <0.0001".
+        The text. An error that would round to zero without being zero is given as a limit: "± <0.0001".
     """
     shown = f"{error:.{digits}f}"
     if math.isfinite(error) and error > 0 and float(shown) == 0:
@@ -64,6 +64,6 @@ def with_error(value: float, error: float, digits: int = 4) -> str:
 
 
 def difference_text(value: float, error: float | None) -> str:
-    """A difference with its sign, and its error if that is known, such as "+0.0011 ± 0.0004"."""
+    """Formats a difference with its sign and, if known, its error, such as "+0.0011 ± 0.0004"."""
     sign = "+" if value >= 0 else ""
     return f"{sign}{value:.4f}" if error is None else sign + with_error(value, error)

@@ -1,6 +1,8 @@
-"""Trees of arrays by name, such as "params/network/conv_in/kernel"."""
+"""Leaves of any pytree by name, such as "params/network/conv_in/kernel".
 
-from collections.abc import Mapping
+Nested dicts are `flax.traverse_util`'s matter: `flatten_dict(tree, sep="/")` and `unflatten_dict`.
+"""
+
 from typing import Any
 
 import jax
@@ -15,15 +17,3 @@ def leaves(tree: Any) -> dict[str, Any]:
     """Whatever has a shape, by name."""
     found = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda a: hasattr(a, "shape"))
     return {name_of(path): leaf for path, leaf in found}
-
-
-def nest(leaves: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested dicts from leaves by name."""
-    tree: dict[str, Any] = {}
-    for name, leaf in leaves.items():
-        *parents, last = name.split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[last] = leaf
-    return tree

@@ -1,9 +1,12 @@
-"""Images to train on and to evaluate: sources, augmentation, batches."""
+"""Data to train on and to evaluate: sources, augmentation, batches.
+
+A batch of training is a function of seed and step; a pass of evaluation has every example once.
+"""
 
 from jvdm.data.augmentation import AUGMENTATIONS, Augmentation
 from jvdm.data.dataset import Dataset
 from jvdm.data.pipeline import TrainBatches, evaluation_batches, num_evaluation_batches
-from jvdm.data.sources import describe_sources, image_spec, load, register
+from jvdm.data.sources import data_spec, describe_sources, load, register
 from jvdm.data.subject import Subject, check_shape, load_subject
 
 __all__ = [
@@ -13,9 +16,9 @@ __all__ = [
     "Subject",
     "TrainBatches",
     "check_shape",
+    "data_spec",
     "describe_sources",
     "evaluation_batches",
-    "image_spec",
     "load",
     "load_subject",
     "num_evaluation_batches",

@@ -14,10 +14,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jvdm.core import options
 from jvdm.core.errors import UserError
+from jvdm.core.options import option
 from jvdm.core.registry import Registry
-
-AUGMENTATIONS = Registry("augmentation")
 
 
 class Draws(NamedTuple):
@@ -26,11 +26,15 @@ class Draws(NamedTuple):
     flip: np.ndarray  # bool [B], left to right
     quarter_turns: np.ndarray  # int [B], 0..3, counter-clockwise
     permutation: np.ndarray  # int [B, C]; output channel c is input channel permutation[:, c]
-    conditioning: np.ndarray  # float32 [B], 1 where the network is told of an augmentation
+    augmented: np.ndarray | None = (
+        None  # float32 [B], 1 where an image is augmented; None: the network is not told
+    )
 
     def slice(self, start: int, stop: int) -> "Draws":
         """The draws of the images `start`..`stop - 1`."""
-        return Draws(*(field[start:stop] for field in self))
+        part = slice(start, stop)
+        augmented = None if self.augmented is None else self.augmented[part]
+        return Draws(self.flip[part], self.quarter_turns[part], self.permutation[part], augmented)
 
 
 def apply(images: np.ndarray, draws: Draws) -> np.ndarray:
@@ -60,35 +64,25 @@ class Augmentation(abc.ABC):
     """A distribution over the symmetries of an image."""
 
     @abc.abstractmethod
-    def draw(self, shape: tuple[int, ...], rng: np.random.Generator) -> Draws:
-        """Draws for a batch of shape [B, H, W, C].
+    def draw(self, shape: tuple[int, ...], rng: np.random.Generator) -> Draws | None:
+        """Draws for a batch of shape [B, H, W, C]; None where nothing is done.
 
         Raises:
             UserError: images of a shape this augmentation cannot keep.
         """
 
-    def __call__(self, images: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """Augments a batch.
 
-        Args:
-            images: uint8 [B, H, W, C].
-            rng: where the draws come from.
-
-        Returns:
-            uint8 [B, H, W, C] and the conditioning, float32 [B].
-        """
-        draws = self.draw(images.shape, rng)
-        return apply(images, draws), draws.conditioning
+AUGMENTATIONS = Registry("augmentation", Augmentation)
 
 
 @AUGMENTATIONS.register("none")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NoAugmentation(Augmentation):
-    """Leaves images alone."""
+    """Leaves data of any shape alone."""
 
-    def draw(self, shape: tuple[int, ...], rng: np.random.Generator) -> Draws:
-        """The identity for every image."""
-        return _identity(shape)
+    def draw(self, shape: tuple[int, ...], rng: np.random.Generator) -> None:
+        """Nothing."""
+        return None
 
 
 @AUGMENTATIONS.register("flip")
@@ -116,14 +110,14 @@ class VdmAugmentation(Augmentation):
     horizontal_flip: bool = True
     rotate: bool = True
     permute_channels: bool = True
-    probability: float = 0.5
+    probability: float = option(0.5, low=0.0, high=1.0)
 
     def __post_init__(self):
-        if not 0 <= self.probability <= 1:
-            raise UserError(f"probability is {self.probability}; it must be from 0 to 1")
+        options.check(self)
 
     def draw(self, shape: tuple[int, ...], rng: np.random.Generator) -> Draws:
         """Independent draws for every image; all of them are made, whatever the options."""
+        identity = _identity(shape)
         batch, height, width = shape[:3]
         if self.rotate and height != width:
             raise UserError(
@@ -133,7 +127,6 @@ class VdmAugmentation(Augmentation):
         augmented = rng.random(batch) < self.probability
         flip = rng.random(batch) < 0.5
         turns = rng.integers(0, 4, batch)
-        identity = _identity(shape)
         permutation = rng.permuted(identity.permutation, axis=1)
         return Draws(
             flip=flip & augmented & self.horizontal_flip,
@@ -141,15 +134,19 @@ class VdmAugmentation(Augmentation):
             permutation=np.where(
                 (augmented & self.permute_channels)[:, None], permutation, identity.permutation
             ),
-            conditioning=augmented.astype(np.float32),
+            augmented=augmented.astype(np.float32),
         )
 
 
 def _identity(shape: tuple[int, ...]) -> Draws:
+    if len(shape) != 4:
+        raise UserError(
+            f"augmentations are for images [N, H, W, C], not for data of shape {list(shape[1:])}: "
+            "set config.augmentation.name=none"
+        )
     batch, channels = shape[0], shape[3]
     return Draws(
         flip=np.zeros(batch, bool),
         quarter_turns=np.zeros(batch, np.int64),
         permutation=np.tile(np.arange(channels), (batch, 1)),
-        conditioning=np.zeros(batch, np.float32),
     )

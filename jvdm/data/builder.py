@@ -13,7 +13,7 @@ from pathlib import Path
 
 import tensorflow_datasets as tfds
 
-from jvdm.core.errors import UserError
+from jvdm.core.errors import UserError, one_line
 from jvdm.data.archives import progress
 from jvdm.data.published import PREPARED_VERSION, PUBLISHED, Published
 
@@ -84,9 +84,8 @@ def prepare(name: str, data_dir: Path, archive_paths: dict[str, Path]) -> None:
         with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
             builder.download_and_prepare()
     except RuntimeError as error:  # what ArrayRecord's writer raises where the disk is full
-        reason = " ".join(str(error).split())
         raise UserError(
-            f"cannot prepare {name} under {data_dir} ({reason}); free or change data_dir"
+            f"cannot prepare {name} under {data_dir} ({one_line(error)}); free or change data_dir"
         ) from error
 
 

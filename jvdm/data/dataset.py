@@ -32,10 +32,9 @@ class Dataset:
     log_density: Callable[[np.ndarray], np.ndarray] | None = None
 
     @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(H, W, C)."""
-        height, width, channels = self.train.shape[1:]
-        return height, width, channels
+    def data_shape(self) -> tuple[int, ...]:
+        """The shape of one example, (H, W, C) of an image."""
+        return self.train.shape[1:]
 
     def split(self, split: str) -> np.ndarray:
         """The images of "train" or "test", uint8 [N, H, W, C].

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from jvdm.core.errors import UserError
+from jvdm.core.errors import UserError, one_line
 
 _MNIST_MAGIC = 2051
 _DAMAGE = (
@@ -123,5 +123,6 @@ def _reading(path: Path, form: str):
     except UserError:
         raise
     except _DAMAGE as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{path} is damaged or not a {form} archive ({reason}); fetch it again") from error
+        raise UserError(
+            f"{path} is damaged or not a {form} archive ({one_line(error)}); fetch it again"
+        ) from error

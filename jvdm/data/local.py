@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jvdm.core.errors import UserError
+from jvdm.core.errors import UserError, one_line
 from jvdm.data.dataset import Dataset, check_dataset
 
 DIGITS_LEVELS = 17
@@ -111,7 +111,7 @@ def _read_npz(path: str, choose: Callable[[list[str]], list[str]]) -> dict[str, 
         raise
     except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(
-            f"{file} cannot be read ({_one_line(error)}); it must hold plain uint8 arrays, train_images "
+            f"{file} cannot be read ({one_line(error)}); it must hold plain uint8 arrays, train_images "
             "and test_images"
         ) from error
 
@@ -188,7 +188,7 @@ def _open_image(file: Path) -> np.ndarray:
             mode = image.mode
             values = np.asarray(image) if mode in _CHANNELS else None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"{file} is not a readable image ({_one_line(error)})") from error
+        raise UserError(f"{file} is not a readable image ({one_line(error)})") from error
     if values is None:
         raise UserError(f"{file} has the pixel format {mode}; it must be 8-bit grayscale (L) or RGB")
     return values.reshape(*values.shape[:2], _CHANNELS[mode])
@@ -197,7 +197,3 @@ def _open_image(file: Path) -> np.ndarray:
 def _size(shape: tuple[int, ...]) -> str:
     height, width, channels = shape
     return f"{height}x{width} with {channels} channel{'s' if channels > 1 else ''}"
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -7,11 +7,15 @@ found without reading those before it, and resuming needs nothing but the step.
 
 import functools
 from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from jvdm.core.errors import UserError
 from jvdm.data.augmentation import Augmentation, apply
+
+if TYPE_CHECKING:
+    from jvdm.core.records import Batch
 
 # Philox streams of one seed: key [seed, step] for augmentation, [seed, _ORDERS + epoch] for orders.
 _ORDERS = 2**63
@@ -56,23 +60,28 @@ class TrainBatches:
         # Refuse a shape before the first step, not in it.
         augmentation.draw((0, *images.shape[1:]), np.random.default_rng(0))
 
-    def __getitem__(self, step: int) -> dict[str, np.ndarray]:
+    def __getitem__(self, step: int) -> "Batch":
         """The batch of a step.
 
         Args:
             step: from 0.
 
         Returns:
-            "images" uint8 [b, H, W, C] and "conditioning" float32 [b], b the batch size over the
-            number of processes.
+            [b, *data_shape] of the data's dtype, b the batch size over the number of processes.
         """
+        from jvdm.core.records import Batch, Conditioning  # here: it imports jax, which --help does not need
+
         if step < 0:
             raise IndexError(f"step {step} is negative")
         rng = np.random.Generator(_philox(self._seed, step))
         draws = self._augmentation.draw((self._batch_size, *self._images.shape[1:]), rng)
+        x: Any = np.asarray(self._images[self.positions(step)[self._local]])
+        if draws is None:
+            return Batch(x)
         draws = draws.slice(self._local.start, self._local.stop)
-        images = np.asarray(self._images[self.positions(step)[self._local]])
-        return {"images": apply(images, draws), "conditioning": draws.conditioning}
+        augmented: Any = draws.augmented
+        images: Any = apply(x, draws)
+        return Batch(images, Conditioning(augmented=augmented))
 
     def positions(self, step: int) -> np.ndarray:
         """Which images the global batch of a step holds, int64 [batch_size]."""

@@ -7,14 +7,14 @@
 tensorflow-datasets is imported only when a split has no valid array yet.
 """
 
-import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-from jvdm.core.errors import UserError
+from jvdm.core import locks
+from jvdm.core.errors import UserError, one_line
 from jvdm.data import formats
 from jvdm.data.archives import fetch, progress
 from jvdm.data.dataset import Dataset
@@ -40,7 +40,9 @@ def load_published(name: str, data_dir: str = "") -> Dataset:
     folder = root / "jvdm_images" / name / PREPARED_VERSION
     if any(_cached(name, folder, split) is None for split in SPLITS):
         try:
-            with _lock(root / "jvdm_images" / f"{name}.lock"):
+            # One process of this machine prepares while the others wait.
+            lock = root / "jvdm_images" / f"{name}.lock"
+            with locks.exclusive(lock, wait=True, purpose=f"prepares {name} there"):
                 _prepare(name, root, folder)
         except OSError as error:
             reason = error.strerror or str(error)
@@ -75,7 +77,7 @@ def _shape(name: str, split: str) -> tuple[int, ...]:
 
 
 def _cached(name: str, folder: Path, split: str) -> np.ndarray | None:
-    """The decoded split, or None where it is missing or not whole."""
+    """The decoded split, or None where it is missing or incomplete."""
     try:
         array = np.load(folder / f"{split}.npy", mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError):
@@ -107,21 +109,10 @@ def _images(files: Iterator[bytes], shape: tuple[int, ...], folder: Path) -> Ite
             yield formats.decode_png(data, (height, width, channels))
             count += 1
     except Exception as error:  # ArrayRecord and TFDS raise whatever their C++ code does
-        raise _unreadable(folder, " ".join(str(error).split())) from error
+        raise _unreadable(folder, one_line(error)) from error
     if count != shape[0]:
         raise _unreadable(folder, f"{count} images, not {shape[0]}")
 
 
 def _unreadable(folder: Path, reason: str) -> UserError:
     return UserError(f"the dataset prepared in {folder} cannot be read ({reason}); remove that folder")
-
-
-@contextlib.contextmanager
-def _lock(path: Path):
-    """Lets one process of this host prepare while the others wait."""
-    import fcntl
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

@@ -88,8 +88,8 @@ def _read_registered(name: str, num_levels: int) -> Dataset:
     return check_dataset(dataset, name) if dataset.num_levels else dataset
 
 
-def image_spec(source: str, *, num_levels: int = 0) -> tuple[tuple[int, int, int], int]:
-    """The (H, W, C) and number of levels of a source, without the images where these are known.
+def data_spec(source: str, *, num_levels: int = 0) -> tuple[tuple[int, ...], int]:
+    """The shape of an example and the number of levels of a source, without the images where these are known.
 
     Args:
         source, num_levels: as for `load`.
@@ -101,7 +101,7 @@ def image_spec(source: str, *, num_levels: int = 0) -> tuple[tuple[int, int, int
     if kind in PUBLISHED:
         return PUBLISHED[kind].image_shape, 256
     dataset = load(source, num_levels=num_levels)
-    return dataset.image_shape, dataset.num_levels
+    return dataset.data_shape, dataset.num_levels
 
 
 def parse(source: str, num_levels: int) -> tuple[str, str]:

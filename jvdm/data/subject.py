@@ -86,7 +86,7 @@ def load_subject(source: str, split: str, *, num_levels: int, data_dir: str = ""
     )
 
 
-def check_shape(subject: Subject, shape: tuple[int, int, int]) -> None:
+def check_shape(subject: Subject, shape: tuple[int, ...]) -> None:
     """Refuse images that are not of the model's shape.
 
     Raises:

@@ -22,35 +22,30 @@ For any q, with P(x) = integral of p(z) p(x | z) dz,
 
 import dataclasses
 import math
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jvdm.core import options
+from jvdm.core.options import option
+from jvdm.core.records import Coefficients
 from jvdm.core.registry import Registry
+from jvdm.core.shapes import sum_example
 from jvdm.diffusion import losses, transforms
+from jvdm.diffusion.process import diffuse
 from jvdm.diffusion.transforms import SCALING, DataMap, Levels
 
-DEQUANTIZATIONS = Registry("dequantization")
-
-Data = Float[Array, "b h w c"]
+Data = Float[Array, " b *d"]
 Scale = losses.Scale
-
-
-class Start(NamedTuple):
-    """Coefficients at the time at which the ODE starts, broadcastable to the data."""
-
-    alpha: Scale
-    sigma: Scale
-    gamma: Scale
 
 
 class Dequantized(NamedTuple):
     """A continuous version of discrete data.
 
     Attributes:
-        z: [b, h, w, c].
+        z: [b, *data_shape].
         log_q: [b] log q(z | x), nats.
         log_decoder: [b] log p(x | z), nats; 0 where z tells x.
     """
@@ -60,9 +55,46 @@ class Dequantized(NamedTuple):
     log_decoder: Float[Array, " b"]
 
 
+class Dequantization(Protocol):
+    """A dequantization, a frozen dataclass.
+
+    Attributes:
+        start_gamma: the ODE starts where gamma is this, or at time 0 if gamma is higher there.
+        discrete: it is for data of levels; otherwise for continuous data.
+        analytic_entropy: log_q is its mean over e, which does not depend on the sample.
+    """
+
+    start_gamma: float
+    discrete: ClassVar[bool]
+    analytic_entropy: bool
+
+    def draw(
+        self, key: jax.Array, levels: Levels, at: Coefficients, num_levels: int, data_map: DataMap = SCALING
+    ) -> Array:
+        """The noise e of one example, of the shape of its levels; `at` without a batch axis."""
+        ...
+
+    def __call__(
+        self, levels: Levels, e: Data, at: Coefficients, num_levels: int, data_map: DataMap = SCALING
+    ) -> Dequantized:
+        """z and its density, [b] nats.
+
+        Args:
+            levels: [b, ...] data.
+            e: [b, ...] from `draw`.
+            at: coefficients at the start.
+            num_levels: K of the data.
+            data_map: that encodes.
+        """
+        ...
+
+
+DEQUANTIZATIONS = Registry("dequantization", Dequantization)
+
+
 def _per_example(a: Scale, like: Data) -> Float[Array, " b"]:
     """The sum over an example's dimensions of a scale."""
-    return losses.sum_example(jnp.broadcast_to(a, like.shape))
+    return sum_example(jnp.broadcast_to(a, like.shape))
 
 
 @DEQUANTIZATIONS.register("truncated_normal")
@@ -80,17 +112,20 @@ class TruncatedNormal:
     discrete: ClassVar[bool] = True
 
     def draw(
-        self, key: jax.Array, levels: Levels, at: Start, num_levels: int, data_map: DataMap = SCALING
+        self, key: jax.Array, levels: Levels, at: Coefficients, num_levels: int, data_map: DataMap = SCALING
     ) -> Array:
-        """e of one example, [h, w, c] levels; `at` without a batch axis."""
+        """e of one example, [*data_shape] levels; `at` without a batch axis."""
         low, high = self.bounds(levels, at, num_levels, data_map)
         return jax.random.truncated_normal(key, low, high, levels.shape)
 
-    def bounds(self, levels: Levels, at: Start, num_levels: int, data_map: DataMap) -> tuple[Scale, Scale]:
+    def bounds(
+        self, levels: Levels, at: Coefficients, num_levels: int, data_map: DataMap
+    ) -> tuple[Scale, Scale]:
         """lo and hi, of the shape of the levels."""
         one_over = jnp.exp(-0.5 * at.gamma)
-        if isinstance(data_map, transforms.Scaling):
-            tau = jnp.broadcast_to(one_over / num_levels, levels.shape)
+        if data_map.equal_cells:
+            first, last = data_map.range
+            tau = jnp.broadcast_to(one_over * (0.5 * (last - first)) / num_levels, levels.shape)
             return -tau, tau
         x = levels.astype(jnp.float32)
         f = transforms.encode(levels, num_levels, data_map)
@@ -98,13 +133,13 @@ class TruncatedNormal:
         return one_over * low, one_over * high
 
     def __call__(
-        self, levels: Levels, e: Data, at: Start, num_levels: int, data_map: DataMap = SCALING
+        self, levels: Levels, e: Data, at: Coefficients, num_levels: int, data_map: DataMap = SCALING
     ) -> Dequantized:
         """z and its density.
 
         Args:
-            levels: [b, h, w, c] data.
-            e: [b, h, w, c] from `draw`.
+            levels: [b, *data_shape] data.
+            e: [b, *data_shape] from `draw`.
             at: coefficients at the start.
             num_levels: K of the data.
             data_map: that encodes.
@@ -118,9 +153,9 @@ class TruncatedNormal:
             excess = slope / (2.0 * math.sqrt(2.0 * math.pi) * mass)
             log_q = -_per_example(0.5 + log_scale + log_mass - excess, e)
         else:
-            log_q = -losses.sum_example(0.5 * e**2) - _per_example(log_scale + log_mass, e)
+            log_q = -sum_example(0.5 * e**2) - _per_example(log_scale + log_mass, e)
         f = transforms.encode(levels, num_levels, data_map)
-        return Dequantized(at.alpha * f + at.sigma * e, log_q, jnp.zeros_like(log_q))
+        return Dequantized(diffuse(f, e, at), log_q, jnp.zeros_like(log_q))
 
 
 @DEQUANTIZATIONS.register("variational")
@@ -134,37 +169,47 @@ class Variational:
     """
 
     analytic_entropy: bool = False
-    decoder: str = "exact"
+    decoder: str = option("exact", choices=losses.DECODERS)
     start_gamma: ClassVar[float] = -math.inf
     discrete: ClassVar[bool] = True
 
     def __post_init__(self):
-        if self.decoder not in losses.DECODERS:
-            raise ValueError(f"decoder is {self.decoder!r}: give one of {', '.join(losses.DECODERS)}")
+        options.check(self)
 
     def draw(
-        self, key: jax.Array, levels: Levels, at: Start, num_levels: int, data_map: DataMap = SCALING
+        self, key: jax.Array, levels: Levels, at: Coefficients, num_levels: int, data_map: DataMap = SCALING
     ) -> Array:
-        """e of one example, [h, w, c] levels."""
+        """e of one example, [*data_shape] levels."""
         return jax.random.normal(key, levels.shape)
 
     def __call__(
-        self, levels: Levels, e: Data, at: Start, num_levels: int, data_map: DataMap = SCALING
+        self, levels: Levels, e: Data, at: Coefficients, num_levels: int, data_map: DataMap = SCALING
     ) -> Dequantized:
         """z and its density; arguments as of `TruncatedNormal`."""
         log_scale = 0.5 * jnp.log(2.0 * jnp.pi * at.sigma**2)
         squares = jnp.full_like(e, 0.5) if self.analytic_entropy else 0.5 * e**2
-        log_q = -losses.sum_example(squares) - _per_example(log_scale, e)
+        log_q = -sum_example(squares) - _per_example(log_scale, e)
         magnification = losses.DECODERS[self.decoder](at.alpha)
         nats = losses.reconstruction(levels, e, at.gamma, num_levels, magnification, data_map)
         f = transforms.encode(levels, num_levels, data_map)
-        return Dequantized(at.alpha * f + at.sigma * e, log_q, -nats)
+        return Dequantized(diffuse(f, e, at), log_q, -nats)
 
 
 def uniform(levels: Levels, u: Data, alpha: Scale, num_levels: int, data_map: DataMap) -> Dequantized:
-    """Dequantization (5), of z = alpha y."""
+    """Dequantization (5), of z = alpha y.
+
+    Args:
+        levels: [b, *data_shape] data.
+        u: [b, *data_shape] in [0, 1).
+        alpha: at the start, broadcastable to them.
+        num_levels: K of the data.
+        data_map: that encodes.
+
+    Returns:
+        z, log q(z | x) [b] in nats, and a decoder that costs nothing.
+    """
     y, log_q = transforms.dequantize(levels, u, num_levels, data_map)
-    log_q = losses.sum_example(log_q) - _per_example(jnp.log(alpha), y)
+    log_q = sum_example(log_q) - _per_example(jnp.log(alpha), y)
     return Dequantized(alpha * y, log_q, jnp.zeros_like(log_q))
 
 
@@ -182,13 +227,13 @@ class UniformDequantization:
     discrete: ClassVar[bool] = True
 
     def draw(
-        self, key: jax.Array, levels: Levels, at: Start, num_levels: int, data_map: DataMap = SCALING
+        self, key: jax.Array, levels: Levels, at: Coefficients, num_levels: int, data_map: DataMap = SCALING
     ) -> Array:
-        """u of one example, [h, w, c] levels."""
+        """u of one example, [*data_shape] levels."""
         return jax.random.uniform(key, levels.shape)
 
     def __call__(
-        self, levels: Levels, u: Data, at: Start, num_levels: int, data_map: DataMap = SCALING
+        self, levels: Levels, u: Data, at: Coefficients, num_levels: int, data_map: DataMap = SCALING
     ) -> Dequantized:
         """z and its density; `u` in [0, 1), other arguments as of `TruncatedNormal`."""
         return uniform(levels, u, at.alpha, num_levels, data_map)
@@ -200,10 +245,24 @@ class UniformReleased(UniformDequantization):
     """Dequantization (5) as the i-DODE code has it, z not scaled by alpha: a bound, of another model."""
 
     def __call__(
-        self, levels: Levels, u: Data, at: Start, num_levels: int, data_map: DataMap = SCALING
+        self, levels: Levels, u: Data, at: Coefficients, num_levels: int, data_map: DataMap = SCALING
     ) -> Dequantized:
         """z and its density; `u` in [0, 1), other arguments as of `TruncatedNormal`."""
         return uniform(levels, u, jnp.ones_like(at.alpha), num_levels, data_map)
+
+
+def continuous(x: Data, alpha: Scale) -> Dequantized:
+    """(6), of z = alpha x.
+
+    Args:
+        x: [b, *data_shape] data.
+        alpha: at the start, broadcastable to them.
+
+    Returns:
+        z, log q [b] in nats, and a decoder that costs nothing.
+    """
+    log_q = -_per_example(jnp.log(alpha), x)
+    return Dequantized(alpha * x, log_q, jnp.zeros_like(log_q))
 
 
 @DEQUANTIZATIONS.register("none")
@@ -220,14 +279,13 @@ class Continuous:
     discrete: ClassVar[bool] = False
 
     def draw(
-        self, key: jax.Array, levels: Data, at: Start, num_levels: int, data_map: DataMap = SCALING
+        self, key: jax.Array, levels: Data, at: Coefficients, num_levels: int, data_map: DataMap = SCALING
     ) -> Array:
         """Nothing is random."""
         return jnp.zeros_like(levels)
 
     def __call__(
-        self, levels: Data, u: Data, at: Start, num_levels: int, data_map: DataMap = SCALING
+        self, levels: Data, u: Data, at: Coefficients, num_levels: int, data_map: DataMap = SCALING
     ) -> Dequantized:
         """z and its density; `levels` are the data themselves."""
-        log_q = -_per_example(jnp.log(at.alpha), levels)
-        return Dequantized(at.alpha * levels, log_q, jnp.zeros_like(log_q))
+        return continuous(levels, at.alpha)

@@ -10,19 +10,53 @@
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import ClassVar
+from typing import ClassVar, Protocol
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jvdm.core.errors import unknown
+from jvdm.core import options
+from jvdm.core.options import option
 from jvdm.core.registry import Registry
-
-TRACES = Registry("trace")
 
 Data = Float[Array, "..."]
 Field = Callable[[Data], Data]
+
+
+class Trace(Protocol):
+    """How the divergence of a field is found, a frozen dataclass.
+
+    Attributes:
+        exact: there is nothing random in it.
+        probes: m, how many `draw` gives; 1 where it is exact.
+    """
+
+    exact: ClassVar[bool]
+    probes: int = 1
+
+    def draw(self, key: jax.Array, shape: tuple[int, ...]) -> Float[Array, "m ..."]:
+        """The probes of one solve, for an example of a shape."""
+        ...
+
+    def __call__(
+        self, fn: Field, z: Data, probes: Array, *, batch_axes: int = 0
+    ) -> tuple[Data, Float[Array, "m ..."]]:
+        """fn(z), and one estimate of its divergence per probe.
+
+        Args:
+            fn: of one example, or of a batch whose examples do not mix.
+            z: an example after `batch_axes` axes of the batch.
+            probes: [m, ...] from `draw`.
+            batch_axes: 0 or more.
+
+        Returns:
+            The shape of z, and [m] followed by the batch.
+        """
+        ...
+
+
+TRACES = Registry("trace", Trace)
 
 PROBES = {
     "rademacher": lambda key, shape: jax.random.rademacher(key, shape, jnp.float32),
@@ -40,15 +74,12 @@ class Hutchinson:
         distribution: "rademacher" (-1 and 1) or "gaussian".
     """
 
-    probes: int = 1
-    distribution: str = "rademacher"
+    probes: int = option(1, low=1)
+    distribution: str = option("rademacher", choices=PROBES)
     exact: ClassVar[bool] = False
 
     def __post_init__(self):
-        if self.probes < 1:
-            raise ValueError(f"probes is {self.probes}: give 1 or more")
-        if self.distribution not in PROBES:
-            raise unknown("distribution of probes", self.distribution, PROBES)
+        options.check(self)
 
     def draw(self, key: jax.Array, shape: tuple[int, ...]) -> Float[Array, "m ..."]:
         """The probes of one solve."""
@@ -88,12 +119,11 @@ class ExactTrace:
         at_a_time: unit vectors pushed forward at once.
     """
 
-    at_a_time: int = 64
+    at_a_time: int = option(64, low=1)
     exact: ClassVar[bool] = True
 
     def __post_init__(self):
-        if self.at_a_time < 1:
-            raise ValueError(f"at_a_time is {self.at_a_time}: give 1 or more")
+        options.check(self)
 
     def draw(self, key: jax.Array, shape: tuple[int, ...]) -> Float[Array, "1"]:
         """Nothing is random; one entry, for the one number that comes out."""
@@ -102,7 +132,7 @@ class ExactTrace:
     def __call__(
         self, fn: Field, z: Data, probes: Array, *, batch_axes: int = 0
     ) -> tuple[Data, Float[Array, "1 ..."]]:
-        """fn(z) and its divergence; arguments as of `Hutchinson`, whose probes are not looked at."""
+        """fn(z) and its divergence; arguments as of `Hutchinson`, whose probes it ignores."""
         value, push_forward = jax.linearize(fn, z)
         batch, shape = z.shape[:batch_axes], z.shape[batch_axes:]
         size = math.prod(shape)

@@ -32,17 +32,16 @@ The g of (4) are Gumbel(0), or made of w_i ~ Gamma(1/k, 1), i = 1..10, as sum-of
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jvdm.core.errors import unknown
+from jvdm.core import options
+from jvdm.core.options import option
 from jvdm.core.registry import Registry
 from jvdm.diffusion import subsets
-
-LATENTS = Registry("latent")
 
 Logits = Float[Array, "b n"]
 Noise = Float[Array, "b ..."]
@@ -63,9 +62,47 @@ class LatentSample(NamedTuple):
     log_ratio: Float[Array, " b"] | None = None
 
 
-def _check_size(size: int, least: int) -> None:
-    if size < least:
-        raise ValueError(f"size is {size}: give {least} or more")
+class Latent(Protocol):
+    """A latent, a frozen dataclass.
+
+    Attributes:
+        size: m, numbers of c; 0 is no latent.
+        num_logits: n, of the encoder's output.
+        is_bound: the charge is KL(q || p).
+        mode_charge: -log p(c) of `mode`, nats, inf where it has no probability.
+        score_function: the value has no gradient, so that training needs `subsets.leave_one_out`.
+    """
+
+    size: int
+    num_logits: int
+    is_bound: ClassVar[bool]
+    mode_charge: float
+    score_function: bool = False
+
+    def draw(self, key: jax.Array) -> Array:
+        """What is random in the sample of one example."""
+        ...
+
+    def prior(self, key: jax.Array) -> Array:
+        """A c to generate from, [m]."""
+        ...
+
+    def sample(self, logits: Logits, noise: Noise, step: jax.Array | None = None) -> LatentSample:
+        """c and its charge.
+
+        Args:
+            logits: [b, n] from the encoder.
+            noise: [b, ...] of `draw`.
+            step: of training, where an estimator is annealed; its last form if not given.
+        """
+        ...
+
+    def mode(self, logits: Logits) -> Value:
+        """The c that is likeliest, [b, m]; it costs `mode_charge`."""
+        ...
+
+
+LATENTS = Registry("latent", Latent)
 
 
 def _check_subset(size: int, k: int) -> None:
@@ -74,7 +111,14 @@ def _check_subset(size: int, k: int) -> None:
 
 
 def categorical_kl(logits: Logits) -> Float[Array, " b"]:
-    """KL(softmax of the logits || uniform), [b] nats."""
+    """KL(softmax of the logits || uniform).
+
+    Args:
+        logits: [b, n], not normalised.
+
+    Returns:
+        [b] nats.
+    """
     log_q = jax.nn.log_softmax(logits)
     return jnp.sum(jnp.exp(log_q) * (log_q + math.log(logits.shape[-1])), axis=-1)
 
@@ -88,7 +132,28 @@ def direction(a: Value) -> Value:
 @LATENTS.register("none")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NoLatent:
-    """There is none: the model is conditioned on nothing."""
+    """No latent: c has no numbers and costs nothing, and a model with it has no encoder."""
+
+    size: ClassVar[int] = 0
+    num_logits: ClassVar[int] = 0
+    is_bound: ClassVar[bool] = True
+    mode_charge: ClassVar[float] = 0.0
+
+    def draw(self, key: jax.Array) -> Array:
+        """Nothing is random."""
+        return jnp.zeros(0)
+
+    def prior(self, key: jax.Array) -> Array:
+        """The only c, [0]."""
+        return jnp.zeros(0)
+
+    def sample(self, logits: Logits, noise: Noise, step: jax.Array | None = None) -> LatentSample:
+        """The only c, whose charge is 0; arguments as of `Gaussian`."""
+        return LatentSample(logits, jnp.zeros(len(logits)), jnp.zeros(len(logits)))
+
+    def mode(self, logits: Logits) -> Value:
+        """The only c, [b, 0]."""
+        return logits
 
 
 @LATENTS.register("gaussian")
@@ -100,13 +165,12 @@ class Gaussian:
         size: m.
     """
 
-    size: int = 50
+    size: int = option(50, low=1)
     is_bound: ClassVar[bool] = True
-    score_function: ClassVar[bool] = False
     mode_charge: ClassVar[float] = math.inf
 
     def __post_init__(self):
-        _check_size(self.size, 1)
+        options.check(self)
 
     @property
     def num_logits(self) -> int:
@@ -152,18 +216,13 @@ class Gumbel:
         min_temperature, decay: of the gradient, tau = max(min_temperature, e^(-decay step)).
     """
 
-    size: int = 50
-    min_temperature: float = 0.5
-    decay: float = 1e-5
+    size: int = option(50, low=2)
+    min_temperature: float = option(0.5, above=0.0)
+    decay: float = option(1e-5, low=0.0)
     is_bound: ClassVar[bool] = True
-    score_function: ClassVar[bool] = False
 
     def __post_init__(self):
-        _check_size(self.size, 2)
-        if self.min_temperature <= 0.0:
-            raise ValueError(f"min_temperature is {self.min_temperature}: give a positive number")
-        if self.decay < 0.0:
-            raise ValueError(f"decay is {self.decay}: give 0 or a positive number")
+        options.check(self)
 
     @property
     def num_logits(self) -> int:
@@ -219,13 +278,12 @@ class KSubset:
 
     size: int = 50
     k: int = 15
-    gradient: str = "straight_through"
+    gradient: str = option("straight_through", choices=GRADIENTS)
     is_bound: ClassVar[bool] = True
 
     def __post_init__(self):
+        options.check(self)
         _check_subset(self.size, self.k)
-        if self.gradient not in GRADIENTS:
-            raise unknown("gradient", self.gradient, GRADIENTS)
 
     @property
     def score_function(self) -> bool:
@@ -317,14 +375,12 @@ class KHotSurrogate:
 
     size: int = 50
     k: int = 15
-    noise: str = "sum_of_gamma_released"
+    noise: str = option("sum_of_gamma_released", choices=PERTURBATIONS)
     is_bound: ClassVar[bool] = False
-    score_function: ClassVar[bool] = False
 
     def __post_init__(self):
+        options.check(self)
         _check_subset(self.size, self.k)
-        if self.noise not in PERTURBATIONS:
-            raise unknown("noise", self.noise, PERTURBATIONS)
 
     @property
     def num_logits(self) -> int:

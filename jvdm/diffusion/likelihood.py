@@ -2,9 +2,9 @@
 
 With the drift b(z, t) of the ODE, whose trajectories run from z at time `start` to z_1 at time 1:
 
-    1. log p(z) = log N(z_1; 0, sigma_1^2 I) + integral over t of div b(z_t, t)     (2011.13456, appendix D.2)
+    1. log p(z) = log p(z_1) + integral over t of div b(z_t, t)     (2011.13456, appendix D.2)
 
-sigma_1 is that of the path, so that the prior has the scale of pure noise also where sigma_1 is not 1.
+p(z_1) is the prior of the process (`process`, 5).
 The integral is carried along in nats per dimension, one number per probe of the trace.
 
 With log_w = log p(z) + log p(x | z) - log q(z | x) of `diffusion.dequantization`, unbiased but noisy for a
@@ -26,14 +26,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-Data = Float[Array, "h w c"]
+from jvdm.diffusion.process import Normal
+
+Data = Float[Array, "*d"]
 
 
 class LogDensity(NamedTuple):
     """Of one example, in nats.
 
     Attributes:
-        prior: log N(z_1; 0, sigma_1^2 I).
+        prior: log p(z_1).
         trace: [m] the integral of the divergence, one estimate per probe.
         evaluations: of the drift (NFE).
         ok: whether the solver reached time 1.
@@ -43,24 +45,6 @@ class LogDensity(NamedTuple):
     trace: Float[Array, " m"]
     evaluations: Int[Array, ""]
     ok: Bool[Array, ""]
-
-
-def normal_log_density(z: Data, log_sigma: Float[Array, "..."]) -> Float[Array, ""]:
-    """log N(z; 0, sigma^2), nats; log_sigma broadcasts to z."""
-    log_sigma = jnp.broadcast_to(log_sigma, z.shape)
-    squares = 0.5 * (z * jnp.exp(-log_sigma)) ** 2
-    return -jnp.sum(squares + log_sigma) - 0.5 * z.size * math.log(2.0 * math.pi)
-
-
-def field_with_trace(drift: Callable, trace: Any, probes: Float[Array, "m ..."]) -> Callable:
-    """The field of (z, integral), for `integrate`, of a drift (z, t) -> dz/dt of one example."""
-
-    def field(t, state):
-        z, _ = state
-        value, traces = trace(lambda z: drift(z, t), z, probes)
-        return value, traces / z.size
-
-    return field
 
 
 def batched_field(drift: Callable, trace: Any | None) -> Callable:
@@ -111,48 +95,23 @@ def integrate(
     *,
     num_probes: int,
     start: Float[Array, ""],
-    log_sigma_1: Float[Array, "..."],
+    prior: Normal,
     solver: Any,
 ) -> LogDensity:
     """The log-density (1) of one example at time `start`.
 
     Args:
         field: (t, (z, integral [num_probes])) -> derivative; the integral is in nats per dimension.
-        z: [h, w, c].
+        z: [*data_shape].
         num_probes: of the trace.
         start: the time z is at.
-        log_sigma_1: at time 1, broadcastable to z.
+        prior: p(z_1), broadcastable to z.
         solver: one of `jvdm.diffusion.solvers`.
     """
     solution = solver(field, (z, jnp.zeros(num_probes, z.dtype)), start, 1.0)
     z_1, integral = solution.state
-    prior = normal_log_density(z_1, log_sigma_1)
-    return LogDensity(prior, integral * z.size, solution.evaluations, solution.ok)
-
-
-def log_density(
-    drift: Callable[[Data, Float[Array, ""]], Data],
-    z: Data,
-    *,
-    start: Float[Array, ""],
-    log_sigma_1: Float[Array, "..."],
-    trace: Any,
-    probes: Float[Array, "m ..."],
-    solver: Any,
-) -> LogDensity:
-    """The log-density (1) of one example at time `start`.
-
-    Args:
-        drift: (z, t) -> dz/dt of one example.
-        z: [h, w, c].
-        start: the time z is at.
-        log_sigma_1: at time 1, broadcastable to z.
-        trace: one of `jvdm.diffusion.divergence`.
-        probes: from its `draw`.
-        solver: one of `jvdm.diffusion.solvers`.
-    """
-    field = field_with_trace(drift, trace, probes)
-    return integrate(field, z, num_probes=len(probes), start=start, log_sigma_1=log_sigma_1, solver=solver)
+    log_prior = jnp.sum(jnp.broadcast_to(prior.log_density(z_1), z_1.shape))
+    return LogDensity(log_prior, integral * z.size, solution.evaluations, solution.ok)
 
 
 class Weighted(NamedTuple):
@@ -170,7 +129,15 @@ class Weighted(NamedTuple):
 
 
 def weigh(scores: np.ndarray, values: np.ndarray) -> Weighted:
-    """Bound (2) of `values` [..., K], with weights proportional to exp(scores)."""
+    """Bound (2) of `values` [..., K], with weights proportional to exp(scores).
+
+    Args:
+        scores: [..., K] logarithms of weights that need not be normalised, nats.
+        values: [..., K] nats.
+
+    Returns:
+        The bound [...] in nats, and the weights [..., K].
+    """
     scores = np.asarray(scores, np.float64)
     log_weights = scores - scores.max(axis=-1, keepdims=True)
     log_weights = log_weights - np.log(np.exp(log_weights).sum(axis=-1, keepdims=True))

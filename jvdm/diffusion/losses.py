@@ -4,9 +4,10 @@ With data x in {0..K-1}, encoded as f (`jvdm.diffusion.transforms`; 2 (x + 1/2) 
 z_0 / alpha_0 = f + e^(gamma_0 / 2) eps_0:
 
     1. reconstruction: -sum log softmax_v [ -1/2 e^-gamma_0 (z_0 / alpha_0 - f_v)^2 ] at v = x
-    2. prior:          KL( N(alpha_1 f, sigma_1^2) || N(0, 1) )
-                       = 1/2 sum( alpha_1^2 f^2 + sigma_1^2 - ln sigma_1^2 - 1 )
-    3. diffusion, continuous time: 1/2 gamma'(t) |eps - eps_hat|^2
+    2. prior:          KL( N(alpha_1 f, sigma_1^2) || p(z_1) ), where p(z_1) is N(0, sigma_1^2), so that it is
+                       1/2 sum( alpha_1^2 f^2 / sigma_1^2 ), or N(0, 1), as the paper has it:
+                       1/2 sum( alpha_1^2 f^2 + sigma_1^2 - ln sigma_1^2 - 1 )
+    3. diffusion, continuous time: 1/2 gamma'(t) |eps - eps_hat|^2 (`process`, 7)
     4. diffusion, T steps:         T/2 expm1(gamma_t - gamma_s) |eps - eps_hat|^2,  s = t - 1/T
 
 And a penalty of training (2305.03935, section 4.3), for an output F with eps = n F + k z, |F - F_hat|^2 of
@@ -27,15 +28,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jvdm.core.shapes import sum_example
+from jvdm.diffusion.process import Normal, kl
 from jvdm.diffusion.transforms import SCALING, DataMap, Levels, encode
 
 # Broadcastable to the data.
 Scale = Float[Array, "..."]
-
-
-def sum_example(a: Float[Array, "b ..."]) -> Float[Array, " b"]:
-    """Sum over everything but the first axis."""
-    return jnp.sum(a, axis=tuple(range(1, a.ndim)))
 
 
 # The weights w of (6).
@@ -52,7 +50,7 @@ DECODERS: dict[str, Callable[[Scale], Scale]] = {
 
 def reconstruction(
     levels: Levels,
-    eps_0: Float[Array, "b h w c"],
+    eps_0: Float[Array, " b *d"],
     gamma_0: Scale,
     num_levels: int,
     magnification: Scale | None = None,
@@ -64,8 +62,8 @@ def reconstruction(
     (f_x - f_v) / e^(gamma_0 / 2) + eps_0: no digits are lost when levels are many deviations apart.
 
     Args:
-        levels: [b, h, w, c] data, 0..K-1.
-        eps_0: [b, h, w, c] noise at time 0.
+        levels: [b, *data_shape] data, 0..K-1.
+        eps_0: [b, *data_shape] noise at time 0.
         gamma_0: gamma at time 0, broadcastable to the data.
         num_levels: K.
         magnification: of z_0, one of `DECODERS` at alpha_0; None is 1.
@@ -90,68 +88,55 @@ def reconstruction(
 
 
 def decoder_logits(
-    z_0: Float[Array, "b h w c"],
+    z_0: Float[Array, " b *d"],
     alpha_0: Scale,
     gamma_0: Scale,
     num_levels: int,
     data_map: DataMap = SCALING,
-) -> Float[Array, "b h w c k"]:
+) -> Float[Array, "b *d k"]:
     """The unnormalised log p(x = v | z_0) of term (1) for every level v.
 
     Args:
-        z_0: [b, h, w, c] at time 0.
+        z_0: [b, *data_shape] at time 0.
         alpha_0, gamma_0: at time 0, broadcastable to z_0.
         num_levels: K.
         data_map: that encodes.
 
     Returns:
-        [b, h, w, c, K].
+        [b, *data_shape, K].
     """
     f = encode(jnp.arange(num_levels), num_levels, data_map)
     distance = (z_0 / alpha_0)[..., None] - f
     return -0.5 * jnp.exp(-gamma_0)[..., None] * distance**2
 
 
-def prior(f: Float[Array, "b h w c"], alpha_1: Scale, log_sigma_1: Scale) -> Float[Array, " b"]:
-    """Term (2), KL(q(z_1 | x) || N(0, 1)).
+def prior(marginal: Normal, prior: Normal) -> Float[Array, " b"]:
+    """Term (2), KL(q(z_1 | x) || p(z_1)).
 
     Args:
-        f: [b, h, w, c] encoded data.
-        alpha_1, log_sigma_1: at time 1, broadcastable to f.
+        marginal: q(z_1 | x), [b, *data_shape] means.
+        prior: p(z_1), broadcastable to them.
 
     Returns:
         [b] nats.
     """
-    log_variance = 2.0 * log_sigma_1
-    # expm1(l) - l: the variance is almost 1, so sigma^2 - ln sigma^2 - 1 would cancel.
-    return 0.5 * sum_example((alpha_1 * f) ** 2 + (jnp.expm1(log_variance) - log_variance))
-
-
-def diffusion_continuous(dgamma_dt: Scale, squared_error: Float[Array, "b h w c"]) -> Float[Array, " b"]:
-    """Term (3) at drawn times: an unbiased estimate of the integral over t in [0, 1].
-
-    Args:
-        dgamma_dt: at t, broadcastable to the data.
-        squared_error: [b, h, w, c] (eps - eps_hat)^2.
-
-    Returns:
-        [b] nats.
-    """
-    return 0.5 * sum_example(dgamma_dt * squared_error)
+    return sum_example(kl(marginal, prior))
 
 
 def diffusion_discrete(
     timesteps: int,
     gamma_s: Scale,
     gamma_t: Scale,
-    squared_error: Float[Array, "b h w c"],
+    squared_error: Float[Array, " b *d"],
 ) -> Float[Array, " b"]:
     """Term (4) at drawn steps: an unbiased estimate of the sum over T steps.
+
+    The stable form, of the process that leaves x as it is, of what `diffusion_kl` has for any process.
 
     Args:
         timesteps: T.
         gamma_s, gamma_t: at s = t - 1/T and t, broadcastable to the data.
-        squared_error: [b, h, w, c] (eps - eps_hat)^2.
+        squared_error: [b, *data_shape] (eps - eps_hat)^2.
 
     Returns:
         [b] nats.
@@ -159,12 +144,25 @@ def diffusion_discrete(
     return 0.5 * timesteps * sum_example(jnp.expm1(gamma_t - gamma_s) * squared_error)
 
 
-def score_matching(weight: Float[Array, " b"], squared_error: Float[Array, "b h w c"]) -> Float[Array, " b"]:
+def diffusion_kl(timesteps: int, posterior: Normal, reverse: Normal) -> Float[Array, " b"]:
+    """T KL(q(z_s | z_t, x) || p(z_s | z_t)) at drawn steps: an unbiased estimate of the sum over T steps.
+
+    Args:
+        timesteps: T.
+        posterior, reverse: of a process (`process`, 3 and 4), [b, *data_shape] means.
+
+    Returns:
+        [b] nats.
+    """
+    return timesteps * sum_example(kl(posterior, reverse))
+
+
+def score_matching(weight: Float[Array, " b"], squared_error: Float[Array, " b *d"]) -> Float[Array, " b"]:
     """Objective (6) at drawn times.
 
     Args:
         weight: [b] w, over the density of the times.
-        squared_error: [b, h, w, c] (eps - eps_hat)^2.
+        squared_error: [b, *data_shape] (eps - eps_hat)^2.
 
     Returns:
         [b] nats.
@@ -179,7 +177,7 @@ def second_order(
     squared_error: Float[Array, " b"],
     *,
     scale: Float[Array, " b"],
-    on_eps: Float[Array, " b"],
+    eps_coeff: Float[Array, " b"],
     sigma: Float[Array, " b"],
     num_dims: int,
 ) -> Float[Array, " b"]:
@@ -190,7 +188,7 @@ def second_order(
         weight: [b] w, of the output's squared error in the diffusion term.
         divergence: [b] v^T (dF/dz) v.
         squared_error: [b] e, of the output.
-        scale, on_eps: [b] n and a, of the parameterization.
+        scale, eps_coeff: [b] n and a, of the parameterization.
         sigma: [b] at t.
         num_dims: D.
 
@@ -198,5 +196,5 @@ def second_order(
         [b] nats.
     """
     e = jax.lax.stop_gradient(squared_error)
-    residual = sigma * divergence - on_eps * num_dims + scale * e
+    residual = sigma * divergence - eps_coeff * num_dims + scale * e
     return strength / num_dims * weight * residual**2

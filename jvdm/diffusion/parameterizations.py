@@ -1,7 +1,7 @@
 """What the network's output means, and how it gives eps, the pivot of every algorithm.
 
 With z = alpha x + sigma eps, every meaning is affine: eps = scale out + skip z, and the perfect output is
-on_eps eps + on_x x.
+eps_coeff eps + x_coeff x.
 
     1. noise:    out = eps
     2. data:     out = x, so eps = (z - alpha out) / sigma
@@ -12,43 +12,24 @@ on_eps eps + on_x x.
 """
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Any, Protocol
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
 
 from jvdm.core.records import Coefficients
 from jvdm.core.registry import Registry
-
-PARAMETERIZATIONS = Registry("parameterization")
-
-Data = Float[Array, "..."]
+from jvdm.diffusion.relations import Relation
 
 
-class Relation(NamedTuple):
-    """The affine relation of output and eps at given coefficients; every field broadcasts to the data.
+class Parameterization(Protocol):
+    """What the output means, a frozen dataclass; the composition gives `path` to a field of that name."""
 
-    Attributes:
-        scale, skip: eps = scale out + skip z.
-        on_eps, on_x: the perfect output is on_eps eps + on_x x.
-    """
+    def __call__(self, c: Coefficients) -> Relation:
+        """The relation of output and eps; its fields have the shape of the coefficients."""
+        ...
 
-    scale: Data
-    skip: Data
-    on_eps: Data
-    on_x: Data
 
-    def target(self, x: Data, eps: Data) -> Data:
-        """The output of a perfect network."""
-        return self.on_eps * eps + self.on_x * x
-
-    def to_eps(self, out: Data, z: Data) -> Data:
-        """eps_hat from the output."""
-        return self.scale * out + self.skip * z
-
-    def squared_error(self, out: Data, x: Data, eps: Data) -> Data:
-        """(eps - eps_hat)^2, elementwise, formed in the space of the output, where it is well conditioned."""
-        return (self.scale * (self.target(x, eps) - out)) ** 2
+PARAMETERIZATIONS = Registry("parameterization", Parameterization)
 
 
 @PARAMETERIZATIONS.register("noise")
@@ -59,7 +40,7 @@ class Noise:
     def __call__(self, c: Coefficients) -> Relation:
         """Relation (1)."""
         one, zero = jnp.ones_like(c.gamma), jnp.zeros_like(c.gamma)
-        return Relation(scale=one, skip=zero, on_eps=one, on_x=zero)
+        return Relation(scale=one, skip=zero, eps_coeff=one, x_coeff=zero)
 
 
 @PARAMETERIZATIONS.register("data")
@@ -70,7 +51,7 @@ class DataPrediction:
     def __call__(self, c: Coefficients) -> Relation:
         """Relation (2)."""
         one, zero = jnp.ones_like(c.gamma), jnp.zeros_like(c.gamma)
-        return Relation(scale=-c.alpha / c.sigma, skip=1.0 / c.sigma, on_eps=zero, on_x=one)
+        return Relation(scale=-c.alpha / c.sigma, skip=1.0 / c.sigma, eps_coeff=zero, x_coeff=one)
 
 
 @PARAMETERIZATIONS.register("velocity")
@@ -86,8 +67,7 @@ class Velocity:
 
     def __call__(self, c: Coefficients) -> Relation:
         """Relation (3)."""
-        v = self.path.velocity(c.gamma)
-        return Relation(scale=v.scale, skip=v.skip, on_eps=v.on_eps, on_x=v.on_x)
+        return self.path.velocity(c.gamma)
 
 
 @PARAMETERIZATIONS.register("velocity_from_noise")
@@ -111,6 +91,7 @@ class Drift:
 
     def __call__(self, c: Coefficients) -> Relation:
         """Relation (4)."""
-        # g / sigma; dgamma_dt is infinite at the time, if any, without noise.
+        # g / sigma; dgamma_dt is infinite at a time without noise, where g need not be.
         rate, zero = jnp.sqrt(c.dgamma_dt), jnp.zeros_like(c.gamma)
-        return Relation(scale=-1.0 / rate, skip=zero, on_eps=-rate, on_x=zero)
+        g = jnp.sqrt(c.g2)
+        return Relation(scale=-1.0 / rate, skip=zero, eps_coeff=-rate, x_coeff=zero, g2_score_scale=g)

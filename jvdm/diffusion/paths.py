@@ -25,30 +25,68 @@ proportional to alpha^2, as on paths (1) and (2). The cumulative of alpha^2, up 
 
     6. variance preserving: log s(gamma)
        straight:            2 log s(gamma / 2) + 2 s(-gamma / 2)
+
+Where a schedule gives log alpha, its noise may begin at zero, and gamma at minus infinity. What stays finite
+is g^2 over d log alpha / dt, sigma^2 / k_a:
+
+    7. variance preserving: -2
+       straight:            -2 sigma
+       sub-variance preserving: -2 sigma (1 + alpha^2)
 """
 
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jvdm.core.registry import Registry
-
-PATHS = Registry("path")
+from jvdm.diffusion.relations import Relation
 
 Scale = Float[Array, "..."]
 
 
-class VelocityScales(NamedTuple):
-    """Of equation (5): eps = scale F + skip z, F = on_eps eps + on_x x; each of the shape of gamma."""
+class Path(Protocol):
+    """A path, a frozen dataclass of functions that are elementwise, so that gamma has any shape.
 
-    scale: Scale
-    skip: Scale
-    on_eps: Scale
-    on_x: Scale
+    Attributes:
+        alpha2_cumulative: gamma -> equation (6); None where there is no closed form.
+        alpha2_quantile: (value, gamma_0, gamma_1) -> the gamma between these of that cumulative, or None.
+        gamma_of_log_alpha: log alpha -> gamma, -inf at 0, for the schedule `linear_beta`; or None.
+    """
+
+    alpha2_cumulative: Callable[[Scale], Scale] | None = None
+    alpha2_quantile: Callable[[Scale, Scale, Scale], Scale] | None = None
+    gamma_of_log_alpha: Callable[[Scale], Scale] | None = None
+
+    def alpha_sigma(self, gamma: Scale) -> tuple[Scale, Scale]:
+        """alpha and sigma."""
+        ...
+
+    def log_alpha(self, gamma: Scale) -> Scale:
+        """log alpha, to full relative accuracy."""
+        ...
+
+    def log_sigma(self, gamma: Scale) -> Scale:
+        """log sigma, to full relative accuracy."""
+        ...
+
+    def dlogalpha_dgamma(self, gamma: Scale) -> Scale:
+        """d log alpha / d gamma."""
+        ...
+
+    def g2_over_dlogalpha(self, gamma: Scale) -> Scale:
+        """Quotient (7)."""
+        ...
+
+    def velocity(self, gamma: Scale) -> Relation:
+        """Equation (5)."""
+        ...
+
+
+PATHS = Registry("path", Path)
 
 
 def invert_increasing(fn: Callable[[Scale], Scale], value: Scale, low: Scale, high: Scale) -> Scale:
@@ -93,10 +131,14 @@ class VariancePreserving:
         """d log alpha / d gamma, of the shape of gamma."""
         return -0.5 * jax.nn.sigmoid(gamma)
 
-    def velocity(self, gamma: Scale) -> VelocityScales:
+    def g2_over_dlogalpha(self, gamma: Scale) -> Scale:
+        """Quotient (7), of the shape of gamma."""
+        return jnp.full_like(gamma, -2.0)
+
+    def velocity(self, gamma: Scale) -> Relation:
         """Equation (5)."""
         alpha, sigma = self.alpha_sigma(gamma)
-        return VelocityScales(scale=alpha, skip=sigma, on_eps=alpha, on_x=-sigma)
+        return Relation(scale=alpha, skip=sigma, eps_coeff=alpha, x_coeff=-sigma)
 
     def alpha2_cumulative(self, gamma: Scale) -> Scale:
         """Equation (6), of the shape of gamma."""
@@ -132,12 +174,16 @@ class Straight:
         """d log alpha / d gamma, of the shape of gamma."""
         return -0.5 * jax.nn.sigmoid(0.5 * gamma)
 
-    def velocity(self, gamma: Scale) -> VelocityScales:
+    def g2_over_dlogalpha(self, gamma: Scale) -> Scale:
+        """Quotient (7), of the shape of gamma."""
+        return -2.0 * jnp.exp(self.log_sigma(gamma))
+
+    def velocity(self, gamma: Scale) -> Relation:
         """Equation (5)."""
         alpha, _ = self.alpha_sigma(gamma)
         one, half = jnp.ones_like(gamma), jnp.full_like(gamma, 0.5)
-        return VelocityScales(
-            scale=jnp.sqrt(2 * one) * alpha, skip=one, on_eps=jnp.sqrt(half), on_x=-jnp.sqrt(half)
+        return Relation(
+            scale=jnp.sqrt(2 * one) * alpha, skip=one, eps_coeff=jnp.sqrt(half), x_coeff=-jnp.sqrt(half)
         )
 
     def alpha2_cumulative(self, gamma: Scale) -> Scale:
@@ -175,11 +221,15 @@ class SubVariancePreserving:
         """d log alpha / d gamma, of the shape of gamma."""
         return -0.5 / jnp.sqrt(1.0 + 4.0 * jnp.exp(-gamma))
 
-    def velocity(self, gamma: Scale) -> VelocityScales:
+    def g2_over_dlogalpha(self, gamma: Scale) -> Scale:
+        """Quotient (7), of the shape of gamma."""
+        return -2.0 * jnp.exp(self.log_sigma(gamma)) * (1.0 + jnp.exp(2.0 * self.log_alpha(gamma)))
+
+    def velocity(self, gamma: Scale) -> Relation:
         """Equation (5)."""
         alpha, _ = self.alpha_sigma(gamma)
         # 1 / k alpha, and n over it.
         over, n = jnp.sqrt(4.0 + jnp.exp(gamma)), jnp.sqrt(1.0 + 4.0 * alpha**2)
-        return VelocityScales(
-            scale=n / over, skip=1.0 / (alpha * over), on_eps=2.0 * alpha / n, on_x=-1.0 / n
+        return Relation(
+            scale=n / over, skip=1.0 / (alpha * over), eps_coeff=2.0 * alpha / n, x_coeff=-1.0 / n
         )

@@ -19,7 +19,6 @@ as sums of what is not negative, to a few ulp:
     4. s(v t + u) - s(u) = s(v t + u) s(-u) (1 - e^(-v t))
 """
 
-import dataclasses
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -28,15 +27,17 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from jvdm.core import options
+from jvdm.core.options import option
 from jvdm.core.records import Context
 from jvdm.diffusion.schedules import SCHEDULES
 
-Gamma = Float[Array, "... b h w c"]
+Gamma = Float[Array, "..."]
 
 
 def _coefficients(
     context: Context, hidden: int, shape: Sequence[int], names: Sequence[str]
-) -> list[Float[Array, "b h w c"]]:
+) -> list[Float[Array, " b *d"]]:
     """One number of each name for every pixel; called inside a compact method."""
     if context.latent is None:
         raise ValueError("a schedule of every pixel needs a latent")
@@ -50,20 +51,18 @@ def _coefficients(
 
 
 class _PixelSchedule(nn.Module):
-    """The options that both schedules have."""
+    """What both schedules have."""
 
-    image_shape: tuple[int, int, int]
+    data_shape: tuple[int, ...]
     gamma_min: float = -13.3
     gamma_max: float = 5.0
-    hidden: int = 1024
+    hidden: int = option(1024, low=1, help="features of the hidden layers")
     endpoints: ClassVar[tuple[str, ...]] = ()
     has_interior: ClassVar[bool] = True
     per_pixel: ClassVar[bool] = True
 
     def __post_init__(self):
-        for option in {"hidden", "num_steps"} & {field.name for field in dataclasses.fields(self)}:
-            if getattr(self, option) < 1:
-                raise ValueError(f"{option} is {getattr(self, option)}: give 1 or more")
+        options.check(self)
         super().__post_init__()
 
 
@@ -99,15 +98,15 @@ class Polynomial(_PixelSchedule):
     """Schedule (1).
 
     Attributes:
-        image_shape: (h, w, c).
+        data_shape: of one example.
         gamma_min, gamma_max: the ends.
         hidden: features of the network's hidden layers.
     """
 
     @nn.compact
-    def __call__(self, t: Float[Array, "... b 1 1 1"], context: Context) -> Gamma:
+    def __call__(self, t: Float[Array, "..."], context: Context) -> Gamma:
         """gamma at t, of the images whose latents are in the context."""
-        a, b, d = _coefficients(context, self.hidden, self.image_shape, ("a", "b", "d"))
+        a, b, d = _coefficients(context, self.hidden, self.data_shape, ("a", "b", "d"))
         d = 1e-3 + jax.nn.softplus(d)
         share = _integral(t, a, b, d) / _integral(jnp.ones(()), a, b, d)
         return self.gamma_min + (self.gamma_max - self.gamma_min) * share
@@ -118,19 +117,19 @@ class PixelMonotone(_PixelSchedule):
     """Schedule (2).
 
     Attributes:
-        image_shape: (h, w, c).
+        data_shape: of one example.
         gamma_min, gamma_max: the ends.
         hidden: features of the network's hidden layers.
         num_steps: j, sigmoids of every pixel.
     """
 
-    num_steps: int = 3
+    num_steps: int = option(3, low=1)
 
     @nn.compact
-    def __call__(self, t: Float[Array, "... b 1 1 1"], context: Context) -> Gamma:
+    def __call__(self, t: Float[Array, "..."], context: Context) -> Gamma:
         """gamma at t, of the images whose latents are in the context."""
         names = [f"{name}{j}" for j in range(self.num_steps) for name in ("height", "slope", "place")]
-        numbers = _coefficients(context, self.hidden, self.image_shape, names)
+        numbers = _coefficients(context, self.hidden, self.data_shape, names)
         steps = [
             (jax.nn.softplus(height), 1.0 + 10.0 * jax.nn.softplus(slope), place)
             for height, slope, place in zip(numbers[::3], numbers[1::3], numbers[2::3], strict=True)

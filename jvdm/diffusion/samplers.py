@@ -1,67 +1,96 @@
 """Samplers: from noise at t = 1 to z_0.
 
-On a uniform grid of T steps, for a step from t to s < t, with c = -expm1(gamma_s - gamma_t):
+All start from the prior of the process (`process`, 5). On a uniform grid of T steps, s = t - 1/T:
 
-    1. ancestral: z_s = (alpha_s / alpha_t) (z_t - c sigma_t eps_hat) + sigma_s sqrt(c) eps
-       (2107.00630, appendix A.4)
-    2. DDIM:      z_s = alpha_s x_hat + sigma_s eps_hat,  x_hat = (z_t - sigma_t eps_hat) / alpha_t
-       (2010.02502, eta = 0)
+    1. ancestral: a draw from the model's reverse step p(z_s | z_t) (`process`, 4; 2107.00630, appendix A.4)
+    2. DDIM:      z_s = alpha_s x_hat + sigma_s eps_hat                         (2010.02502, eta = 0)
 
 With `clip`, x_hat is clipped to the range of the data, and eps_hat replaced by the noise that goes with it.
 
     3. reverse SDE, of the family that has the marginals of the diffusion, by Euler-Maruyama steps of length
-       h, with f = d log alpha / dt z, g^2 = sigma^2 gamma', score = -eps_hat / sigma, lam in [0, 1]
-       (2106.02808, section 5 and appendix):
-                  z_s = z_t + h [ (1 - lam/2) g^2 score - f ] + sqrt(h (1 - lam)) g eps
+       h, with the drift b of the ODE (`process`, 6) and lam in [0, 1] (2106.02808, section 5 and appendix):
+                  z_s = z_t - h b + h (1 - lam)/2 g^2 score + sqrt(h (1 - lam)) g eps
        lam = 0 is the reverse SDE, lam = 1 the probability-flow ODE
-    4. ODE:       the probability-flow ODE (`paths`, equation 3) from z_1 ~ N(0, sigma_1^2), by a solver
-       of `diffusion.solvers`; with a trace it also gives log p(z_0) (`diffusion.likelihood`, equation 1)
+    4. ODE:       the probability-flow ODE by a solver of `solvers`; with a trace it also gives log p(z_0)
+                  (`likelihood`, equation 1)
 """
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jvdm.core.records import Coefficients, Prediction
+from jvdm.core.records import Coefficients, Context
 from jvdm.core.registry import Registry
 from jvdm.diffusion import likelihood, losses
 from jvdm.diffusion.divergence import Hutchinson
+from jvdm.diffusion.process import GaussianProcess, Normal
+from jvdm.diffusion.relations import Prediction
 from jvdm.diffusion.solvers import Adaptive, Fixed
 from jvdm.diffusion.transforms import SCALING, DataMap
 
-SAMPLERS = Registry("sampler")
 
-Data = Float[Array, "b h w c"]
+class Sampler(Protocol):
+    """A sampler, a frozen dataclass that has one of the two.
+
+    Attributes:
+        step: (prediction at t, z_t, noise, where) -> z_s, of the shape of z_t; `where` is a `Step`. None for
+            a sampler that solves the ODE.
+        solver: (number of steps, where they are equal) -> one of `diffusion.solvers`. None for a sampler that
+            takes steps.
+        probes: of the Hutchinson trace for the log-likelihood of a sampler that solves the ODE.
+    """
+
+    step: Callable[..., Any] | None = None
+    solver: Callable[[int], Any] | None = None
+    probes: int = 0
 
 
+SAMPLERS = Registry("sampler", Sampler)
+
+Data = Float[Array, " b *d"]
 Range = tuple[float, float]
 
 
-def clip_eps(eps: Data, z: Data, c: Coefficients, data_range: Range) -> Data:
-    """The eps_hat that goes with x_hat clipped to the range of the data."""
-    x = jnp.clip((z - c.sigma * eps) / c.alpha, *data_range)
-    return (z - c.alpha * x) / c.sigma
-
-
 class Step(NamedTuple):
-    """Where a step from t to s is.
+    """Where a step from t to s goes; the prediction holds the process at t.
 
     Attributes:
-        at_t, at_s: coefficients at both times.
+        process: that is reversed.
+        params: its parameters.
+        at_s: the process at s.
         length: t - s.
-        dlogalpha_dgamma: of the path at t, broadcastable to the data.
         data_range: of the encoded data.
+        context: of the samples.
     """
 
-    at_t: Coefficients
+    process: GaussianProcess
+    params: Any
     at_s: Coefficients
     length: Float[Array, ""] | float
-    dlogalpha_dgamma: Float[Array, "..."]
     data_range: Range
+    context: Context
+
+
+def clipped(prediction: Prediction, z: Data, process: GaussianProcess, data_range: Range) -> Prediction:
+    """The prediction whose x_hat is clipped to the range of the data.
+
+    Args:
+        prediction: at t.
+        z: [b, *data_shape] z_t.
+        process: that is reversed.
+        data_range: least and largest value of the encoded data.
+
+    Returns:
+        The same prediction with another eps_hat and score.
+    """
+    c = prediction.coefficients
+    x = jnp.clip(process.denoised(z, prediction), *data_range)
+    eps = (z - c.alpha * x) / c.sigma
+    return prediction._replace(eps=eps, g2_score=-c.dgamma_dt * c.sigma * eps)
 
 
 @SAMPLERS.register("ancestral")
@@ -71,22 +100,18 @@ class Ancestral:
 
     clip: bool = True
 
-    def step(self, eps_hat: Data, z: Data, noise: Data, where: Step) -> Data:
+    def step(self, prediction: Prediction, z: Data, noise: Data, where: Step) -> Data:
         """z_s from z_t.
 
         Args:
-            eps_hat: [b, h, w, c] prediction at t.
-            z: [b, h, w, c] z_t.
-            noise: [b, h, w, c] standard normal.
-            where: t and s.
+            prediction: at t.
+            z: [b, *data_shape] z_t.
+            noise: [b, *data_shape] standard normal.
+            where: the step.
         """
-        at_t, at_s = where.at_t, where.at_s
         if self.clip:
-            eps_hat = clip_eps(eps_hat, z, at_t, where.data_range)
-        # Where a schedule is almost flat, rounding may turn a step of gamma about.
-        c = -jnp.expm1(jnp.minimum(at_s.gamma - at_t.gamma, 0.0))
-        mean = at_s.alpha / at_t.alpha * (z - c * at_t.sigma * eps_hat)
-        return mean + at_s.sigma * jnp.sqrt(c) * noise
+            prediction = clipped(prediction, z, where.process, where.data_range)
+        return where.process.reverse(where.params, z, prediction, where.at_s, where.context).sample(noise)
 
 
 @SAMPLERS.register("ddim")
@@ -96,13 +121,14 @@ class DDIM:
 
     clip: bool = True
 
-    def step(self, eps_hat: Data, z: Data, noise: Data, where: Step) -> Data:
+    def step(self, prediction: Prediction, z: Data, noise: Data, where: Step) -> Data:
         """z_s from z_t; the noise is not used."""
-        at_t, at_s = where.at_t, where.at_s
+        process = where.process
         if self.clip:
-            eps_hat = clip_eps(eps_hat, z, at_t, where.data_range)
-        x = (z - at_t.sigma * eps_hat) / at_t.alpha
-        return at_s.alpha * x + at_s.sigma * eps_hat
+            prediction = clipped(prediction, z, process, where.data_range)
+        x = process.denoised(z, prediction)
+        encoded = process.encode(where.params, x, where.at_s, where.context)
+        return process.sample(encoded, prediction.eps, where.at_s)
 
 
 @SAMPLERS.register("reverse_sde")
@@ -120,13 +146,16 @@ class ReverseSDE:
         if not 0.0 <= self.lam <= 1.0:
             raise ValueError(f"lam is {self.lam}: give a number from 0 to 1")
 
-    def step(self, eps_hat: Data, z: Data, noise: Data, where: Step) -> Data:
+    def drift(self, prediction: Prediction, z: Data, process: GaussianProcess, context: Context) -> Data:
+        """dz over the time that is left, 1 - t: finite at time 0 where the score is."""
+        ode = process.drift(None, z, prediction, context)
+        return 0.5 * (1.0 - self.lam) * prediction.g2_score - ode
+
+    def step(self, prediction: Prediction, z: Data, noise: Data, where: Step) -> Data:
         """z_s from z_t; arguments as of `Ancestral`."""
-        c, h = where.at_t, where.length
-        # g^2 score is -gamma' sigma eps_hat.
-        drift = -c.dgamma_dt * ((1.0 - 0.5 * self.lam) * c.sigma * eps_hat + where.dlogalpha_dgamma * z)
-        diffusion = jnp.sqrt((1.0 - self.lam) * c.dgamma_dt) * c.sigma
-        return z + h * drift + jnp.sqrt(h) * diffusion * noise
+        h, g2 = where.length, prediction.coefficients.g2
+        volatility = jnp.sqrt(h * (1.0 - self.lam) * g2)
+        return z + h * self.drift(prediction, z, where.process, where.context) + volatility * noise
 
 
 @SAMPLERS.register("ode")
@@ -161,7 +190,7 @@ class Flow(NamedTuple):
     """Samples of the ODE.
 
     Attributes:
-        z_0: [b, h, w, c].
+        z_0: [b, *data_shape].
         log_likelihood: [b] log p(z_0), nats, or None.
         ok: [b] the solver came to its end.
     """
@@ -173,13 +202,14 @@ class Flow(NamedTuple):
 
 def sample(
     predict: Callable[[Data, Float[Array, " b"]], Prediction],
-    coefficients: Callable[[Float[Array, " b"]], Coefficients],
+    process: GaussianProcess,
+    params: Any,
+    context: Context,
     sampler: Ancestral | DDIM | ReverseSDE,
     keys: jax.Array,
     *,
-    shape: tuple[int, int, int],
+    shape: tuple[int, ...],
     num_steps: int,
-    path: Any,
     data_range: Range,
     every: int = 0,
 ) -> Data:
@@ -187,17 +217,18 @@ def sample(
 
     Args:
         predict: (z, t [b]) -> prediction.
-        coefficients: t [b] -> coefficients.
+        process: that is reversed.
+        params: its parameters.
+        context: of the samples.
         sampler: has `step`.
         keys: [b] one key per sample, so that a sample does not depend on its batch.
         shape: of one sample.
         num_steps: T.
-        path: one of `jvdm.diffusion.paths`.
         data_range: of the encoded data, for clipping.
         every: keep z after every so many steps, a divisor of their number; 0 keeps the last one only.
 
     Returns:
-        [b, h, w, c] z_0, or [T / every + 1, b, h, w, c] from z_1 to z_0.
+        [b, *shape] z_0, or [T / every + 1, b, *shape] from z_1 to z_0.
 
     Raises:
         ValueError: `every` does not divide the number of steps.
@@ -210,11 +241,10 @@ def sample(
     def body(i, z):
         t = jnp.full(b, (num_steps - i) / num_steps, jnp.float32)
         s = jnp.full(b, (num_steps - i - 1) / num_steps, jnp.float32)
-        eps, at_t = predict(z, t)
-        where = Step(at_t, coefficients(s), 1.0 / num_steps, path.dlogalpha_dgamma(at_t.gamma), data_range)
-        return sampler.step(eps, z, draw(keys, i), where)
+        where = Step(process, params, process.at(params, s, context), 1.0 / num_steps, data_range, context)
+        return sampler.step(predict(z, t), z, draw(keys, i), where)
 
-    start = draw(keys, num_steps)
+    start = process.prior(params, context).sample(draw(keys, num_steps))
     if not every:
         return jax.lax.fori_loop(0, num_steps, body, start)
 
@@ -233,21 +263,21 @@ def flow(
     sampler: ODESampler,
     keys: jax.Array,
     *,
-    shape: tuple[int, int, int],
-    log_sigma_1: Float[Array, "..."],
+    shape: tuple[int, ...],
+    prior: Normal,
     num_steps: int,
     log_likelihood: bool,
 ) -> Flow:
-    """z_0 from noise, along the ODE, each sample with steps of its own.
+    """z_0 from noise, along the ODE, each sample with its own steps.
 
     Args:
-        drift: (shared, z [b, h, w, c], t [b], context) -> dz/dt.
+        drift: (shared, z [b, *shape], t [b], context) -> dz/dt.
         shared: what the drift needs for all samples, such as parameters.
         context: a tree with a leading axis [b].
         sampler: chooses the solver.
         keys: [b] one key per sample.
         shape: of one sample.
-        log_sigma_1: at time 1, broadcastable to a sample.
+        prior: p(z_1), broadcastable to a sample.
         num_steps: of a solver with equal steps.
         log_likelihood: whether to compute it.
     """
@@ -257,7 +287,7 @@ def flow(
 
     def one(key, context):
         k_noise, k_probe = jax.random.split(key)
-        z_1 = jnp.exp(log_sigma_1) * jax.random.normal(k_noise, shape)
+        z_1 = prior.sample(jax.random.normal(k_noise, shape))
         if trace is None:
             solution = solver(field(shared, context, jnp.zeros(0)), z_1, 1.0, 0.0)
             return Flow(solution.state, None, solution.ok)
@@ -265,7 +295,7 @@ def flow(
         solution = solver(field(shared, context, probes), (z_1, jnp.zeros(len(probes))), 1.0, 0.0)
         z_0, integral = solution.state
         # The integral runs from 1 to 0.
-        log_p = likelihood.normal_log_density(z_1, log_sigma_1) - z_1.size * jnp.mean(integral)
+        log_p = jnp.sum(prior.log_density(z_1)) - z_1.size * jnp.mean(integral)
         return Flow(z_0, log_p, solution.ok)
 
     return jax.vmap(one)(keys, context)
@@ -281,8 +311,15 @@ def sampled_levels(
 ) -> Array:
     """A draw from the decoder's categorical at every pixel.
 
+    Args:
+        keys: [b] keys.
+        z_0: [b, *data_shape] at time 0.
+        alpha_0, gamma_0: at time 0, broadcastable to z_0.
+        num_levels: K.
+        data_map: that encodes.
+
     Returns:
-        [b, h, w, c] uint8, 0..K-1.
+        [b, *data_shape] uint8, 0..K-1.
     """
     logits = losses.decoder_logits(z_0, alpha_0, gamma_0, num_levels, data_map)
     return jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.uint8)

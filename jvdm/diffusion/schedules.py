@@ -18,21 +18,74 @@ A schedule maps times of any shape elementwise; `at` adds the derivative. A fixe
 
 import math
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from jvdm.core import options
+from jvdm.core.options import option
 from jvdm.core.records import TimeGamma
 from jvdm.core.registry import Registry
 
-SCHEDULES = Registry("schedule")
+
+class Schedule(Protocol):
+    """A noise schedule, a linen module; its options are fields with defaults.
+
+    Given by the composition to a field without a default: `noise_path`, `data_shape`.
+
+    Attributes:
+        gamma_min, gamma_max: gamma at t = 0 and 1, or where learned ends start; gamma_min may be -inf.
+        endpoints: names of the parameters that are the ends alone; () where the ends are not learned alone.
+        has_interior: something between the ends is learned.
+        per_pixel: gamma differs from pixel to pixel and depends on the context's latent; the ends are shared.
+        is_linear: gamma is a straight line in t between its ends, learned or not.
+        inverse: gamma -> t, elementwise, of a schedule that learns nothing; None without a closed form.
+        log_alpha: t -> log alpha, elementwise, finite where gamma is not; None if gamma_min is finite.
+    """
+
+    gamma_min: float
+    gamma_max: float
+    endpoints: ClassVar[tuple[str, ...]]
+    has_interior: ClassVar[bool]
+    per_pixel: ClassVar[bool] = False
+    is_linear: ClassVar[bool] = False
+    inverse: Callable[[Float[Array, "..."]], Float[Array, "..."]] | None = None
+    log_alpha: Callable[[Float[Array, "..."]], Float[Array, "..."]] | None = None
+
+    def __call__(self, t: Float[Array, "..."], context: Any = None) -> Float[Array, "..."]:
+        """gamma at t, increasing.
+
+        Args:
+            t: times in [0, 1] of any shape; broadcastable to the data where the schedule is `per_pixel`.
+            context: what is known of the examples (`jvdm.core.records.Context`).
+
+        Returns:
+            Of the shape of t; of the data's shape where the schedule is `per_pixel`.
+        """
+        ...
+
+
+SCHEDULES = Registry("schedule", Schedule)
+
+
+def is_fixed(schedule: Any) -> bool:
+    """Whether a schedule, or a class of schedules, learns nothing."""
+    return not (schedule.has_interior or schedule.endpoints)
 
 
 def at(schedule_fn: Callable, t: Float[Array, "..."]) -> TimeGamma:
-    """gamma(t) and dgamma/dt of an elementwise schedule, by a JVP."""
+    """gamma(t) and dgamma/dt of an elementwise schedule, by a JVP.
+
+    Args:
+        schedule_fn: t -> gamma.
+        t: times of any shape.
+
+    Returns:
+        Both of the shape of t.
+    """
     return TimeGamma(*jax.jvp(schedule_fn, (t,), (jnp.ones_like(t),)))
 
 
@@ -56,8 +109,10 @@ class FixedLinear(nn.Module):
 
     gamma_min: float = -13.3
     gamma_max: float = 5.0
+    is_linear: ClassVar[bool] = True
     endpoints: ClassVar[tuple[str, ...]] = ()
     has_interior: ClassVar[bool] = False
+    per_pixel: ClassVar[bool] = False
 
     def __call__(self, t: Float[Array, "..."], context=None) -> Float[Array, "..."]:
         """gamma at t."""
@@ -74,8 +129,10 @@ class LearnedScalar(nn.Module):
 
     gamma_min: float = -13.3
     gamma_max: float = 5.0
+    is_linear: ClassVar[bool] = True
     endpoints: ClassVar[tuple[str, ...]] = ("b", "w")
     has_interior: ClassVar[bool] = False
+    per_pixel: ClassVar[bool] = False
 
     @nn.compact
     def __call__(self, t: Float[Array, "..."], context=None) -> Float[Array, "..."]:
@@ -91,9 +148,10 @@ class MonotoneNetwork(nn.Module):
 
     gamma_min: float = -13.3
     gamma_max: float = 5.0
-    hidden: int = 1024
+    hidden: int = option(1024, low=1, help="features of the hidden layer")
     endpoints: ClassVar[tuple[str, ...]] = ("gamma_0", "gamma_1")
     has_interior: ClassVar[bool] = True
+    per_pixel: ClassVar[bool] = False
 
     @nn.compact
     def __call__(self, t: Float[Array, "..."], context=None) -> Float[Array, "..."]:
@@ -118,9 +176,10 @@ class MonotoneNetworkReleased(nn.Module):
 
     gamma_min: float = -13.3
     gamma_max: float = 5.0
-    hidden: int = 1024
+    hidden: int = option(1024, low=1, help="features of the hidden layer")
     endpoints: ClassVar[tuple[str, ...]] = ()
     has_interior: ClassVar[bool] = True
+    per_pixel: ClassVar[bool] = False
 
     @nn.compact
     def __call__(self, t: Float[Array, "..."], context=None) -> Float[Array, "..."]:
@@ -146,19 +205,17 @@ class LinearBeta(nn.Module):
     """
 
     noise_path: Any  # flax has a `path` of its own
-    beta_min: float = 0.1
-    beta_max: float = 20.0
-    t_min: float = 0.0
+    beta_min: float = option(0.1, low=0.0)
+    beta_max: float = option(20.0, above=0.0)
+    t_min: float = option(0.0, low=0.0, below=1.0)
     endpoints: ClassVar[tuple[str, ...]] = ()
     has_interior: ClassVar[bool] = False
+    per_pixel: ClassVar[bool] = False
 
     def __post_init__(self):
-        if not 0.0 <= self.beta_min <= self.beta_max or not self.beta_max > 0.0:
-            raise ValueError(
-                f"beta_min {self.beta_min} and beta_max {self.beta_max}: give 0 or more, in order"
-            )
-        if not 0.0 <= self.t_min < 1.0:
-            raise ValueError(f"t_min is {self.t_min}: give 0 or more, below 1")
+        options.check(self)
+        if self.beta_min > self.beta_max:
+            raise ValueError(f"beta_min {self.beta_min} is above beta_max {self.beta_max}")
         super().__post_init__()
 
     @property
@@ -177,9 +234,12 @@ class LinearBeta(nn.Module):
 
     def __call__(self, t: Float[Array, "..."] | float, context=None) -> Float[Array, "..."]:
         """gamma at t."""
+        return self.noise_path.gamma_of_log_alpha(self.log_alpha(t))
+
+    def log_alpha(self, t: Any) -> Any:
+        """log alpha at t, which is finite also where gamma is not."""
         s = self.t_min + (1.0 - self.t_min) * t
-        integral = s * (self.beta_min + 0.5 * (self.beta_max - self.beta_min) * s)
-        return self.noise_path.gamma_of_log_alpha(-0.5 * integral)
+        return -0.5 * s * (self.beta_min + 0.5 * (self.beta_max - self.beta_min) * s)
 
     def inverse(self, gamma: Float[Array, "..."]) -> Float[Array, "..."]:
         """t at gamma."""

@@ -1,7 +1,7 @@
 """Bounds on the log-density of a continuous z_s that see the score at one random time, per example, in nats.
 
-The generative SDE runs from z_1 ~ N(0, sigma_1^2) at time 1 back to time s, with drift and noise of the path
-and a = g score, g^2 = sigma^2 gamma', the score -eps_hat / sigma. The inference process runs the other way:
+The generative SDE runs from the process's prior at time 1 back to time s, with its drift and noise and
+a = g score, g^2 = sigma^2 gamma', the score -eps_hat / sigma. The inference process runs the other way:
 
     1. z_t = (alpha_t / alpha_s) z_s + sigma_t sqrt(-expm1(gamma_s - gamma_t)) eps
 
@@ -28,34 +28,35 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jvdm.core.records import Coefficients
-from jvdm.diffusion.losses import sum_example
+from jvdm.core.shapes import of_example, sum_example
+from jvdm.diffusion.process import GaussianProcess, Normal, diffuse
 
-Data = Float[Array, "b h w c"]
+Data = Float[Array, " b *d"]
 PerExample = Float[Array, " b"]
 
 
-def noise_prior(z: Data, log_sigma_1: Float[Array, "..."]) -> PerExample:
-    """-log N(z; 0, sigma_1^2): the noise of the path itself."""
-    log_sigma_1 = jnp.broadcast_to(log_sigma_1, z.shape)
-    squares = 0.5 * (z * jnp.exp(-log_sigma_1)) ** 2
-    return sum_example(squares + log_sigma_1 + 0.5 * math.log(2.0 * math.pi))
+def process_prior(z: Data, prior: Normal) -> PerExample:
+    """-log p(z_1) of the process.
+
+    Args:
+        z: [b, *data_shape] at time 1.
+        prior: p(z_1), broadcastable to z.
+
+    Returns:
+        [b] nats.
+    """
+    return -sum_example(jnp.broadcast_to(prior.log_density(z), z.shape))
 
 
-def released_prior(z: Data, log_sigma_1: Float[Array, "..."]) -> PerExample:
+def released_prior(z: Data, prior: Normal) -> PerExample:
     """-log N(z; 0, 1) as the sdeflow code has it, with 1e-5 added to the variance in the exponent alone."""
     return sum_example(z**2 / (2.0 + 1e-5) + 0.5 * math.log(2.0 * math.pi))
 
 
-PRIORS: dict[str, Callable[[Data, Float[Array, "..."]], PerExample]] = {
-    "noise": noise_prior,
+PRIORS: dict[str, Callable[[Data, Normal], PerExample]] = {
+    "model": process_prior,
     "sdeflow_released": released_prior,
 }
-
-
-def transition(z_s: Data, eps: Data, at_s: Coefficients, at_t: Coefficients) -> Data:
-    """z_t given z_s (1)."""
-    scale = at_t.sigma * jnp.sqrt(-jnp.expm1(at_s.gamma - at_t.gamma))
-    return at_t.alpha / at_s.alpha * z_s + scale * eps
 
 
 class RandomSlice(NamedTuple):
@@ -72,38 +73,43 @@ def random_slice(
     *,
     eps: Data,
     eps_1: Data,
-    probes: Float[Array, "m b h w c"],
+    probes: Float[Array, "m b *d"],
     trace: Any,
     span: PerExample,
-    dlogalpha_dgamma: Float[Array, "..."],
     at_s: Coefficients,
     at_t: Coefficients,
     at_1: Coefficients,
-    prior: Callable[[Data, Float[Array, "..."]], PerExample] = noise_prior,
-    log_sigma_1: Float[Array, "..."],
+    process: GaussianProcess,
+    prior: Normal,
+    log_prior: Callable[[Data, Normal], PerExample] = process_prior,
 ) -> RandomSlice:
     """Bound (2) at one time t per example.
 
     Args:
         eps_hat_fn: z_t -> eps_hat at the examples' times.
-        z_s: [b, h, w, c] at time s.
-        eps, eps_1: [b, h, w, c] noise of z_t and of z_1.
+        z_s: [b, *data_shape] at time s.
+        eps, eps_1: [b, *data_shape] noise of z_t and of z_1.
         probes: of the trace.
         trace: one of `jvdm.diffusion.divergence`.
         span: [b] one over the density of t in [s, 1]; 1 - s for a uniform one.
-        dlogalpha_dgamma: of the path at t, broadcastable to the data.
         at_s, at_t, at_1: coefficients at the three times.
-        prior: one of `PRIORS`.
-        log_sigma_1: of the path at time 1, broadcastable to the data.
+        process: of which z_s is a sample.
+        prior: p(z_1).
+        log_prior: one of `PRIORS`.
     """
-    z_t = transition(z_s, eps, at_s, at_t)
+
+    def transition(eps, at):
+        return process.forward(z_s, None, None, at_s, at).sample(eps)
+
+    z_t = transition(eps, at_t)
     eps_hat, traces = trace(eps_hat_fn, z_t, probes, batch_axes=1)
     rate = jnp.broadcast_to(at_t.dgamma_dt, z_t.shape)
     # The noise is isotropic for a scalar schedule, so that its factor leaves the divergence.
-    factor = jnp.ravel(at_t.dgamma_dt * at_t.sigma)
-    divergence = factor * jnp.mean(traces, axis=0) + sum_example(rate * dlogalpha_dgamma)
+    factor = of_example(at_t.dgamma_dt * at_t.sigma)
+    drift = sum_example(jnp.broadcast_to(at_t.dlogalpha_dt, z_t.shape))
+    divergence = factor * jnp.mean(traces, axis=0) + drift
     return RandomSlice(
-        prior=prior(transition(z_s, eps_1, at_s, at_1), log_sigma_1),
+        prior=log_prior(transition(eps_1, at_1), prior),
         score=span * 0.5 * sum_example(rate * eps_hat**2),
         divergence=-span * divergence,
     )
@@ -126,33 +132,27 @@ def truncated(
     eps_1: Data,
     eps_e: Data,
     span: PerExample,
-    dlogalpha_dgamma: Float[Array, "..."],
     at_t: Coefficients,
     at_e: Coefficients,
     at_1: Coefficients,
-    log_sigma_1: Float[Array, "..."],
+    prior: Normal,
 ) -> Truncated:
     """Bound (3) at one time t per example.
 
     Args:
         eps_hat_fn, eps_hat_at_e_fn: z -> eps_hat at the examples' times, and at time e.
-        x: [b, h, w, c] without noise.
-        eps, eps_1, eps_e: [b, h, w, c] noise at the three times.
+        x: [b, *data_shape] without noise.
+        eps, eps_1, eps_e: [b, *data_shape] noise at the three times.
         span: [b] one over the density of t in [e, 1].
-        dlogalpha_dgamma: of the path at t, broadcastable to the data.
         at_t, at_e, at_1: coefficients at the three times.
-        log_sigma_1: of the path at time 1, broadcastable to the data.
+        prior: p(z_1).
     """
-
-    def noised(c, noise):
-        return c.alpha * x + c.sigma * noise
-
-    eps_hat = eps_hat_fn(noised(at_t, eps))
-    # |eps - eps_hat|^2 - |eps|^2 - 2 k_a
-    integrand = eps_hat * (eps_hat - 2.0 * eps) - 2.0 * dlogalpha_dgamma
-    at_end = 0.5 * (eps_e - eps_hat_at_e_fn(noised(at_e, eps_e))) ** 2 - 0.5 - jnp.log(at_e.alpha)
+    eps_hat = eps_hat_fn(diffuse(x, eps, at_t))
+    # gamma' (|eps - eps_hat|^2 - |eps|^2) - 2 k
+    integrand = at_t.dgamma_dt * eps_hat * (eps_hat - 2.0 * eps) - 2.0 * at_t.dlogalpha_dt
+    at_end = 0.5 * (eps_e - eps_hat_at_e_fn(diffuse(x, eps_e, at_e))) ** 2 - 0.5 - jnp.log(at_e.alpha)
     return Truncated(
-        prior=noise_prior(noised(at_1, eps_1), log_sigma_1),
-        diffusion=span * 0.5 * sum_example(at_t.dgamma_dt * integrand),
+        prior=process_prior(diffuse(x, eps_1, at_1), prior),
+        diffusion=span * 0.5 * sum_example(integrand),
         reconstruction=sum_example(at_end),
     )

@@ -8,7 +8,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import diffrax
 import jax
@@ -16,10 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from jvdm.core.errors import unknown
+from jvdm.core import options
+from jvdm.core.options import option
 from jvdm.core.registry import Registry
-
-SOLVERS = Registry("ODE solver")
 
 State = Any
 Time = Float[Array, ""] | float
@@ -38,6 +37,31 @@ class Solution(NamedTuple):
     state: State
     evaluations: Int[Array, ""]
     ok: Bool[Array, ""]
+
+
+class Solver(Protocol):
+    """A solver of ODEs of one example, a frozen dataclass."""
+
+    def __call__(self, field: VectorField, state: State, start: Time, end: Time) -> Solution:
+        """The state at `end` from that at `start`.
+
+        Args:
+            field: (t, state) -> d state / dt.
+            state: a tree of arrays, without a batch axis.
+            start, end: of time, in either order.
+        """
+        ...
+
+    def finer(self) -> "Solver":
+        """The solver of the same method that the error is estimated by."""
+        ...
+
+    def text(self) -> str:
+        """For tables."""
+        ...
+
+
+SOLVERS = Registry("ODE solver", Solver)
 
 
 class RK4(diffrax.AbstractERK):
@@ -79,17 +103,12 @@ class Adaptive:
         max_steps: rejected ones included; an example that needs more is not `ok`.
     """
 
-    method: str = "dopri5"
-    tolerance: float = 1e-5
-    max_steps: int = 1000
+    method: str = option("dopri5", choices=ADAPTIVE_METHODS)
+    tolerance: float = option(1e-5, above=0.0, below=1.0)
+    max_steps: int = option(1000, low=1)
 
     def __post_init__(self):
-        if self.method not in ADAPTIVE_METHODS:
-            raise unknown("method of adaptive ODE solver", self.method, ADAPTIVE_METHODS)
-        if not 0.0 < self.tolerance < 1.0:
-            raise ValueError(f"tolerance is {self.tolerance}: give a number between 0 and 1, such as 1e-5")
-        if self.max_steps < 1:
-            raise ValueError(f"max_steps is {self.max_steps}: give 1 or more")
+        options.check(self)
 
     def __call__(self, field: VectorField, state: State, start: Time, end: Time) -> Solution:
         """The state at `end` from that at `start`; `field` is (t, state) -> d state / dt."""
@@ -119,14 +138,11 @@ class Fixed:
         num_steps: equal ones in time.
     """
 
-    method: str = "rk4"
-    num_steps: int = 100
+    method: str = option("rk4", choices=FIXED_METHODS)
+    num_steps: int = option(100, low=1)
 
     def __post_init__(self):
-        if self.method not in FIXED_METHODS:
-            raise unknown("method of fixed ODE solver", self.method, FIXED_METHODS)
-        if self.num_steps < 1:
-            raise ValueError(f"num_steps is {self.num_steps}: give 1 or more")
+        options.check(self)
 
     def __call__(self, field: VectorField, state: State, start: Time, end: Time) -> Solution:
         """As of `Adaptive`."""

@@ -35,7 +35,15 @@ LOG_ZERO = -1e30
 
 
 def log_count(m: int, k: int) -> float:
-    """ln C(m, k), nats: what one k-subset costs under the uniform prior."""
+    """ln C(m, k), nats: what one k-subset costs under the uniform prior.
+
+    Args:
+        m: elements.
+        k: the size of the subsets, 0..m.
+
+    Returns:
+        Nats.
+    """
     return math.log(math.comb(m, k))
 
 
@@ -46,12 +54,12 @@ def _log_add(a: Array, b: Array) -> Array:
     return high + jnp.log1p(jnp.exp(low - high))
 
 
-def _one_less(row: Float[Array, "... k+1"]) -> Float[Array, "... k+1"]:
+def _one_less(row: Float[Array, "... k1"]) -> Float[Array, "... k1"]:
     """L[i, j - 1] at j, from a row of (2)."""
     return jnp.concatenate([jnp.full_like(row[..., :1], LOG_ZERO), row[..., :-1]], axis=-1)
 
 
-def _table(theta: Logits, k: int) -> tuple[Float[Array, "... k+1"], Float[Array, "m ... k+1"]]:
+def _table(theta: Logits, k: int) -> tuple[Float[Array, "... k1"], Float[Array, "m ... k1"]]:
     """The recursion (2): L[m], and L[i - 1] for every i of 1..m."""
     first = jnp.where(jnp.arange(k + 1) == 0, 0.0, LOG_ZERO).astype(theta.dtype)
 
@@ -88,13 +96,29 @@ class Moments(NamedTuple):
 
 
 def moments(theta: Logits, k: int) -> Moments:
-    """Normaliser and marginals, both with their gradients in theta."""
+    """Normaliser and marginals, both with their gradients in theta.
+
+    Args:
+        theta: [..., m] log weights.
+        k: the size of the subsets.
+
+    Returns:
+        The normaliser [...] in nats, and the marginals [..., m].
+    """
     value, pullback = jax.vjp(lambda theta: log_normalizer(theta, k), theta)
     return Moments(value, *pullback(jnp.ones_like(value)))
 
 
 def marginals(theta: Logits, k: int) -> Float[Array, "... m"]:
-    """mu (3), [..., m]."""
+    """mu (3), the probability of each element to be in the subset.
+
+    Args:
+        theta: [..., m] log weights.
+        k: the size of the subsets.
+
+    Returns:
+        [..., m] probabilities, whose sum is k.
+    """
     return moments(theta, k).marginals
 
 
@@ -153,7 +177,15 @@ def sample(uniforms: Float[Array, "... m"], theta: Logits, k: int) -> Subset:
 
 
 def top_k(theta: Logits, k: int) -> Subset:
-    """The likeliest subset: 1 at the k largest (of equal ones the first), [..., m]; no gradient."""
+    """The likeliest subset: 1 at the k largest (of equal ones the first); no gradient.
+
+    Args:
+        theta: [..., m] log weights.
+        k: the size of the subset.
+
+    Returns:
+        [..., m] of 0 and 1.
+    """
     _, indices = jax.lax.top_k(jax.lax.stop_gradient(theta), k)
     return jnp.sum(jax.nn.one_hot(indices, theta.shape[-1], dtype=theta.dtype), axis=-2)
 

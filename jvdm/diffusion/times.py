@@ -26,27 +26,89 @@ estimates the same integral.
 """
 
 import dataclasses
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jvdm.core import options
+from jvdm.core.options import option
 from jvdm.core.registry import Registry
 from jvdm.diffusion import schedules
 from jvdm.diffusion.paths import VariancePreserving
 
-TIME_SAMPLERS = Registry("time sampler")
-TIME_DENSITIES = Registry("time density")
+Times = Float[Array, "..."]
+
+
+class WeightedTimes(NamedTuple):
+    """Times, and one over their density; both of the shape of u."""
+
+    t: Times
+    weight: Times
+
+
+class TimeSampler(Protocol):
+    """How the numbers u of a batch are drawn, a frozen dataclass."""
+
+    def __call__(self, key: jax.Array, n: int) -> Float[Array, " n"]:
+        """n numbers in [0, 1), each of them uniform by itself."""
+        ...
+
+
+class TimeDensity(Protocol):
+    """Which times the numbers u become in continuous time, a frozen dataclass.
+
+    Attributes:
+        unbiased: the weight is one over the density, so that the loss estimates its integral over time.
+        needs_linear: it needs a schedule that is linear in t and learns nothing.
+        needs_inverse: it needs a schedule that has an `inverse` and learns nothing.
+        needs_alpha2_cumulative: it needs a path that has `alpha2_cumulative` and `alpha2_quantile`.
+    """
+
+    unbiased: ClassVar[bool]
+    needs_linear: ClassVar[bool] = False
+    needs_inverse: ClassVar[bool] = False
+    needs_alpha2_cumulative: ClassVar[bool] = False
+
+    def __call__(self, u: Times, *, schedule: Any, path: Any) -> WeightedTimes:
+        """Times, and what the loss at each of them is multiplied by.
+
+        Args:
+            u: uniform in [0, 1), of any shape.
+            schedule: one of `jvdm.diffusion.schedules`.
+            path: one of `jvdm.diffusion.paths`.
+        """
+        ...
+
+
+TIME_SAMPLERS = Registry("time sampler", TimeSampler)
+TIME_DENSITIES = Registry("time density", TimeDensity)
 
 
 def stratify(u_0: Float[Array, "..."], n: int) -> Float[Array, "... n"]:
-    """n evenly spaced points of [0, 1), rotated by u_0."""
+    """n evenly spaced points of [0, 1), rotated by u_0.
+
+    Args:
+        u_0: [...] in [0, 1).
+        n: how many points.
+
+    Returns:
+        [..., n] in [0, 1).
+    """
     return jnp.mod(u_0[..., None] + jnp.arange(n, dtype=jnp.float32) / n, 1.0)
 
 
 def jittered(key: jax.Array, n: int) -> Float[Array, " n"]:
-    """One number drawn in each of n equal intervals of [0, 1), independently."""
+    """One number drawn in each of n equal intervals of [0, 1), independently.
+
+    Args:
+        key: of the numbers.
+        n: how many.
+
+    Returns:
+        [n] in [0, 1), in increasing order.
+    """
     return (jnp.arange(n, dtype=jnp.float32) + jax.random.uniform(key, (n,))) / n
 
 
@@ -70,24 +132,11 @@ class Stratified:
         return stratify(jax.random.uniform(key, ()), n)
 
 
-Times = Float[Array, "..."]
-
-
-class WeightedTimes(NamedTuple):
-    """Times, and one over their density; both of the shape of u."""
-
-    t: Times
-    weight: Times
-
-
-# `needs` is what a density asks of the schedule: "" nothing, "fixed_linear" that one, "inverse" a fixed one.
-# `unbiased` says that the weight is one over the density, so that the loss estimates its integral over time.
 @TIME_DENSITIES.register("uniform")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class UniformDensity:
     """Density 1."""
 
-    needs: ClassVar[str] = ""
     unbiased: ClassVar[bool] = True
 
     def __call__(self, u: Times, *, schedule: Any, path: Any) -> WeightedTimes:
@@ -100,7 +149,8 @@ class UniformDensity:
 class Importance:
     """Density proportional to alpha^2 in gamma."""
 
-    needs: ClassVar[str] = "fixed_linear"
+    needs_linear: ClassVar[bool] = True
+    needs_alpha2_cumulative: ClassVar[bool] = True
     unbiased: ClassVar[bool] = True
 
     def __call__(self, u: Times, *, schedule: Any, path: Any) -> WeightedTimes:
@@ -141,13 +191,12 @@ class Debiased:
         epsilon: t_e.
     """
 
-    epsilon: float = 1e-3
-    needs: ClassVar[str] = "inverse"
+    epsilon: float = option(1e-3, above=0.0, below=1.0)
+    needs_inverse: ClassVar[bool] = True
     unbiased: ClassVar[bool] = True
 
     def __post_init__(self):
-        if not 0.0 < self.epsilon < 1.0:
-            raise ValueError(f"epsilon is {self.epsilon}: give a time between 0 and 1, such as 1e-3")
+        options.check(self)
 
     def __call__(self, u: Times, *, schedule: Any, path: Any) -> WeightedTimes:
         """Times (5)."""
@@ -159,7 +208,6 @@ class Debiased:
 class DebiasedReleased:
     """Density (5) of one schedule, of weight 1: the loss of another weighting than it is meant to have."""
 
-    needs: ClassVar[str] = ""
     unbiased: ClassVar[bool] = False
 
     def __call__(self, u: Times, *, schedule: Any, path: Any) -> WeightedTimes:

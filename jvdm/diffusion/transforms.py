@@ -12,15 +12,15 @@ A level v stands for the cell [v / K, (v + 1) / K], and for its centre, f_v = y(
 
 import dataclasses
 import math
-from typing import ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, UInt8
 
+from jvdm.core import options
+from jvdm.core.options import option
 from jvdm.core.registry import Registry
-
-DATA_MAPS = Registry("data map")
 
 Levels = UInt8[Array, "..."] | Int[Array, "..."]
 Data = Float[Array, "..."]
@@ -33,12 +33,46 @@ class Mapped(NamedTuple):
     log_slope: Data
 
 
+class DataMap(Protocol):
+    """A map of data, a frozen dataclass: increasing, elementwise.
+
+    Attributes:
+        discrete: it is for data of levels; otherwise for continuous data, which it must leave as they are.
+        equal_cells: the cells of all levels are equally wide, so that cells and centres have closed forms.
+        range: y of u = 0 and 1.
+    """
+
+    discrete: ClassVar[bool]
+    equal_cells: ClassVar[bool] = False
+
+    @property
+    def range(self) -> tuple[float, float]:
+        """y of u = 0 and 1, infinite where it has no bound."""
+        ...
+
+    def __call__(self, u: Data) -> Mapped:
+        """y of u, of any shape, and ln |dy/du|, nats per dimension."""
+        ...
+
+    def inverse(self, y: Data) -> Data:
+        """u of y."""
+        ...
+
+    def difference(self, levels: Levels, others: Data, num_levels: int) -> Data:
+        """f of `levels` less f of `others`, broadcast, without cancellation where there is a closed form."""
+        ...
+
+
+DATA_MAPS = Registry("data map", DataMap)
+
+
 @DATA_MAPS.register("scaling")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Scaling:
     """Map (1)."""
 
     discrete: ClassVar[bool] = True
+    equal_cells: ClassVar[bool] = True
 
     @property
     def range(self) -> tuple[float, float]:
@@ -67,12 +101,12 @@ class Logit:
         a: how far s stays away from 0 and 1.
     """
 
-    a: float = 0.05
+    a: float = option(0.05, above=0.0, below=0.5)
     discrete: ClassVar[bool] = True
+    equal_cells: ClassVar[bool] = False
 
     def __post_init__(self):
-        if not 0.0 < self.a < 0.5:
-            raise ValueError(f"a is {self.a}: give a number between 0 and 0.5")
+        options.check(self)
 
     @property
     def range(self) -> tuple[float, float]:
@@ -101,6 +135,7 @@ class Identity:
     """Map (3)."""
 
     discrete: ClassVar[bool] = False
+    equal_cells: ClassVar[bool] = False
 
     @property
     def range(self) -> tuple[float, float]:
@@ -120,20 +155,14 @@ class Identity:
         return levels.astype(jnp.float32) - others
 
 
-DataMap = Scaling | Logit | Identity
 SCALING = Scaling()
 
 
 def encode(levels: Levels | Data, num_levels: int, data_map: DataMap = SCALING) -> Data:
-    """f, the centre of each level's cell; continuous data (num_levels 0) as it is.
-
-    By (1), 2 (x + 1/2) / K - 1, in (-1, 1).
-    """
+    """f, the centre of each level's cell; continuous data (num_levels 0) as they are."""
     x = levels.astype(jnp.float32)
     if not num_levels:
         return data_map(x).y
-    if isinstance(data_map, Scaling):
-        return 2.0 * (x + 0.5) / num_levels - 1.0
     return data_map((x + 0.5) / num_levels).y
 
 
@@ -154,8 +183,8 @@ def level_of(y: Data, num_levels: int, data_map: DataMap = SCALING) -> UInt8[Arr
 
 def nearest_level(y: Data, num_levels: int, data_map: DataMap = SCALING) -> UInt8[Array, "..."]:
     """The level whose centre is nearest to y, the most likely one of the bound's decoder."""
-    if isinstance(data_map, Scaling):
-        nearest = jnp.round((y + 1.0) * (num_levels / 2.0) - 0.5)
+    if data_map.equal_cells:
+        nearest = jnp.round(data_map.inverse(y) * num_levels - 0.5)
         return jnp.clip(nearest, 0, num_levels - 1).astype(jnp.uint8)
     centres = encode(jnp.arange(num_levels), num_levels, data_map)
     return jnp.searchsorted(0.5 * (centres[1:] + centres[:-1]), y).astype(jnp.uint8)

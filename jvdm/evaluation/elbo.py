@@ -7,8 +7,9 @@ noise, a time, noise at all times, and probes of its own (`jvdm.evaluation.slice
 """
 
 import abc
+import dataclasses
 from collections.abc import Callable, Iterator
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
@@ -18,10 +19,15 @@ from jax.sharding import Mesh
 from jvdm.core.errors import UserError, unknown
 from jvdm.core.records import Batch, Coefficients
 from jvdm.core.registry import Config
+from jvdm.core.shapes import mean_example
 from jvdm.diffusion import dequantization, schedules, score_bounds
 from jvdm.diffusion.divergence import TRACES
-from jvdm.evaluation.passes import Rows
+from jvdm.evaluation import record
+from jvdm.evaluation.estimator import ESTIMATORS
+from jvdm.evaluation.record import Provenance, Result
+from jvdm.evaluation.rows import Rows
 from jvdm.evaluation.slices import SlicePass
+from jvdm.evaluation.vlb import for_evaluation
 from jvdm.model import Model
 
 Params = Any
@@ -30,14 +36,13 @@ Params = Any
 def _continuous(model: Model, images: jax.Array, keys: jax.Array, alpha: jax.Array) -> Any:
     """alpha y and log q of images dequantized uniformly, or of continuous data as they are."""
     if not model.num_levels:
-        none = dequantization.Continuous()
-        return none(images, images, dequantization.Start(alpha, alpha, alpha), 0)
-    u = jax.vmap(lambda key: jax.random.uniform(key, model.image_shape))(keys)
+        return dequantization.continuous(images, alpha)
+    u = jax.vmap(lambda key: jax.random.uniform(key, model.data_shape))(keys)
     return dequantization.uniform(images, u, alpha, model.num_levels, model.data_map)
 
 
 def _normal(model: Model, keys: jax.Array) -> jax.Array:
-    return jax.vmap(lambda key: jax.random.normal(key, model.image_shape))(keys)
+    return jax.vmap(lambda key: jax.random.normal(key, model.data_shape))(keys)
 
 
 def _split(keys: jax.Array, n: int) -> jax.Array:
@@ -45,6 +50,7 @@ def _split(keys: jax.Array, n: int) -> jax.Array:
     return jnp.moveaxis(jax.vmap(lambda key: jax.random.split(key, n))(keys), 1, 0)
 
 
+@dataclasses.dataclass(eq=False)
 class _ScoreBound(abc.ABC):
     """What both bounds have in common.
 
@@ -61,58 +67,81 @@ class _ScoreBound(abc.ABC):
         UserError: no draws or no images at a time, a model with a latent, or settings that do not suit it.
     """
 
+    model: Model
+    mesh: Mesh
+    config: Config
+    _: dataclasses.KW_ONLY
+    batch_size: int
+    draws: int
     name: ClassVar[str]
-    terms: ClassVar[tuple[str, ...]]
+    draws_field: ClassVar[str] = "draws"
     shown: ClassVar[tuple[str, ...]] = ()
-    latent: Any = None
+    terms: ClassVar[tuple[str, ...]]
 
-    def __init__(self, model: Model, mesh: Mesh, config: Config, *, batch_size: int, draws: int):
+    def __post_init__(self):
+        model = self.model
         if model.latent is not None:
             raise UserError(f"the estimator {self.name} is not for models with a latent: choose vlb or ode")
-        bound, scale = self._bound(model, config), model.units_per_nat
+        bound, scale = self._bound(model, self.config), model.units_per_nat
 
         def one_draw(params, images, u, keys):
-            context = model.context(params, Batch(images, jnp.zeros(images.shape[0])))
+            context, _ = model.encode_latent(params, Batch(images))
 
             def coefficients(t):
-                return model.coefficients(model.time_gamma(params, t, context))
+                return model.at(params, t, context)
 
             def eps_hat_at(t):
                 return lambda z: model.predict(params, z, t, context).eps
 
-            terms, log_q, at_t = bound(images, u, keys, coefficients, eps_hat_at)
+            terms, log_q, at_t = bound(images, u, keys, coefficients, eps_hat_at, model.prior(params))
             rows = {**terms._asdict(), "dequantization": log_q}
-            return {name: scale * row for name, row in rows.items()}, at_t.gamma.mean(axis=(1, 2, 3))
+            return {name: scale * row for name, row in rows.items()}, mean_example(at_t.gamma)
 
-        self._pass = SlicePass(one_draw, mesh, batch_size=batch_size, draws=draws)
+        self._pass = SlicePass(one_draw, self.mesh, batch_size=self.batch_size, draws=self.draws)
+
+    @property
+    def latent(self) -> Any:
+        """None: these bounds are not for models with a latent."""
+        return None
+
+    @classmethod
+    def from_config(cls, config: Config, model: Model, mesh: Mesh) -> Self:
+        """As `Estimator.from_config`; the section has the estimator's name."""
+        model, section = for_evaluation(model, 0), config.eval[cls.name]
+        return cls(model, mesh, section, batch_size=config.eval.batch_size, draws=config.eval.draws)
 
     @abc.abstractmethod
     def _bound(self, model: Model, config: Config) -> Callable[..., tuple[Any, jax.Array, Coefficients]]:
-        """(images, u, keys, t -> coefficients, t -> eps_hat) -> (terms, log q, coefficients at t)."""
+        """(images, u, keys, t -> coefficients, t -> eps_hat, prior) -> (terms, log q, coefficients at t)."""
 
     def rows(self, params: Params, images: np.ndarray, key: jax.Array, *, first: int = 0) -> Iterator[Rows]:
         """As `VLB.rows`."""
         return self._pass(params, images, key, first)
 
+    def settings(self) -> dict[str, Any]:
+        """The section of the config."""
+        return self.config.to_dict()
 
+
+@ESTIMATORS.register("elbo")
 class RandomSliceELBO(_ScoreBound):
     """The compiled random-slice bound; `config` is the section `eval.elbo`."""
 
-    name = "elbo"
+    name: ClassVar[str] = "elbo"
     terms = ("prior", "score", "divergence", "dequantization")
 
     def _bound(self, model: Model, config: Config) -> Callable[..., tuple[Any, jax.Array, Coefficients]]:
         if config.prior not in score_bounds.PRIORS:
             raise unknown("config.eval.elbo.prior", config.prior, score_bounds.PRIORS)
-        trace, prior = TRACES.build(config.trace), score_bounds.PRIORS[config.prior]
+        trace, log_prior = TRACES.build(config.trace), score_bounds.PRIORS[config.prior]
 
-        def bound(images, u, keys, coefficients, eps_hat_at):
+        def bound(images, u, keys, coefficients, eps_hat_at, prior):
             k_data, k_eps, k_eps_1, k_probe = _split(keys, 4)
             # Not 0, to which u may be rounded: there may be no noise at all.
             t = jnp.maximum(u, 2.0**-24)
             at_s, at_t, at_1 = (coefficients(a) for a in (jnp.zeros_like(t), t, jnp.ones_like(t)))
             data = _continuous(model, images, k_data, at_s.alpha)
-            probes = jnp.moveaxis(jax.vmap(lambda key: trace.draw(key, model.image_shape))(k_probe), 1, 0)
+            probes = jnp.moveaxis(jax.vmap(lambda key: trace.draw(key, model.data_shape))(k_probe), 1, 0)
             terms = score_bounds.random_slice(
                 eps_hat_at(t),
                 data.z,
@@ -121,25 +150,52 @@ class RandomSliceELBO(_ScoreBound):
                 probes=probes,
                 trace=trace,
                 span=jnp.ones_like(t),
-                dlogalpha_dgamma=model.path.dlogalpha_dgamma(at_t.gamma),
                 at_s=at_s,
                 at_t=at_t,
                 at_1=at_1,
+                process=model.process,
                 prior=prior,
-                log_sigma_1=model.path.log_sigma(at_1.gamma),
+                log_prior=log_prior,
             )
             return terms, data.log_q, at_t
 
         return bound
 
+    def description(self) -> str:
+        """As `Estimator.description`."""
+        probes = self.config.trace.get("probes")
+        trace = f"{probes} probe{'s' * (probes > 1)}" if probes else "exact trace"
+        return f"ELBO, random slice, {trace}"
 
+    def file_name(self) -> str:
+        """As `Estimator.file_name`: "elbo_1_probes", "elbo_exact_sdeflow_released"."""
+        probes = self.config.trace.get("probes")
+        prior = "" if self.config.prior == "model" else f"_{self.config.prior}"
+        return (f"elbo_{probes}_probes" if probes else "elbo_exact") + prior
+
+    def result(
+        self, rows: Rows, provenance: Provenance, *, params: Params, images: np.ndarray, key: jax.Array
+    ) -> Result:
+        """As `Estimator.result`; with a prior that is not normalised the number is no bound."""
+        of_model = self.config.prior == "model"
+        return record.result(
+            self,
+            rows,
+            provenance,
+            prior=self.model.process.prior_text if of_model else "N(0, I), not normalised, as released",
+            is_bound=of_model,
+            slices=self.settings(),
+        )
+
+
+@ESTIMATORS.register("scoreflow")
 class ScoreFlowBound(_ScoreBound):
     """The compiled truncated bound; `config` is the section `eval.scoreflow`.
 
     Times that are uniform in gamma need a fixed schedule.
     """
 
-    name = "scoreflow"
+    name: ClassVar[str] = "scoreflow"
     terms = ("prior", "diffusion", "reconstruction", "dequantization")
 
     def _bound(self, model: Model, config: Config) -> Callable[..., tuple[Any, jax.Array, Coefficients]]:
@@ -149,10 +205,10 @@ class ScoreFlowBound(_ScoreBound):
                 "config.eval.scoreflow.epsilon is 0, where this schedule has no noise: "
                 "give a time such as 1e-5"
             )
-        if importance and not hasattr(model.schedule, "inverse"):
+        if importance and model.schedule.inverse is None:
             raise UserError("config.eval.scoreflow.importance=True needs a fixed schedule: set it to False")
 
-        def bound(images, u, keys, coefficients, eps_hat_at):
+        def bound(images, u, keys, coefficients, eps_hat_at, prior):
             k_data, k_eps, k_eps_1, k_eps_e = _split(keys, 4)
             t_e, one = jnp.full_like(u, epsilon), jnp.ones_like(u)
             t, span = epsilon + (1.0 - epsilon) * u, (1.0 - epsilon) * one
@@ -170,12 +226,27 @@ class ScoreFlowBound(_ScoreBound):
                 eps_1=_normal(model, k_eps_1),
                 eps_e=_normal(model, k_eps_e),
                 span=span,
-                dlogalpha_dgamma=model.path.dlogalpha_dgamma(at_t.gamma),
                 at_t=at_t,
                 at_e=at_e,
                 at_1=at_1,
-                log_sigma_1=model.path.log_sigma(at_1.gamma),
+                prior=prior,
             )
             return terms, data.log_q, at_t
 
         return bound
+
+    def description(self) -> str:
+        """As `Estimator.description`."""
+        return f"ScoreFlow bound, from t = {self.config.epsilon:g}"
+
+    def file_name(self) -> str:
+        """As `Estimator.file_name`: "scoreflow_1e-05"."""
+        times = "" if self.config.importance else "_uniform_times"
+        return f"scoreflow_{self.config.epsilon:g}{times}"
+
+    def result(
+        self, rows: Rows, provenance: Provenance, *, params: Params, images: np.ndarray, key: jax.Array
+    ) -> Result:
+        """As `Estimator.result`."""
+        prior = self.model.process.prior_text
+        return record.result(self, rows, provenance, prior=prior, slices=self.settings())

@@ -12,7 +12,7 @@
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Self
 
 import jax
 import jax.numpy as jnp
@@ -24,11 +24,16 @@ from jvdm.core.errors import UserError
 from jvdm.core.records import Batch
 from jvdm.core.registry import Config
 from jvdm.diffusion import likelihood
-from jvdm.diffusion.dequantization import DEQUANTIZATIONS, Start
+from jvdm.diffusion.dequantization import DEQUANTIZATIONS
 from jvdm.diffusion.divergence import TRACES
 from jvdm.diffusion.paths import invert_increasing
 from jvdm.diffusion.solvers import SOLVERS
-from jvdm.evaluation.passes import Batches, Rows
+from jvdm.evaluation import record
+from jvdm.evaluation.estimator import ESTIMATORS
+from jvdm.evaluation.passes import Batches
+from jvdm.evaluation.record import ODESettings, Provenance, Result, SolverError
+from jvdm.evaluation.rows import Rows
+from jvdm.evaluation.vlb import for_evaluation
 from jvdm.model import Model
 
 Params = Any
@@ -57,25 +62,8 @@ class Sample(NamedTuple):
     ok: jax.Array
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SolverError:
-    """Of the number at hand against the finer solver's, bits/dim, over the images solved twice.
-
-    Attributes:
-        bias: mean difference, coarse - fine.
-        standard_error: of `bias`, over images; None for one image.
-        rms: root mean square difference.
-        num_images: solved twice.
-        finer: what solver was compared with.
-    """
-
-    bias: float
-    standard_error: float | None
-    rms: float
-    num_images: int
-    finer: str
-
-
+@ESTIMATORS.register("ode")
+@dataclasses.dataclass(eq=False)
 class ODE:
     """The compiled ODE likelihood.
 
@@ -92,14 +80,20 @@ class ODE:
         UserError: parts that do not go together.
     """
 
+    model: Model
+    mesh: Mesh
+    config: Config
     name: ClassVar[str] = "ode"
-    terms: tuple[str, ...] = ("reconstruction", "prior", "trace", "dequantization", "importance")
+    draws_field: ClassVar[str] = "ode.draws"
+    terms: tuple[str, ...] = dataclasses.field(
+        init=False, default=("reconstruction", "prior", "trace", "dequantization", "importance")
+    )
     shown: ClassVar[tuple[str, ...]] = ("nfe",)
-    latent: Any = None
 
-    def __init__(self, model: Model, mesh: Mesh, config: Config):
+    def __post_init__(self):
+        model, config = self.model, self.config
         self._batch_size = config.batch_size
-        self._batches = Batches(mesh, config.batch_size, "config.eval.ode.batch_size")
+        self._batches = Batches(self.mesh, config.batch_size, "config.eval.ode.batch_size")
         self._draws, self._samples = config.draws, config.importance_samples
         self.dequantization = DEQUANTIZATIONS.build(config.dequantization)
         self.trace = TRACES.build(config.trace)
@@ -116,7 +110,6 @@ class ODE:
                 f"config.eval.ode.dequantization.start_gamma={self.dequantization.start_gamma} is at another "
                 f"time for every pixel: give at most {model.schedule.gamma_min}"
             )
-        self.latent = model.latent
         if model.latent is not None:
             self.terms = (*ODE.terms, "latent")
         start_gamma = max(self.dequantization.start_gamma, model.schedule.gamma_min)
@@ -136,13 +129,27 @@ class ODE:
                     "config.eval.ode.importance_samples above 1 needs config.eval.ode.trace.probes=2 or "
                     "more: with a single noisy trace the result would not be a bound"
                 )
-        self._model, self._mesh = model, mesh
         self._scale = model.units_per_nat
         self._sample = self._compile(self.solver)
 
+    @classmethod
+    def from_config(cls, config: Config, model: Model, mesh: Mesh) -> Self:
+        """As `Estimator.from_config`."""
+        return cls(for_evaluation(model, 0), mesh, config.eval.ode)
+
+    @property
+    def draws(self) -> int:
+        """Per image."""
+        return self._draws
+
+    @property
+    def latent(self) -> Any:
+        """The model's, or None."""
+        return self.model.latent
+
     def _compile(self, solver: Any) -> Any:
         """(params, root key, images, their indices, draw, sample) -> Sample."""
-        model, dequantization, trace = self._model, self.dequantization, self.trace
+        model, dequantization, trace = self.model, self.dequantization, self.trace
         share_probes, num_samples = self._share_probes, self._samples
 
         def start_of(params):
@@ -155,7 +162,6 @@ class ODE:
             return jnp.where(gamma > gamma_0, t, 0.0)
 
         def sample(params, root_key, images, index, draw, k):
-            batch = Batch(images, jnp.zeros(images.shape[0]))
             keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(root_key, index)
             k_noise, k_probe = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
 
@@ -164,48 +170,47 @@ class ODE:
 
             latent_keys = jax.vmap(lambda key: jax.random.fold_in(folded(key), 7))(k_noise)
             noise = None if model.latent is None else jax.vmap(model.latent.draw)(latent_keys)
-            context = model.context(params, batch, noise)
+            context, cost = model.encode_latent(params, Batch(images), noise)
             start = start_of(params)
-            c = model.coefficients(model.time_gamma(params, start[None], context))
-            at = Start(c.alpha, c.sigma, c.gamma)
+            at = model.at(params, start[None], context)
             at_one = jax.tree.map(lambda a: a[0], at)
             levels = model.num_levels
             noise = jax.vmap(
                 lambda key, x: dequantization.draw(folded(key), x, at_one, levels, model.data_map)
             )(k_noise, images)
             dequantized = dequantization(images, noise, at, levels, model.data_map)
-            log_sigma_1 = model.path.log_sigma(model.ends(params)[1].reshape(1, 1, 1))
+            prior = model.prior(params)
 
             field = likelihood.batched_field(model.ode_drift, trace)
 
             def solve(z, context, key):
                 key = jax.random.fold_in(key, draw) if share_probes else folded(key)
-                probes = trace.draw(key, model.image_shape)
+                probes = trace.draw(key, model.data_shape)
                 return likelihood.integrate(
                     field(params, context, probes),
                     z,
                     num_probes=len(probes),
                     start=start,
-                    log_sigma_1=log_sigma_1,
+                    prior=prior,
                     solver=solver,
                 )
 
             result = jax.vmap(solve)(dequantized.z, context, k_probe)
-            latent = jnp.zeros_like(result.prior) if context.charge is None else context.charge
-            if num_samples > 1 and context.log_ratio is not None:
-                latent = context.log_ratio
+            latent = jnp.zeros_like(result.prior) if cost is None else cost.charge
+            if num_samples > 1 and cost is not None and cost.log_ratio is not None:
+                latent = cost.log_ratio
             return Sample(
                 result.prior,
                 result.trace,
                 dequantized.log_q,
                 dequantized.log_decoder,
                 latent,
-                latent if context.surrogate is None else context.surrogate,
+                latent if cost is None or cost.surrogate is None else cost.surrogate,
                 result.evaluations,
                 result.ok,
             )
 
-        everywhere, by_example = sharding.replicated(self._mesh), sharding.split(self._mesh)
+        everywhere, by_example = sharding.replicated(self.mesh), sharding.split(self.mesh)
         return jax.jit(
             sample,
             in_shardings=(everywhere, everywhere, by_example, by_example, None, None),
@@ -258,11 +263,11 @@ class ODE:
             "trace": -mean.sum(axis=-1),
             "dequantization": (weighted.weights * log_q).sum(axis=-1),
         }
-        if self._model.latent is not None:
+        if self.model.latent is not None:
             terms["latent"] = (weighted.weights * latent).sum(axis=-1)
         terms["importance"] = -weighted.bound - sum(terms.values())
         rows = {name: self._scale * term for name, term in terms.items()}
-        if self._model.latent is not None and not self._model.latent.is_bound:
+        if self.model.latent is not None and not self.model.latent.is_bound:
             rows["surrogate"] = self._scale * np.asarray(samples.surrogate, np.float64).mean(axis=-1)
         return {**rows, "nfe": np.mean(samples.evaluations, axis=-1)}
 
@@ -298,7 +303,7 @@ class ODE:
         fine = self._compile(finer)
         differences = []
         # No larger than the subset: padding would be solved too.
-        batches = Batches(self._mesh, min(self._batch_size, num_images), "config.eval.ode.batch_size")
+        batches = Batches(self.mesh, min(self._batch_size, num_images), "config.eval.ode.batch_size")
         # The subset's images keep the keys of their places in the whole.
         for batch_images, index, real in batches(images[chosen], index=chosen.astype(np.int32)):
             pair = [
@@ -318,4 +323,57 @@ class ODE:
             rms=float(np.sqrt(np.mean(difference**2))),
             num_images=num_images,
             finer=finer.text(),
+        )
+
+    def settings(self) -> dict[str, Any]:
+        """The fields of `ODESettings` that the config gives."""
+        return {
+            **{part: self.config[part].to_dict() for part in ("dequantization", "trace", "solver")},
+            "importance_samples": self._samples,
+            "share_probes": self._share_probes,
+        }
+
+    def description(self) -> str:
+        """As `Estimator.description`."""
+        name = self.config.dequantization.name
+        return "ODE" if name == "none" else f"ODE, {name.replace('_', ' ')}, K = {self._samples}"
+
+    def file_name(self) -> str:
+        """As `Estimator.file_name`: "ode_truncated_normal_K1_dopri5_1e-05"; the usual is left out."""
+        dequantization, trace, solver = (self.settings()[p] for p in ("dequantization", "trace", "solver"))
+        steps = f"{solver['tolerance']:g}" if "tolerance" in solver else f"{solver['num_steps']}"
+        more = "_exact_trace" if trace["name"] == "exact" else ""
+        if trace.get("probes", 1) > 1:
+            more += f"_{trace['probes']}_probes"
+        if trace.get("distribution", "rademacher") != "rademacher":
+            more += f"_{trace['distribution']}"
+        if dequantization.get("analytic_entropy"):
+            more += "_analytic_entropy"
+        if self._samples > 1 and not self._share_probes:
+            more += "_own_probes"
+        return f"ode_{dequantization['name']}_K{self._samples}_{solver['method']}_{steps}{more}"
+
+    def result(
+        self, rows: Rows, provenance: Provenance, *, params: Params, images: np.ndarray, key: jax.Array
+    ) -> Result:
+        """As `Estimator.result`, with the error of the solver if the config asks for it.
+
+        Raises:
+            UserError: the finer solver did not come to its end.
+        """
+        error, check_images = None, self.config.check_images
+        if check_images:
+            error = self.solver_error(params, images, key, num_images=check_images)
+        return record.result(
+            self,
+            rows,
+            provenance,
+            prior=self.model.process.prior_text,
+            num_samples=self._samples,
+            ode=ODESettings(
+                **self.settings(),
+                mean_nfe=float(np.mean(rows["nfe"])),
+                max_nfe=float(np.max(rows["nfe"])),
+                solver_error=error,
+            ),
         )

@@ -1,7 +1,6 @@
 """One pass over images: every image exactly once, in order, resumable, whatever the estimator.
 
-An estimator yields *rows*: arrays by name whose first axis is the images of a chunk. Among them are the
-terms of its bound, [N, n] bits/dim for n draws per image, which sum to the bound of each draw.
+An estimator yields *rows* (`jvdm.evaluation.rows`), chunk by chunk.
 
 A pass that was stopped goes on where it was: each chunk is a file in `<record>.partial/`, made when the
 chunk is done, and the folder belongs to one set of settings: another set starts anew.
@@ -13,7 +12,7 @@ import logging
 import pathlib
 import shutil
 from collections.abc import Callable, Iterator
-from typing import Any, ClassVar, Protocol
+from typing import Any
 
 import jax
 import numpy as np
@@ -23,31 +22,12 @@ from jvdm.core import preemption, processes, sharding
 from jvdm.core.errors import UserError
 from jvdm.core.files import read_arrays, write_atomically
 from jvdm.data import evaluation_batches
+from jvdm.evaluation.estimator import Estimator
+from jvdm.evaluation.rows import Rows, bits_per_dim
 
 log = logging.getLogger("jvdm")
 
 Params = Any
-Rows = dict[str, np.ndarray]
-
-
-class Estimator(Protocol):
-    """A compiled estimate of bits/dim, for any parameters and images.
-
-    Attributes:
-        name: "vlb", "ode".
-        terms: names of the rows that sum to the bound.
-        shown: names of further rows whose mean the progress shows.
-        latent: the model's, or None.
-    """
-
-    name: ClassVar[str]
-    terms: tuple[str, ...]
-    latent: Any
-    shown: ClassVar[tuple[str, ...]]
-
-    def rows(self, params: Params, images: np.ndarray, key: jax.Array, *, first: int = 0) -> Iterator[Rows]:
-        """Rows of images[first:], chunk by chunk, in order; image i draws from fold_in(key, i)."""
-        ...
 
 
 class Batches:
@@ -89,11 +69,6 @@ class Batches:
             # Padding is at the end of the last batch.
             yield *sharding.to_devices(host, self._by_example), min(self._batch_size, remaining)
             remaining -= self._batch_size
-
-
-def bits_per_dim(rows: Rows, terms: tuple[str, ...]) -> np.ndarray:
-    """[N, n] the bound of every draw."""
-    return np.sum([np.asarray(rows[name], np.float64) for name in terms], axis=0)
 
 
 class Store:

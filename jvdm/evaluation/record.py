@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import json
-import math
 import pathlib
 import sys
 from typing import Any
@@ -14,10 +13,10 @@ import jax
 import numpy as np
 
 import jvdm
+from jvdm.core import formats
 from jvdm.core.files import write_atomically
 from jvdm.core.tables import difference_text, with_error
-from jvdm.evaluation.ode import ODE, SolverError
-from jvdm.evaluation.passes import Rows, bits_per_dim
+from jvdm.evaluation.rows import Rows, bits_per_dim, image_errors, of_mean, standard_error
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -26,6 +25,25 @@ class Term:
 
     mean: float
     standard_error: float | None
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SolverError:
+    """Of the number at hand against the finer solver's, bits/dim, over the images solved twice.
+
+    Attributes:
+        bias: mean difference, coarse - fine.
+        standard_error: of `bias`, over images; None for one image.
+        rms: root mean square difference.
+        num_images: solved twice.
+        finer: what solver was compared with.
+    """
+
+    bias: float
+    standard_error: float | None
+    rms: float
+    num_images: int
+    finer: str
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -38,7 +56,6 @@ class ODESettings:
         trace: its name and options.
         share_probes: the K samples of a draw have the same probes.
         solver: its name and options.
-        prior: the density at time 1.
         mean_nfe, max_nfe: network evaluations per sample, over images.
         solver_error: from a subset solved again more finely; None if that was not asked for.
     """
@@ -48,7 +65,6 @@ class ODESettings:
     trace: dict[str, Any]
     share_probes: bool
     solver: dict[str, Any]
-    prior: str
     mean_nfe: float
     max_nfe: float
     solver_error: SolverError | None
@@ -105,10 +121,11 @@ class Result:
     """One evaluation.
 
     Attributes:
-        estimator: "vlb" (the variational bound), "ode" (the probability-flow ODE's likelihood), "elbo" (the
-            random-slice bound) or "scoreflow" (the truncated bound).
+        estimator: the name of one of `jvdm.evaluation.ESTIMATORS`, "vlb".
+        description: the estimator in words, "VLB, continuous".
         is_bound: the expectation of `value` is an upper bound on the true value, but for the error
             of the ODE's solver, which is estimated.
+        prior: the density of the model at time 1 that the number uses, "N(0, I)".
         latent_charge: what an auxiliary latent costs in the bound; "none" where there is no latent.
         timesteps: T of a discrete-time variational bound; 0 is continuous time.
         time_density: from which the times of a continuous-time variational bound were drawn.
@@ -125,7 +142,9 @@ class Result:
     """
 
     estimator: str
+    description: str
     is_bound: bool
+    prior: str
     latent_charge: str
     timesteps: int
     time_density: str | None
@@ -141,21 +160,10 @@ class Result:
     surrogate: Surrogate | None
     provenance: Provenance
 
-    @property
-    def name(self) -> str:
-        """For files: what tells this evaluation from others of the same workdir."""
-        return "_".join(
-            [
-                kind_name(
-                    self.estimator, self.timesteps, self.ode and dataclasses.asdict(self.ode), self.slices
-                ),
-                f"step{self.provenance.step}_{self.num_images}x{self.num_draws}_seed{self.provenance.seed}",
-            ]
-        )
-
     def to_json(self) -> str:
         """The record as JSON text."""
-        return json.dumps(dataclasses.asdict(self), indent=2, allow_nan=False) + "\n"
+        content = {formats.FIELD: formats.RECORD, **dataclasses.asdict(self)}
+        return json.dumps(content, indent=2, allow_nan=False) + "\n"
 
     def write(self, path: pathlib.Path) -> None:
         """Write the record as JSON.
@@ -171,26 +179,11 @@ class Result:
             return f"{self.value:.4f}"
         return with_error(self.value, self.standard_error)
 
-    def description(self) -> str:
-        """The estimator in words."""
-        if self.estimator == "elbo" and self.slices:
-            probes = self.slices["trace"].get("probes")
-            trace = f"{probes} probe{'s' * (probes > 1)}" if probes else "exact trace"
-            return f"ELBO, random slice, {trace}"
-        if self.estimator == "scoreflow" and self.slices:
-            return f"ScoreFlow bound, from t = {self.slices['epsilon']:g}"
-        if self.ode is None:
-            return "VLB, continuous" if not self.timesteps else f"VLB, T = {self.timesteps}"
-        if self.ode.dequantization["name"] == "none":
-            return "ODE"
-        name = self.ode.dequantization["name"].replace("_", " ")
-        return f"ODE, {name}, K = {self.ode.importance_samples}"
-
     def row(self) -> dict[str, str]:
         """The record as a row of a table for people."""
         error = self.ode.solver_error if self.ode else None
         return {
-            "estimator": self.description(),
+            "estimator": self.description,
             self.units: self.text(),
             "Monte-Carlo": "-" if self.monte_carlo_error is None else f"{self.monte_carlo_error:.4f}",
             "solver": "-" if error is None else difference_text(error.bias, error.standard_error),
@@ -204,74 +197,6 @@ class Result:
     def terms_text(self) -> str:
         """The decomposition in one line."""
         return " + ".join(f"{name} {term.mean:.4f}" for name, term in self.terms.items())
-
-
-def kind_name(
-    estimator: str, timesteps: int, ode: dict[str, Any] | None, slices: dict[str, Any] | None = None
-) -> str:
-    """For files: "vlb_continuous", "vlb_T1000", "ode_truncated_normal_K1_dopri5_1e-05", "elbo_1_probes"."""
-    if slices is not None and estimator == "elbo":
-        probes = slices["trace"].get("probes")
-        released = "" if slices["prior"] == "noise" else f"_{slices['prior']}"
-        return (f"elbo_{probes}_probes" if probes else "elbo_exact") + released
-    if slices is not None:
-        return f"scoreflow_{slices['epsilon']:g}" + ("" if slices["importance"] else "_uniform_times")
-    if ode is None:
-        return f"{estimator}_T{timesteps}" if timesteps else f"{estimator}_continuous"
-    solver = ode["solver"]
-    steps = f"{solver['tolerance']:g}" if "tolerance" in solver else f"{solver['num_steps']}"
-    # What is as it usually is has no part in the name.
-    trace = ode["trace"]
-    more = "_exact_trace" if trace["name"] == "exact" else ""
-    if trace.get("probes", 1) > 1:
-        more += f"_{trace['probes']}_probes"
-    if trace.get("distribution", "rademacher") != "rademacher":
-        more += f"_{trace['distribution']}"
-    if ode["dequantization"].get("analytic_entropy"):
-        more += "_analytic_entropy"
-    if ode["importance_samples"] > 1 and not ode["share_probes"]:
-        more += "_own_probes"
-    name = ode["dequantization"]["name"]
-    return f"ode_{name}_K{ode['importance_samples']}_{solver['method']}_{steps}{more}"
-
-
-def standard_error(values: np.ndarray) -> float | None:
-    """sd / sqrt(N) of [N] values; None for one."""
-    n = len(values)
-    return float(values.std(ddof=1) / math.sqrt(n)) if n > 1 else None
-
-
-def independent_errors(values: np.ndarray) -> np.ndarray | None:
-    """[N] the error of each image's mean of [N, n] values drawn independently; None for one draw."""
-    num_draws = values.shape[1]
-    return values.std(axis=1, ddof=1) / math.sqrt(num_draws) if num_draws > 1 else None
-
-
-def stratified_errors(values: np.ndarray, gamma: np.ndarray) -> np.ndarray | None:
-    """[N] the error of each image's mean of [N, n] values that comes from the n draws; None for one draw.
-
-    An image's n times are drawn one in each of n equal intervals, so the variance of its mean is that
-    within intervals: of the noise, and of the curve of the loss inside one of them. It is estimated from
-    neighbours, sum_j (l_(j+1) - l_j)^2 / (2 (n - 1)) (von Neumann's estimator), which adds half the
-    squared rise from one interval to the next and so overstates it a little.
-    """
-    num_draws = values.shape[1]
-    if num_draws < 2:
-        return None
-    in_time = np.take_along_axis(values, np.argsort(gamma, axis=1), axis=1)
-    variance = (np.diff(in_time, axis=1) ** 2).mean(axis=1) / 2.0
-    return np.sqrt(variance / num_draws)
-
-
-def image_errors(estimator: Any, rows: Rows) -> np.ndarray | None:
-    """[N] the Monte-Carlo error of each image's bits/dim; None for one draw per image."""
-    values = bits_per_dim(rows, estimator.terms)
-    return stratified_errors(values, rows["gamma"]) if "gamma" in rows else independent_errors(values)
-
-
-def of_mean(errors: np.ndarray | None) -> float | None:
-    """The error of a mean over images from those of the images."""
-    return None if errors is None else float(np.sqrt(np.sum(errors**2)) / len(errors))
 
 
 def weights_hash(params: Any) -> str:
@@ -299,17 +224,39 @@ def environment() -> dict:
     }
 
 
-def _result(
-    estimator: Any, rows: Rows, provenance: Provenance, *, is_bound: bool = True, **fields: Any
+def result(
+    estimator: Any,
+    rows: Rows,
+    provenance: Provenance,
+    *,
+    prior: str,
+    is_bound: bool = True,
+    num_samples: int = 1,
+    timesteps: int = 0,
+    time_density: str | None = None,
+    ode: ODESettings | None = None,
+    slices: dict[str, Any] | None = None,
 ) -> Result:
+    """The record of an estimator's numbers.
+
+    Args:
+        estimator: whose name, terms, latent and description are stated.
+        rows: of all images.
+        provenance: where they come from.
+        prior: p(z_1), in words.
+        is_bound, timesteps, time_density, ode, slices: as of `Result`.
+        num_samples: K, by which the charge of a latent is stated.
+    """
     total = bits_per_dim(rows, estimator.terms)
     per_image = {name: np.asarray(rows[name], np.float64).mean(axis=1) for name in estimator.terms}
     return Result(
         estimator=estimator.name,
-        latent_charge=_charge(
-            estimator.latent, K=fields["ode"].importance_samples if fields.get("ode") else 1
-        ),
-        surrogate=_surrogate(total, rows),
+        description=estimator.description(),
+        is_bound=is_bound,
+        prior=prior,
+        latent_charge=_charge(estimator.latent, K=num_samples),
+        timesteps=timesteps,
+        time_density=time_density,
         value=float(total.mean()),
         units="bits/dim" if provenance.num_levels else "nats",
         standard_error=standard_error(total.mean(axis=1)),
@@ -320,9 +267,10 @@ def _result(
         },
         num_images=total.shape[0],
         num_draws=total.shape[1],
-        is_bound=is_bound,
+        ode=ode,
+        slices=slices,
+        surrogate=_surrogate(total, rows),
         provenance=provenance,
-        **{"timesteps": 0, "time_density": None, "ode": None, "slices": None, **fields},
     )
 
 
@@ -344,54 +292,3 @@ def _surrogate(total: np.ndarray, rows: Rows) -> Surrogate | None:
         charge=charge,
         difference="charges the KL of one class of m, at most ln m, for k of m, which cost ln C(m, k)",
     )
-
-
-def vlb_result(
-    estimator: Any, rows: Rows, provenance: Provenance, *, timesteps: int, time_density: str | None
-) -> Result:
-    """The record of a variational bound.
-
-    Args:
-        estimator: the `VLB`.
-        rows: of all images.
-        provenance: where they come from.
-        timesteps: T, 0 for continuous time.
-        time_density: the name, None in discrete time.
-    """
-    return _result(estimator, rows, provenance, timesteps=timesteps, time_density=time_density)
-
-
-def slice_result(estimator: Any, rows: Rows, provenance: Provenance, *, settings: dict[str, Any]) -> Result:
-    """The record of a bound of score-based models.
-
-    Args:
-        estimator: a `RandomSliceELBO` or a `ScoreFlowBound`.
-        rows: of all images.
-        provenance: where they come from.
-        settings: its section of the config.
-    """
-    # The released prior is not normalised.
-    is_bound = settings.get("prior", "noise") == "noise"
-    return _result(estimator, rows, provenance, is_bound=is_bound, slices=settings)
-
-
-def ode_result(
-    estimator: ODE, rows: Rows, provenance: Provenance, *, settings: dict[str, Any], error: SolverError | None
-) -> Result:
-    """The record of an ODE likelihood.
-
-    Args:
-        estimator: what made the rows.
-        rows: of all images.
-        provenance: where they come from.
-        settings: the fields of `ODESettings` that the config gives.
-        error: of the solver.
-    """
-    ode = ODESettings(
-        **settings,
-        prior="N(0, sigma_1^2 I)",
-        mean_nfe=float(np.mean(rows["nfe"])),
-        max_nfe=float(np.max(rows["nfe"])),
-        solver_error=error,
-    )
-    return _result(estimator, rows, provenance, ode=ode)

@@ -31,7 +31,7 @@ class Samples(NamedTuple):
     """N images.
 
     Attributes:
-        images: [N, h, w, c] uint8, 0..K-1, or float32 of continuous data.
+        images: [N, *data_shape] uint8, 0..K-1, or float32 of continuous data.
         log_likelihood: [N] log p(z_0) of the continuous z_0 that the image was decoded from, nats; or None.
         latents: [N, m] that they are conditioned on; None of a model without a latent.
     """
@@ -72,7 +72,7 @@ class Sampling:
             raise unknown("config.sample.pixels", config.pixels, PIXELS)
         self._mesh = mesh
         sampler = samplers.SAMPLERS.build(config.sampler)
-        is_ode = isinstance(sampler, samplers.ODESampler)
+        is_ode = sampler.solver is not None
         if config.log_likelihood and not is_ode:
             raise UserError(
                 "config.sample.log_likelihood needs config.sample.sampler.name=ode, "
@@ -85,17 +85,15 @@ class Sampling:
             )
 
         def z_by_steps(params, keys, context, num_steps):
-            def coefficients(t):
-                return model.coefficients(model.time_gamma(params, t, context))
-
             z_0 = samplers.sample(
                 lambda z, t: model.predict(params, z, t, context),
-                coefficients,
+                model.process,
+                params["schedule"],
+                context,
                 sampler,
                 keys,
-                shape=model.image_shape,
+                shape=model.data_shape,
                 num_steps=num_steps,
-                path=model.path,
                 data_range=model.data_map.range,
             )
             return samplers.Flow(z_0, None, jnp.ones(len(keys), bool))
@@ -107,8 +105,8 @@ class Sampling:
                 context,
                 sampler,
                 keys,
-                shape=model.image_shape,
-                log_sigma_1=model.path.log_sigma(model.ends(params)[1].reshape(1, 1, 1)),
+                shape=model.data_shape,
+                prior=model.prior(params),
                 num_steps=num_steps,
                 log_likelihood=config.log_likelihood,
             )
@@ -120,7 +118,7 @@ class Sampling:
             latent = None if latents is None else jnp.asarray(latents)[index % len(latents)]
             context = model.prior_context(latent_keys, latent)
             flow = (z_by_ode if is_ode else z_by_steps)(params, k_path, context, num_steps)
-            c = model.coefficients(model.time_gamma(params, jnp.zeros(index.shape[0]), context))
+            c = model.at(params, jnp.zeros(index.shape[0]), context)
             z_0 = model.magnification(c.alpha) * flow.z_0
             x = z_0 / c.alpha
             if not model.num_levels:
@@ -243,7 +241,7 @@ def _posterior(model: Model, params: Params, images: np.ndarray, key: jax.Array)
     def encode(params, images, index):
         keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, index)
         noise = jax.vmap(model.latent.draw)(keys)
-        return model.context(params, Batch(images, jnp.zeros(len(images))), noise).latent
+        return model.encode_latent(params, Batch(images), noise)[0].latent
 
     size, parts = min(256, len(images)), []
     for start in range(0, len(images), size):
@@ -270,7 +268,7 @@ def trajectories(
         num: of samples.
 
     Returns:
-        [num_steps / every + 1, num, h, w, c], from noise to data.
+        [num_steps / every + 1, num, *data_shape], from noise to data.
     """
     context = model.prior_context(jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(num)))
     params = jax.device_get(params)  # one process draws them, on a device of its own
@@ -280,12 +278,13 @@ def trajectories(
         keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(num))
         return samplers.sample(
             lambda z, t: model.predict(params, z, t, context),
-            lambda t: model.coefficients(model.time_gamma(params, t, context)),
+            model.process,
+            params["schedule"],
+            context,
             samplers.ReverseSDE(lam=lam),
             keys,
-            shape=model.image_shape,
+            shape=model.data_shape,
             num_steps=num_steps,
-            path=model.path,
             data_range=model.data_map.range,
             every=every,
         )

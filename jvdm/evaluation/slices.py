@@ -6,7 +6,7 @@
 2. Its bound is the mean of its draws. A split's bits/dim is the mean over images, with
    standard error sd(image means) / sqrt(N), which covers both sampling of images and of draws.
 3. The Monte-Carlo part of that error is sqrt( sum_i var_i / n ) / N, with var_i the variance of
-   image i's draws about their curve in time (`record.stratified_errors`).
+   image i's draws about their curve in time (`rows.stratified_errors`).
 """
 
 from collections.abc import Callable, Iterator
@@ -20,7 +20,8 @@ from jax.sharding import Mesh
 from jvdm.core import sharding
 from jvdm.core.errors import UserError
 from jvdm.diffusion.times import jittered
-from jvdm.evaluation.passes import Batches, Rows
+from jvdm.evaluation.passes import Batches
+from jvdm.evaluation.rows import Rows
 
 Params = Any
 # (params, images, u [b], keys [b]) -> (terms [b] by name, gamma at the times [b])
@@ -65,7 +66,7 @@ class SlicePass:
         )
 
     def __call__(self, params: Params, images: np.ndarray, key: jax.Array, first: int) -> Iterator[Rows]:
-        """The terms of images[first:] and `gamma`, all [N, n], chunk by chunk (`passes.Estimator.rows`)."""
+        """The terms of images[first:] and `gamma`, all [N, n], chunk by chunk (`Estimator.rows`)."""
         for batch_images, index, real in self._batches(images, first):
             with jax.default_matmul_precision("highest"):
                 rows = jax.device_get(self._evaluate(params, key, batch_images, index))

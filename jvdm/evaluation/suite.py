@@ -20,14 +20,13 @@ from jvdm.core.progress import Progress
 from jvdm.core.registry import Config
 from jvdm.data import Subject
 from jvdm.evaluation import passes, record
-from jvdm.evaluation.elbo import RandomSliceELBO, ScoreFlowBound
-from jvdm.evaluation.ode import ODE
+from jvdm.evaluation.elbo import RandomSliceELBO
+from jvdm.evaluation.estimator import ESTIMATORS, Estimator
 from jvdm.evaluation.record import Provenance, Result
+from jvdm.evaluation.rows import Rows, bits_per_dim, image_errors
 from jvdm.evaluation.vlb import VLB, for_evaluation
 from jvdm.model import Model
 from jvdm.runs.loading import Trained
-
-ESTIMATORS = ("vlb", "ode", "elbo", "scoreflow")
 
 
 class Evaluation(NamedTuple):
@@ -35,14 +34,16 @@ class Evaluation(NamedTuple):
 
     Attributes:
         result: the record.
+        name: of its files, which tells this evaluation from others of the same workdir.
         estimator: what made them.
         rows: of every image.
         store: the chunks on disk; to be discarded when the record is written.
     """
 
     result: Result
-    estimator: Any
-    rows: passes.Rows
+    name: str
+    estimator: Estimator
+    rows: Rows
     store: passes.Store
 
 
@@ -54,10 +55,10 @@ def names(config: Config) -> list[str]:
     """
     chosen = [name.strip() for name in config.eval.estimators.split(",") if name.strip()]
     if not chosen:
-        raise UserError(f"config.eval.estimators names none of {', '.join(ESTIMATORS)}")
+        raise UserError(f"config.eval.estimators names none of {', '.join(ESTIMATORS.names())}")
     for name in chosen:
-        if name not in ESTIMATORS:
-            raise unknown("config.eval.estimators", name, ESTIMATORS)
+        if name not in ESTIMATORS.names():
+            raise unknown("config.eval.estimators", name, ESTIMATORS.names())
     return list(dict.fromkeys(chosen))
 
 
@@ -80,23 +81,14 @@ def provenance(config: Config, trained: Trained, subject: Subject) -> Provenance
     )
 
 
-class Built(NamedTuple):
-    """A compiled estimator and what its record says of it."""
-
-    estimator: Any
-    draws: int
-    timesteps: int = 0
-    ode: dict[str, Any] | None = None
-    slices: dict[str, Any] | None = None
-
-
-def build(config: Config, model: Model, mesh: Mesh) -> list[Built]:
+def build(config: Config, model: Model, mesh: Mesh) -> list[Estimator]:
     """The estimators that a config asks for, to be given to `evaluate` any number of times.
 
     Raises:
         UserError: an unknown one, or settings that do not go together.
     """
-    return [_build(name, config, model, mesh) for name in names(config)]
+    components: list[Any] = [ESTIMATORS.component(name) for name in names(config)]
+    return [component.from_config(config, model, mesh) for component in components]
 
 
 def evaluate(
@@ -106,7 +98,7 @@ def evaluate(
     mesh: Mesh,
     folder: pathlib.Path,
     *,
-    built: list[Built] | None = None,
+    built: list[Estimator] | None = None,
     show_progress: bool = True,
 ) -> Iterator[Evaluation]:
     """Every estimator in turn, resumed where an earlier call was stopped.
@@ -126,20 +118,19 @@ def evaluate(
     origin = provenance(config, trained, subject)
     built = build(config, trained.model, mesh) if built is None else built
     key = root_key(config.seed, "eval")
-    for one in built:
-        estimator, draws = one.estimator, one.draws
-        kind = record.kind_name(estimator.name, one.timesteps, one.ode, one.slices)
-        name = f"{kind}_step{trained.step}_{len(subject.images)}x{draws}_seed{config.seed}"
-        store = passes.Store(folder / f"{name}.partial", _depends_on(config, origin, one, kind))
+    params, images = trained.params, subject.images
+    for estimator in built:
+        name = f"{estimator.file_name()}_step{trained.step}_{len(images)}x{estimator.draws}_seed{config.seed}"
+        store = passes.Store(folder / f"{name}.partial", _depends_on(config, origin, estimator))
         with (
-            Progress(len(subject.images), label=estimator.name, unit="image")
+            Progress(len(images), label=estimator.name, unit="image")
             if show_progress and processes.is_main()
             else contextlib.nullcontext()
         ) as progress:
             rows = passes.run(
                 estimator,
-                trained.params,
-                subject.images,
+                params,
+                images,
                 key,
                 quantity="bpd" if trained.model.num_levels else "nats",
                 on_chunk=lambda done, values, progress=progress: (
@@ -147,45 +138,11 @@ def evaluate(
                 ),
                 store=store,
             )
-        if one.ode is not None:
-            error = None
-            if config.eval.ode.check_images:
-                error = estimator.solver_error(
-                    trained.params, subject.images, key, num_images=config.eval.ode.check_images
-                )
-            result = record.ode_result(estimator, rows, origin, settings=one.ode, error=error)
-        elif one.slices is not None:
-            result = record.slice_result(estimator, rows, origin, settings=one.slices)
-        else:
-            # As `for_evaluation` has it.
-            density = config.time_density.name if trained.model.time_density.unbiased else "uniform"
-            density = None if one.timesteps else density
-            result = record.vlb_result(estimator, rows, origin, timesteps=one.timesteps, time_density=density)
-        yield Evaluation(result, estimator, rows, store)
+        result = estimator.result(rows, origin, params=params, images=images, key=key)
+        yield Evaluation(result, name, estimator, rows, store)
 
 
-def _build(name: str, config: Config, model: Model, mesh: Mesh) -> Built:
-    """The estimator of that name."""
-    sizes = {"batch_size": config.eval.batch_size, "draws": config.eval.draws}
-    if name == "vlb":
-        timesteps = model.timesteps if config.eval.timesteps < 0 else config.eval.timesteps
-        return Built(VLB(for_evaluation(model, timesteps), mesh, **sizes), config.eval.draws, timesteps)
-    model = for_evaluation(model, 0)
-    if name == "elbo":
-        section = config.eval.elbo
-        estimator = RandomSliceELBO(model, mesh, section, **sizes)
-        return Built(estimator, config.eval.draws, slices=section.to_dict())
-    if name == "scoreflow":
-        section = config.eval.scoreflow
-        estimator = ScoreFlowBound(model, mesh, section, **sizes)
-        return Built(estimator, config.eval.draws, slices=section.to_dict())
-    ode = config.eval.ode
-    settings = {part: ode[part].to_dict() for part in ("dequantization", "trace", "solver")}
-    settings.update(importance_samples=ode.importance_samples, share_probes=ode.share_probes)
-    return Built(ODE(model, mesh, ode), ode.draws, ode=settings)
-
-
-def during_training(config: Config, model: Model, mesh: Mesh) -> Any:
+def during_training(config: Config, model: Model, mesh: Mesh) -> Estimator:
     """What training watches: the variational bound, or the random-slice ELBO if there is none."""
     model = for_evaluation(model)
     sizes = {"batch_size": config.eval.batch_size, "draws": config.training.eval_draws}
@@ -194,17 +151,16 @@ def during_training(config: Config, model: Model, mesh: Mesh) -> Any:
     return RandomSliceELBO(model, mesh, config.eval.elbo, **sizes)
 
 
-def _depends_on(config: Config, origin: Provenance, one: Built, kind: str) -> dict[str, Any]:
+def _depends_on(config: Config, origin: Provenance, estimator: Estimator) -> dict[str, Any]:
     """What a pass's numbers depend on: not on batch size or number of devices."""
     fields = dataclasses.asdict(origin)
     del fields["num_devices"]
     depends_on = {
         "provenance": fields,
         "model": {**config_lib.model_fields(config), "time_density": config.time_density.to_dict()},
-        "ode": one.ode,
-        "slices": one.slices,
-        "kind": kind,
-        "draws": one.draws,
+        "estimator": estimator.name,
+        "settings": estimator.settings(),
+        "draws": estimator.draws,
     }
     return json.loads(json.dumps(depends_on))
 
@@ -213,8 +169,8 @@ def csv_text(evaluation: Evaluation, subject: Subject) -> str:
     """One line per image: its name or position, bits/dim, Monte-Carlo error, terms, NFE."""
     estimator, rows = evaluation.estimator, evaluation.rows
     units = evaluation.result.units.replace("bits/dim", "bits_per_dim")
-    columns: dict[str, np.ndarray] = {units: passes.bits_per_dim(rows, estimator.terms).mean(axis=1)}
-    errors = record.image_errors(estimator, rows)
+    columns: dict[str, np.ndarray] = {units: bits_per_dim(rows, estimator.terms).mean(axis=1)}
+    errors = image_errors(estimator, rows)
     if errors is not None:
         columns["monte_carlo_error"] = errors
     columns.update({name: np.asarray(rows[name], np.float64).mean(axis=1) for name in estimator.terms})

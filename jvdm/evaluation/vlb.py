@@ -2,17 +2,21 @@
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
 from jvdm.core.errors import UserError
 from jvdm.core.records import Batch
-from jvdm.diffusion.times import UniformDensity
-from jvdm.evaluation.passes import Rows
+from jvdm.core.registry import Config
+from jvdm.core.shapes import mean_example
+from jvdm.diffusion.times import TIME_DENSITIES, UniformDensity
+from jvdm.evaluation import record
+from jvdm.evaluation.estimator import ESTIMATORS
+from jvdm.evaluation.record import Provenance, Result
+from jvdm.evaluation.rows import Rows
 from jvdm.evaluation.slices import SlicePass
 from jvdm.model import Model, objectives
 
@@ -35,6 +39,8 @@ def for_evaluation(model: Model, timesteps: int | None = None) -> Model:
     )
 
 
+@ESTIMATORS.register("vlb")
+@dataclasses.dataclass(eq=False)
 class VLB:
     """The compiled variational bound.
 
@@ -52,12 +58,18 @@ class VLB:
         UserError: no draws, no images at a time, or a model that has no such bound.
     """
 
+    model: Model
+    mesh: Mesh
+    _: dataclasses.KW_ONLY
+    batch_size: int
+    draws: int
     name: ClassVar[str] = "vlb"
-    terms: tuple[str, ...] = ("reconstruction", "prior", "diffusion")
+    draws_field: ClassVar[str] = "draws"
     shown: ClassVar[tuple[str, ...]] = ()
-    latent: Any = None
+    terms: tuple[str, ...] = dataclasses.field(init=False, default=("reconstruction", "prior", "diffusion"))
 
-    def __init__(self, model: Model, mesh: Mesh, *, batch_size: int, draws: int):
+    def __post_init__(self):
+        model = self.model
         if not model.has_bound:
             raise UserError(
                 "the estimator vlb needs discrete data and noise at time 0 (config.schedule.t_min above 0): "
@@ -66,20 +78,31 @@ class VLB:
         scale = model.units_per_nat
 
         def one_draw(params, images, u, keys):
-            batch = Batch(images, jnp.zeros(images.shape[0]))
+            batch = Batch(images)
             drawn = model.draw(keys, u)
-            context = model.context(params, batch, drawn.latent)
+            context, cost = known = model.encode_latent(params, batch, drawn.latent)
             at = model.time_gamma(params, model.times(drawn.u).t, context)
-            terms = objectives.bound(model, params, drawn, batch, at=at, context=context).parts()
-            if context.surrogate is not None:
-                terms["surrogate"] = context.surrogate
-            return {name: scale * term for name, term in terms.items()}, at.gamma.mean(axis=(1, 2, 3))
+            terms = objectives.bound(model, params, drawn, batch, at=at, known=known).parts()
+            if cost is not None and cost.surrogate is not None:
+                terms["surrogate"] = cost.surrogate
+            return {name: scale * term for name, term in terms.items()}, mean_example(at.gamma)
 
-        self.latent = model.latent
         if model.latent is not None:
             self.terms = (*VLB.terms, "latent")
 
-        self._pass = SlicePass(one_draw, mesh, batch_size=batch_size, draws=draws)
+        self._pass = SlicePass(one_draw, self.mesh, batch_size=self.batch_size, draws=self.draws)
+
+    @classmethod
+    def from_config(cls, config: Config, model: Model, mesh: Mesh) -> Self:
+        """As `Estimator.from_config`."""
+        timesteps = model.timesteps if config.eval.timesteps < 0 else config.eval.timesteps
+        model = for_evaluation(model, timesteps)
+        return cls(model, mesh, batch_size=config.eval.batch_size, draws=config.eval.draws)
+
+    @property
+    def latent(self) -> Any:
+        """The model's, or None."""
+        return self.model.latent
 
     def rows(self, params: Params, images: np.ndarray, key: jax.Array, *, first: int = 0) -> Iterator[Rows]:
         """The terms of images[first:], chunk by chunk, in order.
@@ -91,3 +114,24 @@ class VLB:
             first: the images before it are left out.
         """
         return self._pass(params, images, key, first)
+
+    def settings(self) -> dict[str, Any]:
+        """T, and the density of the times in continuous time."""
+        timesteps = self.model.timesteps
+        density = None if timesteps else TIME_DENSITIES.name_of(self.model.time_density)
+        return {"timesteps": timesteps, "time_density": density}
+
+    def description(self) -> str:
+        """As `Estimator.description`."""
+        return f"VLB, T = {self.model.timesteps}" if self.model.timesteps else "VLB, continuous"
+
+    def file_name(self) -> str:
+        """As `Estimator.file_name`: "vlb_continuous", "vlb_T1000"."""
+        return f"vlb_T{self.model.timesteps}" if self.model.timesteps else "vlb_continuous"
+
+    def result(
+        self, rows: Rows, provenance: Provenance, *, params: Params, images: np.ndarray, key: jax.Array
+    ) -> Result:
+        """As `Estimator.result`."""
+        prior = self.model.process.prior_text
+        return record.result(self, rows, provenance, prior=prior, **self.settings())

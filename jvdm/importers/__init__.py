@@ -1,6 +1,6 @@
-"""Published checkpoints of other codebases -> jvdm's parameters.
+"""Published checkpoints of other codebases as jvdm's parameters.
 
-A further codebase is one module with `read` and `check_settings`, and one line here.
+To add a codebase, write a module with `read` and `check_settings`, and enter it in `IMPORTERS`.
 """
 
 import dataclasses
@@ -22,15 +22,15 @@ class Importer:
     """One codebase's checkpoints.
 
     Attributes:
-        read: path -> its parameters in jvdm's form, whatever the model.
-        check_settings: raises if the model differs in what no shape reveals.
+        read: path -> its parameters in jvdm's form.
+        check_settings: raises `UserError` if the model differs in what no shape reveals.
     """
 
     read: Callable[[str], Imported]
     check_settings: Callable[["Model"], None]
 
     def __call__(self, path: str, model: "Model") -> Imported:
-        """The checkpoint at `path`, checked against the model."""
+        """Reads a checkpoint and checks it against the model."""
         imported = self.read(path)
         expected = shapes.expected_by(model)
         shapes.check(imported.params, expected, "params")
@@ -49,16 +49,16 @@ IMPORTERS: dict[str, Callable[[str, "Model"], Imported]] = {
 
 
 def load(source: str, path: str, model: "Model") -> Imported:
-    """A checkpoint of another codebase as parameters of a model.
+    """Reads a checkpoint of another codebase as parameters of a model.
 
     Args:
         source: a key of `IMPORTERS`.
-        path: of the checkpoint, in any form that the importer knows.
-        model: the one that the config selects; it must have been given the checkpoint's settings.
+        path: of the checkpoint, in any form that the importer accepts.
+        model: the one that the config selects, with the checkpoint's settings.
 
     Raises:
-        UserError: unknown source; no checkpoint at `path`, or a corrupt one; or it does not fit the
-            model, in which case the message names a leaf, both shapes and the likely option.
+        UserError: the source is unknown, the checkpoint is absent or corrupt, or it does not fit the model;
+            the message then names a leaf, both shapes and the likely option.
     """
     if source not in IMPORTERS:
         raise unknown("checkpoint source", source, IMPORTERS)

@@ -11,29 +11,29 @@ they follow `ema_model.`, for the moving average. `config.yaml` beside it has th
     model.mid_attn_block                     middle_attention
     gamma.{b,w}                              schedule/{b,w}; a fixed schedule has none
 
-The axes of kernels are in another order, and besides
+Kernels have their axes in another order (`jvdm.importers.torch_layers`), and
 
-    1. the kernel of condition1 gets a row of zeros for the conditioning, which this code does not have
-    2. query, key and value are one layer, in this order
-    3. the Fourier features are sines, then cosines, as ours are; but within each exponent by exponent, and
-       ours are channel by channel
-    4. the second convolution of a block is net2.3 if the network has dropout, and net2.2 otherwise
+    1. query, key and value are one layer, in this order
+    2. sines and cosines of the Fourier features are ordered by exponent, ours by channel
+    3. the second convolution of a block is net2.3 if the network has dropout, and net2.2 otherwise
 
-Number of blocks, attention, dropout and schedule are read off the names. From these follows which leaves
-there must be; one too many or too few is an error.
+Names tell the number of blocks, attention, dropout and schedule, and with them which leaves there must be. A
+missing or an unexpected leaf is an error.
 """
 
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from flax.traverse_util import unflatten_dict
 
-from jvdm.core import trees
 from jvdm.core.errors import UserError
-from jvdm.importers import shapes, torch_archive, torch_layers
-from jvdm.importers.inert_pickle import brief, kind
+from jvdm.importers import requirements, shapes, torch_archive, torch_layers
+from jvdm.importers.inert_values import kind
+from jvdm.importers.leaf import Leaf, check_names, stack
+from jvdm.importers.messages import brief
 from jvdm.importers.records import Imported
 
 if TYPE_CHECKING:
@@ -63,27 +63,11 @@ _SHORTCUT = {"skip_conv": ("shortcut", "pointwise")}
 _SCHEDULES = {"fixed_linear": "fixed_linear", "learned_linear": "learned_scalar"}
 
 
-class Leaf(NamedTuple):
-    """Where one parameter of the source goes.
-
-    Attributes:
-        source: its dotted name.
-        targets: '/'-joined paths, each of an equal part of the source's first axis.
-        layout: a key of `torch_layers.LAYOUTS`, or input.
-        entry: which one of a target's first axis, or None for all of the target.
-    """
-
-    source: str
-    targets: tuple[str, ...]
-    layout: str
-    entry: int | None = None
-
-
 def load(path: str | Path, model: "Model") -> Imported:
-    """The checkpoint at `path`, checked against the model, and with `config.yaml` if that is there.
+    """Reads a checkpoint and checks it, and a `config.yaml` beside it, against the model.
 
     Raises:
-        UserError: as `read` does, or the config selects another model.
+        UserError: as in `read`, or the config selects another model.
     """
     imported = read(path)
     check_settings(model)
@@ -96,22 +80,22 @@ def load(path: str | Path, model: "Model") -> Imported:
 
 
 def read(path: str | Path) -> Imported:
-    """The checkpoint at `path`, a file, or the folder of a `model.pt`.
+    """Reads a checkpoint, a file or the folder of a `model.pt`.
 
     Raises:
-        UserError: there is none, it is corrupt, or it is not of this code.
+        UserError: there is no checkpoint, it is corrupt, or it was not written by this code.
     """
     file = _file(path)
     saved = torch_archive.read(file)
     try:
         if not isinstance(saved, dict):
-            raise UserError(f"not of {CODEBASE}: it holds {kind(saved)}, not a dict")
+            raise UserError(f"not a file of {CODEBASE}: it holds {kind(saved)}, not a dict")
         for key in ("step", "model", "ema"):
             if key not in saved:
                 keys = ", ".join(sorted(brief(repr(k)) for k in saved)[:8]) or "none"
-                raise UserError(f"not of {CODEBASE}: it has no {key!r} (keys: {keys})")
+                raise UserError(f"not a file of {CODEBASE}: it has no {key!r} (keys: {keys})")
         if not isinstance(saved["ema"], dict):
-            raise UserError(f"not of {CODEBASE}: 'ema' is {kind(saved['ema'])}, not a dict")
+            raise UserError(f"not a file of {CODEBASE}: 'ema' is {kind(saved['ema'])}, not a dict")
         named = {k: v for k, v in saved["ema"].items() if isinstance(k, str) and k.startswith("ema_model.")}
         ema = {k.removeprefix("ema_model."): v for k, v in named.items()}
         return Imported(_step(saved["step"]), convert(saved["model"]), convert(ema, "ema"))
@@ -120,7 +104,7 @@ def read(path: str | Path) -> Imported:
 
 
 def settings(path: Path) -> dict[str, str]:
-    """The settings in a `config.yaml`, as text; none if there is no such file.
+    """The settings in a `config.yaml`, as text; none if the file does not exist.
 
     Raises:
         UserError: it cannot be read.
@@ -148,8 +132,7 @@ def convert(source: Any, name: str = "model") -> dict[str, Any]:
         Nested dicts of float32 arrays, `{"network", "schedule"}`.
 
     Raises:
-        UserError: a leaf is missing, is left over, has an impossible shape, or is unlike its fellows in a
-            stack.
+        UserError: a leaf is missing or unexpected, has an impossible shape, or the entries of a stack differ.
     """
     if not isinstance(source, Mapping):
         raise UserError(f"{name!r} is {kind(source)}, not a dict")
@@ -157,35 +140,16 @@ def convert(source: Any, name: str = "model") -> dict[str, Any]:
         if not isinstance(leaf, str) or not isinstance(array, np.ndarray):
             raise UserError(f"{name!r} has {kind(array)} at {brief(repr(leaf))}, not a tensor at a name")
     leaves = list(correspondence(source))
-    expected = {leaf.source for leaf in leaves}
-    surplus, missing = sorted(set(source) - expected), sorted(expected - set(source))
-    if missing:
-        also = f", and {brief(surplus[0])!r} is not expected" if surplus else ""
-        raise UserError(f"{name!r} has not the parameters of {CODEBASE}: {missing[0]!r} is missing{also}")
-    if surplus:
-        raise UserError(
-            f"{name!r} has not the parameters of {CODEBASE}: {brief(surplus[0])!r} is not expected"
-        )
-
-    stacks: dict[str, list[np.ndarray]] = {}
-    for leaf in leaves:
-        for target, array in zip(leaf.targets, _arrange(source, leaf, name), strict=True):
-            stack = stacks.setdefault(target, [])
-            if stack and stack[0].shape != array.shape:
-                raise UserError(f"{name!r}: {leaf.source!r} has not the shape of its fellow in block 0")
-            stack.append(array)
-    stacked = {target for leaf in leaves if leaf.entry is not None for target in leaf.targets}
-    params = {
-        target: np.stack(arrays) if target in stacked else arrays[0] for target, arrays in stacks.items()
-    }
-    return {"network": {}, "schedule": {}} | trees.nest(params)
+    check_names(source, (leaf.source for leaf in leaves), repr(name), CODEBASE)
+    params = stack(leaves, lambda leaf: _arrange(source, leaf, name), repr(name))
+    return {"network": {}, "schedule": {}} | unflatten_dict(params, sep="/")
 
 
 def correspondence(names: Any) -> Iterator[Leaf]:
     """Every leaf that the source must have, entries of a stack in order.
 
     Args:
-        names: of the source, which tell depth, attention, dropout and schedule.
+        names: of the source's parameters; they tell depth, attention, dropout and schedule.
     """
     blocks = {m[1] for name in names if (m := re.match(r"model\.down_blocks\.(\d{1,9})\.", name))}
     attention = any(re.match(r"model\.(down|up)_blocks\.\d{1,9}\.attention_block\.", name) for name in names)
@@ -203,42 +167,39 @@ def correspondence(names: Any) -> Iterator[Leaf]:
             if attention:
                 yield from _layers(f"{prefix}.attention_block.", f"{target}/attention", _ATTENTION, i)
     if any(name.startswith("gamma.") for name in names):
-        yield from (Leaf(f"gamma.{name}", (f"schedule/{name}",), "scalar") for name in ("b", "w"))
+        yield from (Leaf(f"gamma.{name}", f"schedule/{name}", layout="scalar") for name in ("b", "w"))
 
 
 def _layers(
     source: str, target: str, layers: Mapping[str, tuple[str, str]], entry: int | None = None
 ) -> Iterator[Leaf]:
     for name, (ours, layout) in layers.items():
-        targets = [f"{target}/{part}" for part in ours.split()]
-        leaves = {"weight": ("kernel", layout), "bias": ("bias", "vector")}
-        if layout == "norm":
-            leaves = {"weight": ("norm/scale", "vector"), "bias": ("norm/bias", "vector")}
-        elif layout == "no_bias":
-            leaves = {"weight": ("kernel", "dense")}
-        for leaf, (last, order) in leaves.items():
-            yield Leaf(f"{source}{name}.{leaf}", tuple(f"{t}/{last}" for t in targets), order, entry)
+        parts = ours.split()
+        for i, part in enumerate(parts):
+            for leaf in torch_layers.leaves(f"{source}{name}", f"{target}/{part}", layout):
+                yield leaf._replace(entry=entry, part=i, parts=len(parts))
 
 
-def _arrange(source: Mapping[str, np.ndarray], leaf: Leaf, name: str) -> list[np.ndarray]:
-    """One array for each target, in our order, outputs last, float32."""
-    array, where = source[leaf.source], f"{name!r}: {leaf.source!r}"
-    if leaf.layout == "input":
-        torch_layers.check(array, "conv", where)
+def _arrange(source: Mapping[str, np.ndarray], leaf: Leaf, name: str) -> np.ndarray:
+    """The target of a leaf in our layout, float32."""
+    array, where, layout = source[leaf.source], f"{name!r}: {leaf.source!r}", leaf.layout
+    if layout == "input":
+        layout = "conv"
+        torch_layers.check(array, layout, where)
         array = _channel_by_channel(array, source["model.conv_out.2.bias"].size, where)
-    array = torch_layers.arrange(array, "conv" if leaf.layout == "input" else leaf.layout, where)
-    if not array.ndim:
-        return [array]
-    if array.shape[-1] % len(leaf.targets):
-        raise UserError(f"{where} has {array.shape[-1]} outputs, which are not of {len(leaf.targets)} layers")
-    return [np.ascontiguousarray(part) for part in np.split(array, len(leaf.targets), axis=-1)]
+    array = torch_layers.arrange(array, layout, where)
+    if leaf.parts == 1:
+        return array
+    if array.shape[-1] % leaf.parts:
+        raise UserError(f"{where} has {array.shape[-1]} outputs, which is not a multiple of {leaf.parts}")
+    return np.ascontiguousarray(np.split(array, leaf.parts, axis=-1)[leaf.part])
 
 
 def _channel_by_channel(kernel: np.ndarray, channels: int, where: str) -> np.ndarray:
-    """Item (3) of the input convolution's kernel [o, i, 3, 3]."""
+    """Item (2) of the input convolution's kernel [o, i, 3, 3]."""
     features = kernel.shape[1] - channels
     if channels < 1 or features < 0 or features % (2 * channels):
-        raise UserError(f"{where} has {kernel.shape[1]} inputs, which are not of {channels} channels")
+        raise UserError(f"{where} has {kernel.shape[1]} inputs, which cannot be of {channels} channels")
     parts = kernel[:, channels:].reshape(len(kernel), 2, -1, channels, 3, 3).swapaxes(2, 3)
     return np.concatenate([kernel[:, :channels], parts.reshape(len(kernel), features, 3, 3)], axis=1)
 
@@ -247,7 +208,7 @@ def _file(path: str | Path) -> Path:
     path = Path(path)
     try:
         return path / "model.pt" if path.is_dir() else path
-    except OSError:  # what is wrong with it, reading it will tell
+    except OSError:  # reading it will say what is wrong
         return path
 
 
@@ -260,7 +221,7 @@ def _step(value: Any) -> int:
 
 
 def _compare(theirs: Mapping[str, str], model: "Model") -> None:
-    """What `config.yaml` says of the config.
+    """Refuses a model that differs from `config.yaml`.
 
     Raises:
         UserError: names the first option that differs, and the checkpoint's value.
@@ -275,7 +236,7 @@ def _compare(theirs: Mapping[str, str], model: "Model") -> None:
         if not isinstance(model.schedule, SCHEDULES.component(name)):
             raise UserError(f"the checkpoint does not fit the config: it needs config.schedule.name={name}")
     for key, option, ours in (
-        ("input_channels", None, model.image_shape[-1]),
+        ("input_channels", None, model.data_shape[-1]),
         ("embedding_dim", "network.channels", network.channels),
         ("n_blocks", "network.num_blocks", network.num_blocks),
         ("attention_everywhere", "network.attention", network.attention),
@@ -294,7 +255,7 @@ def _compare(theirs: Mapping[str, str], model: "Model") -> None:
 
 
 def _number(text: str) -> float | None:
-    """Of a number, or of true and false."""
+    """The value of a number, or of true and false; None for other text."""
     try:
         return {"true": 1.0, "false": 0.0}.get(text.lower()) if text.isalpha() else float(text)
     except ValueError:
@@ -302,33 +263,21 @@ def _number(text: str) -> float | None:
 
 
 def check_settings(model: "Model") -> None:
-    """What this code fixes and no shape reveals.
+    """Refuses a model that differs from this code in what no shape reveals.
 
     Raises:
         UserError: a model with such weights would compute something else.
     """
-    from jvdm.diffusion.parameterizations import PARAMETERIZATIONS
-    from jvdm.diffusion.paths import PATHS
-    from jvdm.diffusion.transforms import DATA_MAPS
-    from jvdm.networks import GammaInput
-    from jvdm.networks.unet import VDMUNet
-
-    needs = f"a checkpoint of {CODEBASE} needs"
-    for option, part, component in (
-        ("network.name=vdm_unet", model.network, VDMUNet),
-        ("parameterization.name=noise", model.parameterization, PARAMETERIZATIONS.component("noise")),
-        ("path.name=variance_preserving", model.path, PATHS.component("variance_preserving")),
-        ("model.time_input=gamma", model.time_input, GammaInput),
-        ("data_map.name=scaling", model.data_map, DATA_MAPS.component("scaling")),
-    ):
-        if not isinstance(part, component):
-            raise UserError(f"{needs} config.{option}")
+    requirements.check_components(
+        model,
+        CODEBASE,
+        network=("vdm_unet",),
+        parameterization=("noise",),
+        path=("variance_preserving",),
+        time_input=("gamma",),
+        data_map=("scaling",),
+    )
     network: Any = model.network
-    if network.norm_epsilon != 1e-5:
-        raise UserError(f"{needs} config.network.norm_epsilon=1e-5, not {network.norm_epsilon}")
-    exponents = (network.fourier_first, network.fourier_last)
-    if network.fourier and exponents != (5, 6):
-        raise UserError(
-            f"{needs} config.network.fourier_first=5 and config.network.fourier_last=6, "
-            f"not {exponents[0]} and {exponents[1]}"
-        )
+    requirements.check_values(network, "network", CODEBASE, norm_epsilon=1e-5)
+    if network.fourier:
+        requirements.check_values(network, "network", CODEBASE, fourier_first=5, fourier_last=6)

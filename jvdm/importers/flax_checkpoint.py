@@ -1,22 +1,20 @@
 """Reads the checkpoints of the official VDM code, and of the codes derived from it (i-DODE, MuLAN).
 
-Those are written by clu's `MultihostCheckpoint`: a folder `checkpoints-0/` with `ckpt-<n>.flax` and a
-few TensorFlow files that hold nothing of interest. The `.flax` file is MessagePack of
-`{step, params, ema_params, opt_state}`, in which
+clu's `MultihostCheckpoint` writes them: a folder `checkpoints-0/` with `ckpt-<n>.flax`, and TensorFlow files
+that are not needed. The `.flax` file is MessagePack of `{step, params, ema_params, opt_state}`, in which
 
     1. an array is an extension of type 1: MessagePack of (shape, name of the dtype, bytes)
     2. a numpy scalar is an extension of type 3, with the same content
     3. an array of more than 2^30 bytes is a map {"__msgpack_chunked_array__", "shape", "chunks"},
        where "shape" and "chunks" are maps from "0", "1", ... and the chunks are flat arrays
 
-A file may come from anywhere: nothing in it is executed, and every declared length is checked
-against the bytes that are there before an array is made.
+A file may come from anywhere: nothing in it is executed, and every declared length is checked against the
+bytes present before an array is made.
 """
 
 import dataclasses
 import math
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +23,7 @@ import msgpack
 import numpy as np
 
 from jvdm.core.errors import UserError
+from jvdm.importers.messages import brief, kind
 
 Tree = dict[str, Any]
 
@@ -36,14 +35,14 @@ _DTYPES = {
     **{np.dtype(code).name: np.dtype(code) for code in ("f2", "f4", "f8")},
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
 }
-# Trees of the known codes are at most six deep, and their only sequences are shapes.
+# Trees of the known codes are at most six deep; their only sequences are shapes.
 _MAX_DEPTH = 32
 _MAX_SEQUENCE = 64
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """What a checkpoint holds; the optimizer's state is left aside.
+    """What a checkpoint holds, without the optimizer's state.
 
     Attributes:
         step: training steps taken.
@@ -57,13 +56,13 @@ class Checkpoint:
 
 
 def read(path: str | Path) -> Checkpoint:
-    """The checkpoint at `path`.
+    """Reads a checkpoint.
 
     Args:
         path: as for `find`.
 
     Raises:
-        UserError: there is no checkpoint, or it is not whole.
+        UserError: there is no checkpoint, or it is damaged.
     """
     file = find(path)
     try:
@@ -78,10 +77,10 @@ def find(path: str | Path) -> Path:
 
     Args:
         path: a `.flax` file, the same without its suffix, a folder of such files, or the folder above
-            (which has `checkpoints-0`); of several checkpoints the newest is taken.
+            (with `checkpoints-0`); of several checkpoints the newest.
 
     Raises:
-        UserError: there is none.
+        UserError: there is no checkpoint.
     """
     path = Path(path)
     try:
@@ -91,7 +90,7 @@ def find(path: str | Path) -> Path:
         if prefixed.is_file():
             return prefixed
         if not path.exists():
-            raise UserError(f"no checkpoint at {path}: there is no such file or folder")
+            raise UserError(f"no checkpoint at {path}: the path does not exist")
         files = [f for pattern in ("*.flax", "checkpoints-0/*.flax") for f in path.glob(pattern)]
     except (OSError, ValueError) as error:  # ValueError: a null character in the path
         reason = error.strerror if isinstance(error, OSError) else error
@@ -113,17 +112,17 @@ def decode(data: bytes, name: str) -> Checkpoint:
         UserError: the bytes are not such a checkpoint.
     """
     try:
-        # Extensions stay bytes here: those of the optimizer's state are never looked at.
+        # Extensions stay bytes here: those of the optimizer's state are never decoded.
         state = msgpack.unpackb(data, raw=False, max_array_len=_MAX_SEQUENCE)
     except (msgpack.UnpackException, ValueError, TypeError, OverflowError, RecursionError) as error:
         raise UserError(
-            f"checkpoint {name} is truncated or corrupt: not MessagePack ({_line(error)})"
+            f"checkpoint {name} is truncated or corrupt: not MessagePack ({_reason(error)})"
         ) from error
     if not isinstance(state, dict):
         raise UserError(f"checkpoint {name} is corrupt: it holds {_kind(state)}, not a training state")
     for key in ("step", "params", "ema_params"):
         if key not in state:
-            keys = ", ".join(sorted(repr(k)[:40] for k in state)[:8]) or "none"
+            keys = ", ".join(sorted(brief(repr(k)) for k in state)[:8]) or "none"
             raise UserError(f"checkpoint {name} has no {key!r} (keys: {keys})")
     try:
         return Checkpoint(
@@ -133,15 +132,6 @@ def decode(data: bytes, name: str) -> Checkpoint:
         )
     except _Malformed as error:
         raise UserError(f"checkpoint {name} is corrupt: {error}") from error
-
-
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Leaves by '/'-joined path, sorted."""
-    leaves = {}
-    for key, value in sorted(tree.items()):
-        path = f"{prefix}{key}"
-        leaves.update(flatten(value, f"{path}/") if isinstance(value, Mapping) else {path: value})
-    return leaves
 
 
 class _Malformed(Exception):
@@ -166,9 +156,9 @@ def _tree(value: Any, path: str, depth: int = 0) -> Tree:
     tree = {}
     for key, child in value.items():
         where = f"{path}/{key}"
-        # "/" joins names in paths, so a name that has one would make two leaves alike.
+        # "/" joins names in paths: a name that contains one could make two leaves alike.
         if not isinstance(key, str) or not key or "/" in key:
-            raise _Malformed(f"{_quote(path)} has a key {repr(key)[:60]} that is not a name")
+            raise _Malformed(f"{_quote(path)} has an invalid key {brief(repr(key))}")
         if isinstance(child, dict) and _CHUNKED not in child:
             tree[key] = _tree(child, where, depth + 1)
         else:
@@ -189,12 +179,12 @@ def _array(value: Any, path: str) -> np.ndarray:
     try:
         content = msgpack.unpackb(value.data, raw=False, max_array_len=_MAX_SEQUENCE, max_map_len=0)
     except (msgpack.UnpackException, ValueError, TypeError, OverflowError, RecursionError) as error:
-        raise _Malformed(f"{_quote(path)} is not an array ({_line(error)})") from error
+        raise _Malformed(f"{_quote(path)} is not an array ({_reason(error)})") from error
     if not isinstance(content, list) or len(content) != 3:
         raise _Malformed(f"{_quote(path)} is not an array of shape, dtype and bytes")
     shape, dtype_name, buffer = content
     if not isinstance(dtype_name, str) or dtype_name not in _DTYPES:
-        raise _Malformed(f"{_quote(path)} has dtype {repr(dtype_name)[:40]} (known: {', '.join(_DTYPES)})")
+        raise _Malformed(f"{_quote(path)} has dtype {brief(repr(dtype_name))} (known: {', '.join(_DTYPES)})")
     if not isinstance(buffer, bytes):
         raise _Malformed(f"{_quote(path)} holds {_kind(buffer)}, not bytes")
     dtype = _DTYPES[dtype_name]
@@ -202,7 +192,7 @@ def _array(value: Any, path: str) -> np.ndarray:
     expected = math.prod(shape) * dtype.itemsize
     if len(buffer) != expected:
         raise _Malformed(
-            f"{_quote(path)} has {len(buffer)} bytes; {_dims(shape)} of {dtype_name} takes {expected}"
+            f"{_quote(path)} has {len(buffer)} bytes; {brief(str(shape))} of {dtype_name} takes {expected}"
         )
     return _reshape(np.frombuffer(buffer, dtype), shape, path)
 
@@ -212,10 +202,12 @@ def _unchunk(value: dict, path: str) -> np.ndarray:
     chunks = _sequence(value.get("chunks"), f"{path}/chunks")
     arrays = [_array(chunk, f"{path}/chunks/{i}") for i, chunk in enumerate(chunks)]
     if not arrays or any(a.ndim != 1 or a.dtype != arrays[0].dtype for a in arrays):
-        raise _Malformed(f"{_quote(path)} is not made of flat chunks of one dtype")
+        raise _Malformed(f"{_quote(path)} does not have flat chunks of one dtype")
     size = sum(a.size for a in arrays)
     if size != math.prod(shape):
-        raise _Malformed(f"{_quote(path)} has chunks of {size} values in all; {_dims(shape)} takes other")
+        raise _Malformed(
+            f"{_quote(path)} has chunks of {size} values in all; its shape is {brief(str(shape))}"
+        )
     return _reshape(np.concatenate(arrays), shape, path)
 
 
@@ -227,32 +219,24 @@ def _sequence(value: Any, path: str) -> list:
 
 def _shape(value: Any, path: str) -> tuple[int, ...]:
     if not isinstance(value, list) or any(type(n) is not int or n < 0 for n in value):
-        raise _Malformed(f"{_quote(path)} has no valid shape: {repr(value)[:60]}")
+        raise _Malformed(f"{_quote(path)} has no valid shape: {brief(repr(value))}")
     return tuple(value)
 
 
 def _reshape(flat: np.ndarray, shape: tuple[int, ...], path: str) -> np.ndarray:
     try:
         return flat.reshape(shape)
-    except ValueError as error:  # no values, but a dimension that numpy cannot count to
-        raise _Malformed(f"{_quote(path)} has an impossible shape {_dims(shape)}") from error
-
-
-def _dims(shape: tuple[int, ...]) -> str:
-    return str(shape)[:60]
+    except ValueError as error:  # no values, but a dimension beyond numpy's range
+        raise _Malformed(f"{_quote(path)} has an impossible shape {brief(str(shape))}") from error
 
 
 def _quote(path: str) -> str:
-    return repr(path if len(path) < 160 else f"{path[:160]}...")
+    return f"'{brief(path, 160)}'"
 
 
 def _kind(value: Any) -> str:
-    if isinstance(value, msgpack.ExtType):
-        return f"an extension of type {value.code}"
-    return {dict: "a map", list: "a list", type(None): "nothing"}.get(
-        type(value), f"a {type(value).__name__}"
-    )
+    return f"an extension of type {value.code}" if isinstance(value, msgpack.ExtType) else kind(value)
 
 
-def _line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}".splitlines()[0][:120]
+def _reason(error: BaseException) -> str:
+    return brief(f"{type(error).__name__}: {error}", 120)

@@ -1,8 +1,7 @@
 """Checkpoints of the official i-DODE code (2305.03935).
 
-Their tree is that of the VDM code, from which it is derived (`jvdm.importers.vdm`). Neither the path nor what
-the output means leaves a trace in a shape: a config with the wrong one of the two is not found out, and gives
-a poor likelihood.
+The code is derived from the VDM code and has its tree (`jvdm.importers.vdm`). No shape reveals the path or
+the parameterization: with the wrong one of either, a config is accepted and gives a poor likelihood.
 """
 
 from pathlib import Path
@@ -18,23 +17,23 @@ CODEBASE = "the i-DODE code"
 
 
 def read(path: str | Path) -> Imported:
-    """The checkpoint at `path`, as `flax_checkpoint.find` takes it.
+    """Reads a checkpoint; `path` is as for `flax_checkpoint.find`.
 
     Raises:
-        UserError: there is none, it is corrupt, or it is not of the i-DODE code.
+        UserError: there is no checkpoint, it is corrupt, or it was not written by the i-DODE code.
     """
     return vdm.read(path, CODEBASE)
 
 
 def check_settings(model: "Model") -> None:
-    """What the i-DODE code fixes and no shape reveals.
+    """Refuses a model that differs from the i-DODE code in what no shape reveals.
 
     Raises:
         UserError: a model with such weights would compute something else.
     """
-    vdm.check_components(
+    vdm.check_network(
         model,
         CODEBASE,
-        parameterizations=("noise", "velocity"),
-        paths=("variance_preserving", "straight"),
+        parameterization=("noise", "velocity"),
+        path=("variance_preserving", "straight"),
     )

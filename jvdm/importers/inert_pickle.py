@@ -1,25 +1,37 @@
-"""Reads a pickle without running anything that it names.
+"""Reads a pickle without executing anything that it names.
 
 A pickle is a program for a machine with a stack and a memo. Python's own reader imports the names that it
 meets, and calls them. Here
 
     1. a name is a `Global` and stays one: nothing is imported
-    2. an instance of a class (NEWOBJ, NEWOBJ_EX, copyreg._reconstructor) is a `Record`, and what it is built
-       of (BUILD) is kept as it is
-    3. a call (REDUCE, INST, OBJ) is one of `calls`, or of those that make Python's containers, or is refused
-    4. of the standard library, other names than theirs are refused even where nobody calls them
+    2. an instance of a class (NEWOBJ, NEWOBJ_EX, copyreg._reconstructor) is a `Record`, and its state (BUILD)
+       is kept as it is
+    3. only `calls`, and those that make Python's containers, can be called (REDUCE, INST, OBJ)
+    4. other names of the standard library are refused even where nothing calls them
 
 Time and memory are bounded by the length of the pickle: instructions are counted, and with them what a call
-copies. A key is a plain value or compared by identity, as the hash of a tuple can take time that is
-exponential in the pickle's length, and recursion without end.
+copies. Keys are plain values or compared by identity (`jvdm.importers.inert_values`).
+
+Why not a subclass of `pickle.Unpickler`, with an allow-listing `find_class`: no hook sees a key being hashed,
+the memo growing or BUILD setting attributes. Measured on Python 3.11 to 3.13 with such a subclass,
+
+    a tuple doubled 100 times as a key, 500 bytes      does not end; neither does a frozenset of one
+    a tuple nested 200,000 times as a key              overflows the C stack: the process dies
+    60,000 integers of one hash as keys, 700 kB        more than 10 s
+    an entry of the memo at 2^27, 7 bytes              2 GB; the largest index asks for 64 GB
+    a tensor as a key                                  TypeError, but optimizers are saved with such keys
+
+The first four are refused or harmless here; `tests/importers/test_inert_pickle.py` has the files.
 """
 
-import dataclasses
 import pickletools
 import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+from jvdm.importers.inert_values import Global, Keys, Record, Refused, kind, latin1, sequence
+from jvdm.importers.messages import brief
 
 Name = tuple[str, str]  # module, name in it
 
@@ -35,57 +47,6 @@ _HARMLESS = {
 }
 
 
-class Refused(Exception):
-    """What is wrong with a pickle, in one line."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Global:
-    """A name in a module, which was not looked up."""
-
-    module: str
-    name: str
-
-    def __str__(self) -> str:
-        return brief(f"{self.module}.{self.name}")
-
-
-@dataclasses.dataclass(eq=False, repr=False)
-class Record:
-    """An instance of a class that was not looked up.
-
-    Attributes:
-        module, name: of the class.
-        args: what it was made of, keyword arguments last as a dict if there were any.
-        state: what it was built of, usually the dict of its attributes.
-        items: what was put in it as in a list, or as (key, value) as in a dict.
-    """
-
-    module: str
-    name: str
-    args: tuple = ()
-    state: Any = None
-    items: list = dataclasses.field(default_factory=list)
-
-    def __repr__(self) -> str:
-        return f"<record of {brief(f'{self.module}.{self.name}')}>"
-
-
-@dataclasses.dataclass(frozen=True, eq=False, repr=False)
-class ByIdentity:
-    """A key that is this very object, such as the parameter that an optimizer's state belongs to."""
-
-    value: Any
-
-    def __repr__(self) -> str:
-        return f"<{kind(self.value)} as a key>"
-
-
-def brief(text: str) -> str:
-    """At most 60 characters on one line."""
-    return repr(text if len(text) <= 60 else f"{text[:57]}...")[1:-1]
-
-
 def loads(
     data: bytes,
     *,
@@ -93,36 +54,37 @@ def loads(
     values: Mapping[Name, Any],
     persistent: Callable[[Any], Any],
 ) -> Any:
-    """What the pickle holds.
+    """What a pickle holds.
 
     Args:
         data: the pickle.
-        calls: what may be called, by name; they raise `Refused` if they do not like their arguments, and
-            TypeError if it is their number.
+        calls: what may be called, by name; each raises `Refused` for wrong arguments, TypeError for a wrong
+            number of them.
         values: names that stand for a value.
-        persistent: an id that only the pickle's surroundings know -> the object.
+        persistent: an id that is defined outside the pickle -> the object.
 
     Raises:
-        Refused: it is not a pickle, or names or calls what it should not.
+        Refused: it is not a pickle, names or calls what it may not, or would take too much time or memory.
     """
     if len(data) > _MAX_BYTES:
-        raise Refused(f"a pickle of {len(data)} bytes is longer than any that is known")
+        raise Refused(f"the pickle has {len(data)} bytes; the limit is {_MAX_BYTES}")
     return _Machine(calls, values, persistent).run(data)
 
 
 class _Machine:
     def __init__(self, calls, values, persistent):
+        self.keys = Keys()
         self.calls = {
-            ("builtins", "dict"): self.mapping,
-            ("builtins", "frozenset"): lambda items=(): frozenset(self.keys(items)),
-            ("builtins", "list"): lambda items=(): list(_sequence(items)),
-            ("builtins", "set"): lambda items=(): set(self.keys(items)),
-            ("collections", "Counter"): self.mapping,
-            ("collections", "OrderedDict"): self.mapping,
+            ("builtins", "dict"): self.keys.mapping,
+            ("builtins", "frozenset"): lambda items=(): frozenset(self.keys.many(items)),
+            ("builtins", "list"): lambda items=(): list(sequence(items)),
+            ("builtins", "set"): lambda items=(): set(self.keys.many(items)),
+            ("collections", "Counter"): self.keys.mapping,
+            ("collections", "OrderedDict"): self.keys.mapping,
             ("collections", "defaultdict"): lambda factory=None: {},
             ("copyreg", "_reconstructor"): self.reconstruct,
             ("copyreg", "__newobj__"): lambda cls, *args: self.instance(cls, args),
-            ("_codecs", "encode"): _encode,
+            ("_codecs", "encode"): latin1,
             **calls,
         }
         self.values = values
@@ -130,7 +92,6 @@ class _Machine:
         self.stack: list[Any] = []
         self.marked: list[list[Any]] = []  # the stacks below each mark
         self.memo: dict[int, Any] = {}
-        self.identities: dict[int, ByIdentity] = {}
         self.work = 0
 
     def run(self, data: bytes) -> Any:
@@ -138,18 +99,17 @@ class _Machine:
             with warnings.catch_warnings():  # about odd escapes in text
                 warnings.simplefilter("ignore")
                 for opcode, argument, _ in pickletools.genops(data):
-                    if opcode.name == "STOP":
-                        return self.pop()
-                    self.charge(1)
-                    self.step(opcode.name, argument)
+                    if opcode.name != "STOP":  # the last one
+                        self.charge(1)
+                        self.step(opcode.name, argument)
         except ValueError as error:  # of genops; nothing here raises it
             raise Refused(f"not a pickle ({brief(str(error))})") from error
-        raise Refused("not a pickle (it has no end)")
+        return self.pop()
 
     def charge(self, amount: int) -> None:
         self.work += amount
         if self.work > _MAX_INSTRUCTIONS:
-            raise Refused(f"a pickle of more than {_MAX_INSTRUCTIONS} instructions")
+            raise Refused(f"the pickle has more than {_MAX_INSTRUCTIONS} instructions")
 
     def step(self, name: str, argument: Any) -> None:
         """One instruction, except STOP."""
@@ -174,7 +134,7 @@ class _Machine:
                 self.memo[len(self.memo)] = self.top()
             case "GET" | "BINGET" | "LONG_BINGET":
                 if argument not in self.memo:
-                    raise Refused("corrupt: it refers to what it has not")
+                    raise Refused("corrupt: it refers to an entry that its memo lacks")
                 push(self.memo[argument])
             # The stack.
             case "MARK":
@@ -221,7 +181,7 @@ class _Machine:
             case "ADDITEMS":
                 self.add(self.pop_mark())
             case "FROZENSET":
-                items = frozenset(self.keys(self.pop_mark()))
+                items = frozenset(self.keys.many(self.pop_mark()))
                 self.stack.append(items)
             # Names, calls, instances.
             case "GLOBAL":
@@ -245,7 +205,7 @@ class _Machine:
             case "BINPERSID":
                 push(self.persistent(self.pop()))
             case _:
-                raise Refused(f"it has the instruction {name}, which no checkpoint needs")
+                raise Refused(f"it uses the instruction {name}, which no checkpoint needs")
 
     # The stack.
 
@@ -270,34 +230,12 @@ class _Machine:
 
     # Containers.
 
-    def key(self, value: Any) -> Any:
-        """A value as it may be a key or a member of a set."""
-        if value is None or isinstance(value, (str, bytes, bool, float, Global, Record, ByIdentity)):
-            return value
-        if isinstance(value, int) and -(2**63) <= value < 2**63:
-            return value
-        if isinstance(value, (int, complex, list, tuple, dict, set, frozenset, bytearray)):
-            raise Refused(f"a {type(value).__name__} is a key")
-        return self.identities.setdefault(id(value), ByIdentity(value))
-
-    def keys(self, items: Any) -> list[Any]:
-        return [self.key(item) for item in _sequence(items)]
-
-    def mapping(self, items: Any = ()) -> dict:
-        """dict, OrderedDict or Counter of a mapping, or of pairs."""
-        if isinstance(items, dict):
-            return dict(items)
-        pairs = [_sequence(pair) for pair in _sequence(items)]
-        if any(len(pair) != 2 for pair in pairs):
-            raise Refused("corrupt: a mapping is not of pairs")
-        return {self.key(key): value for key, value in pairs}
-
     def set_items(self, items: Sequence[Any]) -> None:
         if len(items) % 2:
             raise Refused("corrupt: a key has no value")
         target, pairs = self.top(), zip(items[::2], items[1::2], strict=True)
         if isinstance(target, dict):
-            target.update({self.key(key): value for key, value in pairs})
+            target.update({self.keys.one(key): value for key, value in pairs})
         elif isinstance(target, Record):
             target.items.extend(pairs)
         else:
@@ -313,20 +251,20 @@ class _Machine:
         target = self.top()
         if not isinstance(target, set):
             raise Refused(f"corrupt: it adds to {kind(target)}")
-        target.update(self.keys(items))
+        target.update(self.keys.many(items))
 
     # Names, calls and instances.
 
     def find(self, module: Any, name: Any) -> Any:
         if not isinstance(module, str) or not isinstance(name, str):
-            raise Refused("corrupt: a name is no text")
+            raise Refused("corrupt: a name is not text")
         key = (_PYTHON_2.get(module, module), name)
         if key in self.values:
             return self.values[key]
         named = Global(*key)
         root = key[0].partition(".")[0]
         if root in _STANDARD_LIBRARY and key not in self.calls and key not in _HARMLESS:
-            raise Refused(f"it names {named}, which is refused: nothing in a checkpoint is run")
+            raise Refused(f"it names {named}, which is refused: nothing in a checkpoint is executed")
         return named
 
     def call(self, target: Any, args: Any) -> Any:
@@ -334,7 +272,7 @@ class _Machine:
             raise Refused(f"it calls {kind(target)} with {kind(args)}, which is refused")
         call = self.calls.get((target.module, target.name))
         if call is None:
-            raise Refused(f"it calls {target}, which is refused: nothing in a checkpoint is run")
+            raise Refused(f"it calls {target}, which is refused: nothing in a checkpoint is executed")
         copied = (str, bytes, list, tuple, dict, set, frozenset)
         self.charge(len(args) + sum(len(a) for a in args if isinstance(a, copied)))
         try:
@@ -355,32 +293,9 @@ class _Machine:
         return self.instance(cls, () if state is None else (state,))
 
     def build(self, state: Any) -> None:
-        """Attributes of a container or of a tensor are left aside."""
+        """Keeps the state of a record; the attributes of a container or a tensor are dropped."""
         target = self.top()
         if isinstance(target, Record):
             target.state = state
         elif target is None or isinstance(target, (Global, str, bytes, int, float, complex, tuple)):
             raise Refused(f"corrupt: it builds {kind(target)}")
-
-
-def kind(value: Any) -> str:
-    """What a value is, for messages."""
-    if isinstance(value, Global):
-        return str(value)
-    return repr(value) if isinstance(value, Record) else f"a {type(value).__name__}"
-
-
-def _sequence(items: Any) -> Any:
-    if not isinstance(items, (list, tuple, set, frozenset)):
-        raise Refused(f"corrupt: {kind(items)} is not a sequence")
-    return items
-
-
-def _encode(text: Any, encoding: Any = "latin1") -> bytes:
-    """Bytes in protocol 2."""
-    if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
-        raise Refused("corrupt: bytes are not encoded as Python does it")
-    try:
-        return text.encode("latin1")
-    except UnicodeEncodeError as error:
-        raise Refused("corrupt: bytes are above 255") from error

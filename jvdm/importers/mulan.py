@@ -1,35 +1,36 @@
 """Checkpoints of the MuLAN code (2312.13236): its tree of parameters -> jvdm's.
 
-The network is that of the VDM code (`jvdm.importers.vdm`), and the encoder its way down and its middle:
+The network is that of the VDM code (`jvdm.importers.vdm`); the encoder is its way down and its middle:
 
     score_model/...                               network/...
     encoder_model/...                             encoder/...
     encoder_model/dense_layer_final               encoder/logits
-    encoder_model/dense_layer_final_{mu,sigma}    encoder/logits, side by side (of a Gaussian latent)
+    encoder_model/dense_layer_final_{mu,sigma}    encoder/logits, side by side (Gaussian latent)
     gamma/dense_1, dense_2                        schedule/hidden1, hidden2
     gamma/dense_out_{a,b,c}                       schedule/a, b, d
 
-Theirs does not tell the score network the conditioning scalar, of which ours has a row of
-network/condition1/kernel between those of the time and those of the latent: that row is zero.
+The MuLAN code does not pass the conditioning scalar to the score network. In our network/condition1/kernel
+its row, between those of the time and those of the latent, is zero.
 
-What a latent's name chooses is q(c | x) for given logits. The model p(c) p(x | c) is the same for `k_subset`
-and `k_hot_surrogate`, so weights that were trained with the latter may be evaluated, and trained on, with
-either: each gives a valid bound on the same likelihood. The number as the released code computes it comes of
-`k_hot_surrogate`, beside a bound. Neither k, nor which of the latents with m logits it was, leaves a trace in
-a shape; nor, for images of one channel, which of the two times the network sees.
+The name of a latent selects q(c | x) for given logits. The model p(c) p(x | c) is the same for `k_subset` and
+`k_hot_surrogate`, so weights that were trained with the latter can be evaluated and trained further with
+either: each gives a valid bound on the same likelihood. `k_hot_surrogate` also reports the number that the
+released code computes. No shape reveals k, which of the latents with m logits was used, or, for images of one
+channel, which of the two times the network sees.
 """
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
-from jvdm.core import trees
 from jvdm.core.errors import UserError
 from jvdm.importers import flax_checkpoint, vdm
+from jvdm.importers.leaf import Leaf
 from jvdm.importers.records import Imported
-from jvdm.importers.vdm import DENSE, Leaf
+from jvdm.importers.vdm import DENSE
 
 if TYPE_CHECKING:
     from jvdm.model import Model
@@ -48,10 +49,10 @@ _HALVES = vdm.within(dense_layer_final_mu=("mean", DENSE), dense_layer_final_sig
 
 
 def read(path: str | Path) -> Imported:
-    """The checkpoint at `path`, as `flax_checkpoint.find` takes it.
+    """Reads a checkpoint; `path` is as for `flax_checkpoint.find`.
 
     Raises:
-        UserError: there is none, it is corrupt, or it is not of the MuLAN code.
+        UserError: there is no checkpoint, it is corrupt, or it was not written by the MuLAN code.
     """
     return vdm.read_with(convert, path)
 
@@ -67,9 +68,9 @@ def convert(tree: flax_checkpoint.Tree, name: str = "params") -> dict[str, Any]:
         Nested dicts of float32 arrays, `{"network", "schedule", "encoder"}`.
 
     Raises:
-        UserError: a leaf is missing, is left over, or does not go with the others.
+        UserError: a leaf is missing or unexpected, or shapes contradict one another.
     """
-    source = flax_checkpoint.flatten(tree)
+    source = cast(dict[str, np.ndarray], flatten_dict(tree, sep="/"))
     arrays = vdm.gather(source, correspondence(source), name, CODEBASE)
     arrays["network/condition1/kernel"] = _with_conditioning(arrays, name)
     for leaf in DENSE.values() if "encoder/mean/bias" in arrays else ():
@@ -80,7 +81,7 @@ def convert(tree: flax_checkpoint.Tree, name: str = "params") -> dict[str, Any]:
                 f"'dense_layer_final_sigma/{leaf}' {halves[1].shape}"
             )
         arrays[f"encoder/logits/{leaf}"] = np.concatenate(halves, axis=-1)
-    return trees.nest(arrays)
+    return unflatten_dict(arrays, sep="/")
 
 
 def _with_conditioning(arrays: dict[str, np.ndarray], name: str) -> np.ndarray:
@@ -88,8 +89,8 @@ def _with_conditioning(arrays: dict[str, np.ndarray], name: str) -> np.ndarray:
     kernel, first = arrays["network/condition1/kernel"], arrays["schedule/hidden1/kernel"]
     if kernel.ndim != 2 or first.ndim != 2 or len(kernel) <= len(first):
         raise UserError(
-            f"{name}: 'score_model/dense0/kernel' of shape {kernel.shape} has no rows for a time beside the "
-            f"latent that 'gamma/dense_1/kernel' of shape {first.shape} takes"
+            f"{name}: 'score_model/dense0/kernel' of shape {kernel.shape} has no rows for a time next to "
+            f"those of the latent, which 'gamma/dense_1/kernel' of shape {first.shape} takes"
         )
     return np.insert(kernel, len(kernel) - len(first), 0.0, axis=0)
 
@@ -98,9 +99,8 @@ def correspondence(paths: Iterable[str]) -> Iterator[Leaf]:
     """Every leaf that the source must have, entries of a stack in order.
 
     Args:
-        paths: the '/'-joined paths of the leaves of a source tree, which tell depths, attention and whether
-            the latent is Gaussian; its encoder's last layer is in two halves then, `encoder/mean` and
-            `encoder/variance`.
+        paths: '/'-joined, of the source's leaves. They tell depths, attention and whether the latent is
+            Gaussian; if so, the encoder's last layer has two halves, `encoder/mean` and `encoder/variance`.
     """
     paths = list(paths)
     yield from vdm.unet(paths, "score_model", "network", ways=("down", "up"))
@@ -111,20 +111,19 @@ def correspondence(paths: Iterable[str]) -> Iterator[Leaf]:
 
 
 def check_settings(model: "Model") -> None:
-    """What the MuLAN code fixes and no shape reveals.
+    """Refuses a model that differs from the MuLAN code in what no shape reveals.
 
     Raises:
         UserError: a model with such weights would compute something else.
     """
     from jvdm.networks.encoders import UNetEncoder
 
-    vdm.check_components(
+    vdm.check_network(
         model,
         CODEBASE,
-        parameterizations=("noise", "velocity", "velocity_from_noise"),
-        paths=("variance_preserving",),
+        parameterization=("noise", "velocity", "velocity_from_noise"),
+        time_input=("gamma", "pixel_gamma"),
     )
-    needs = f"a checkpoint of {CODEBASE} needs"
     if not isinstance(model.encoder, UNetEncoder):
-        raise UserError(f"{needs} config.encoder.name=unet")
-    vdm.check_blocks(model.encoder, "config.encoder", needs)
+        raise UserError(f"a checkpoint of {CODEBASE} needs config.encoder.name=unet")
+    vdm.check_blocks(model.encoder, "encoder", CODEBASE)

@@ -12,11 +12,11 @@ optimizer; whether training goes on; the number of steps taken. For level l, who
     a.up_modules.<last - l>.<l>b_upsample.up_conv     upsample_<l>
     T, base_sde.T                                     must be 1
 
-Kernels have their axes in another order, and that of condition1 gets a row of zeros for the conditioning,
-which sdeflow does not have. There is no moving average of the parameters: it is the parameters themselves.
+Kernels have their axes in another order (`jvdm.importers.torch_layers`). sdeflow keeps no moving average:
+`ema_params` are the parameters themselves.
 
-Levels, blocks, attention and resampling are read off the tree. From these follows which leaves there must
-be; one too many or too few is an error. They are compared with the config, as is beta.
+Names and shapes tell levels, blocks, attention and resampling, and with them which leaves there must be. A
+missing or an unexpected leaf is an error. All of these, and beta, are compared with the config.
 """
 
 import os
@@ -26,11 +26,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+from flax.traverse_util import unflatten_dict
 
-from jvdm.core import trees
 from jvdm.core.errors import UserError
-from jvdm.importers import shapes, torch_archive, torch_layers
-from jvdm.importers.inert_pickle import Record, brief
+from jvdm.importers import requirements, shapes, torch_archive, torch_layers, torch_modules
+from jvdm.importers.inert_values import Record
+from jvdm.importers.leaf import Leaf, check_names
+from jvdm.importers.messages import brief
 from jvdm.importers.records import Imported
 
 if TYPE_CHECKING:
@@ -63,26 +65,12 @@ _ENDS = {
 _TIMES = ("T", "base_sde.T")
 
 
-class Leaf(NamedTuple):
-    """Where one parameter of the source goes.
-
-    Attributes:
-        source: its dotted name.
-        target: '/'-joined path under "network".
-        layout: a key of `torch_layers.LAYOUTS`.
-    """
-
-    source: str
-    target: str
-    layout: str
-
-
 class Architecture(NamedTuple):
-    """What names and shapes of a tree tell of the options of `DDPMUNet`.
+    """The options of `DDPMUNet` that names and shapes of a tree tell.
 
     Attributes:
-        channels, num_res_blocks, resample_with_conv: as there; 0 and False of an incomplete tree.
-        multipliers: one for each level, likewise.
+        channels, num_res_blocks, resample_with_conv: as there; 0 and False for an incomplete tree.
+        multipliers: one for each level, as there.
         attention: levels whose blocks are followed by attention.
     """
 
@@ -94,10 +82,10 @@ class Architecture(NamedTuple):
 
 
 def load(path: str | Path, model: "Model") -> Imported:
-    """The checkpoint at `path`, checked against the model.
+    """Reads a checkpoint and checks it against the model.
 
     Raises:
-        UserError: as `read` does, or the model is another one.
+        UserError: as in `read`, or the model is another one.
     """
     check_settings(model)
     saved = _open(path)
@@ -108,10 +96,10 @@ def load(path: str | Path, model: "Model") -> Imported:
 
 
 def read(path: str | Path) -> Imported:
-    """The checkpoint at `path`, a file or the folder of a `checkpoint.pt`.
+    """Reads a checkpoint, a file or the folder of a `checkpoint.pt`.
 
     Raises:
-        UserError: there is none, it is corrupt, or it is not of sdeflow.
+        UserError: there is no checkpoint, it is corrupt, or it was not written by sdeflow.
     """
     return _open(path).imported
 
@@ -126,29 +114,23 @@ def convert(source: Mapping[str, np.ndarray]) -> dict[str, Any]:
         Nested dicts of float32 arrays, `{"network", "schedule"}`, the latter empty.
 
     Raises:
-        UserError: a leaf is missing, is left over or has an impossible shape.
+        UserError: a leaf is missing or unexpected, or has an impossible shape.
     """
     leaves = list(correspondence(source))
-    expected = {leaf.source for leaf in leaves} | set(_TIMES)
-    surplus, missing = sorted(set(source) - expected), sorted(expected - set(source))
-    if missing:
-        also = f", and {brief(surplus[0])} is not expected" if surplus else ""
-        raise UserError(f"it has not the parameters of {CODEBASE}: {missing[0]!r} is missing{also}")
-    if surplus:
-        raise UserError(f"it has not the parameters of {CODEBASE}: {brief(surplus[0])} is not expected")
+    check_names(source, [*(leaf.source for leaf in leaves), *_TIMES], "the module", CODEBASE)
     for name in _TIMES:
         if source[name].size != 1 or source[name].item() != 1.0:
-            raise UserError(f"{name} is not 1, the end of our times")
+            raise UserError(f"{name} is not 1, as sdeflow's configs have it")
 
     network = {
         leaf.target: torch_layers.arrange(source[leaf.source], leaf.layout, repr(leaf.source))
         for leaf in leaves
     }
-    return {"network": trees.nest(network), "schedule": {}}
+    return {"network": unflatten_dict(network, sep="/"), "schedule": {}}
 
 
 def architecture(source: Mapping[str, np.ndarray]) -> Architecture:
-    """What arrays by dotted name tell, whether or not they are complete."""
+    """The architecture that arrays by dotted name tell, even if some are missing."""
     levels, blocks, attention = set(), set(), set()
     for name in source:
         if m := re.match(r"a\.down_modules\.(\d{1,9})\.", name):
@@ -176,8 +158,7 @@ def correspondence(source: Mapping[str, np.ndarray]) -> Iterator[Leaf]:
     """Every parameter that the network must have.
 
     Args:
-        source: arrays by dotted name, which tell the architecture, and by their shapes where there is a
-            shortcut.
+        source: arrays by dotted name; they tell the architecture, and their shapes where there is a shortcut.
     """
     found = architecture(source)
     last = len(found.multipliers) - 1
@@ -204,23 +185,16 @@ def correspondence(source: Mapping[str, np.ndarray]) -> Iterator[Leaf]:
         yield from blocks("down", level, level, found.num_res_blocks)
         yield from blocks("up", index, level, found.num_res_blocks + 1)
         if found.resample_with_conv and level < last:
-            yield from _layer(f"a.down_modules.{level}.{level}b_downsample", f"downsample_{level}", "conv")
+            name = f"a.down_modules.{level}.{level}b_downsample"
+            yield from torch_layers.leaves(name, f"downsample_{level}", "conv")
         if found.resample_with_conv and level:
-            yield from _layer(f"a.up_modules.{index}.{level}b_upsample.up_conv", f"upsample_{level}", "conv")
+            name = f"a.up_modules.{index}.{level}b_upsample.up_conv"
+            yield from torch_layers.leaves(name, f"upsample_{level}", "conv")
 
 
 def _leaves(source: str, target: str, layers: Mapping[str, tuple[str, str]]) -> Iterator[Leaf]:
     for name, (ours, layout) in layers.items():
-        yield from _layer(f"{source}.{name}", f"{target}/{ours}".lstrip("/"), layout)
-
-
-def _layer(source: str, target: str, layout: str) -> Iterator[Leaf]:
-    if layout == "norm":
-        yield Leaf(f"{source}.weight", f"{target}/norm/scale", "vector")
-        yield Leaf(f"{source}.bias", f"{target}/norm/bias", "vector")
-    else:
-        yield Leaf(f"{source}.weight", f"{target}/kernel", layout)
-        yield Leaf(f"{source}.bias", f"{target}/bias", "vector")
+        yield from torch_layers.leaves(f"{source}.{name}", f"{target}/{ours}".lstrip("/"), layout)
 
 
 class _Saved(NamedTuple):
@@ -241,13 +215,16 @@ def _open(path: str | Path) -> _Saved:
     saved = torch_archive.read(os.path.join(path, "checkpoint.pt") if os.path.isdir(path) else path)
     if not isinstance(saved, list) or len(saved) != 4 or not isinstance(saved[0], Record):
         raise UserError(
-            f"checkpoint {path} is not of {CODEBASE}: it holds no list of module, optimizer, flag and count"
+            f"checkpoint {path} is not a file of {CODEBASE}: it holds no list of module, optimizer, flag "
+            "and step count"
         )
     module, step = saved[0], saved[3]
     if type(step) is not int or step < 0:
-        raise UserError(f"checkpoint {path} is not of {CODEBASE}: its count of steps is {brief(repr(step))}")
+        raise UserError(
+            f"checkpoint {path} is not a file of {CODEBASE}: its step count is {brief(repr(step))}"
+        )
     try:
-        source = torch_archive.state_dict(module)
+        source = torch_modules.state_dict(module)
         params = convert(source)
     except UserError as error:
         raise UserError(f"checkpoint {path}: {error}") from error
@@ -258,7 +235,7 @@ def _open(path: str | Path) -> _Saved:
 
 
 def _check_options(saved: _Saved, model: "Model") -> None:
-    """What the checkpoint says of the config.
+    """Refuses a model whose options are not the checkpoint's.
 
     Raises:
         UserError: names the first option that differs, and the checkpoint's value.
@@ -266,7 +243,7 @@ def _check_options(saved: _Saved, model: "Model") -> None:
     network, found = model.network, architecture(saved.source)
     if len(found.multipliers) == 1:  # there is nothing to resample
         found = found._replace(resample_with_conv=network.resample_with_conv)
-    heights = [model.image_shape[0] // 2**level for level in range(len(found.multipliers))]
+    heights = [model.data_shape[0] // 2**level for level in range(len(found.multipliers))]
     attention = tuple(height for height in heights if height in network.attention_resolutions)
     same = ("channels", "multipliers", "num_res_blocks", "resample_with_conv")
     for option, value, theirs in (
@@ -282,42 +259,29 @@ def _check_options(saved: _Saved, model: "Model") -> None:
 
 
 def check_settings(model: "Model") -> None:
-    """What sdeflow fixes and no shape reveals.
+    """Refuses a model that differs from sdeflow in what no shape reveals.
 
     Raises:
         UserError: a model with such weights would compute something else.
     """
-    from jvdm.diffusion.parameterizations import PARAMETERIZATIONS
-    from jvdm.diffusion.paths import PATHS
-    from jvdm.diffusion.schedules import SCHEDULES
-    from jvdm.diffusion.transforms import DATA_MAPS
-    from jvdm.networks import TimeInput
-    from jvdm.networks.ddpm_unet import DDPMUNet
-
-    needs = f"a checkpoint of {CODEBASE} needs"
-    for option, part, component in (
-        ("network.name=ddpm_unet", model.network, DDPMUNet),
-        ("parameterization.name=drift", model.parameterization, PARAMETERIZATIONS.component("drift")),
-        ("path.name=variance_preserving", model.path, PATHS.component("variance_preserving")),
-        ("schedule.name=linear_beta", model.schedule, SCHEDULES.component("linear_beta")),
-        ("model.time_input=t", model.time_input, TimeInput),
-        ("data_map.name=logit", model.data_map, DATA_MAPS.component("logit")),
-    ):
-        if not isinstance(part, component):
-            raise UserError(f"{needs} config.{option}")
-    network: Any = model.network
-    data_map: Any = model.data_map
-    for option, part, value in (
-        ("network.time_scale", network.time_scale, 1.0),
-        ("network.norm_epsilon", network.norm_epsilon, 1e-6),
-        ("network.downsample_padding", network.downsample_padding, "symmetric"),
-        ("schedule.t_min", model.schedule.t_min, 0.0),
-        ("data_map.a", data_map.a, 0.05),
-    ):
-        if part != value:
-            raise UserError(f"{needs} config.{option}={value}, not {part}")
-    if network.groups != 32:
-        raise UserError(
-            f"{needs} config.network.num_groups=32 (with {network.channels} channels, {network.num_groups} "
-            f"gives {network.groups})"
-        )
+    requirements.check_components(
+        model,
+        CODEBASE,
+        network=("ddpm_unet",),
+        parameterization=("drift",),
+        path=("variance_preserving",),
+        schedule=("linear_beta",),
+        time_input=("t",),
+        data_map=("logit",),
+    )
+    requirements.check_values(
+        model.network,
+        "network",
+        CODEBASE,
+        time_scale=1.0,
+        norm_epsilon=1e-6,
+        downsample_padding="symmetric",
+    )
+    requirements.check_values(model.schedule, "schedule", CODEBASE, t_min=0.0)
+    requirements.check_values(model.data_map, "data_map", CODEBASE, a=0.05)
+    requirements.check_groups(model.network, "network", CODEBASE)

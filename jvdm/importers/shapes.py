@@ -1,9 +1,10 @@
-"""Whether imported parameters fit a model, and which option of the config is to blame if not."""
+"""Checks imported parameters against a model, and names the option of the config that is likely wrong."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
+
+from flax.traverse_util import flatten_dict
 
 from jvdm.core.errors import UserError
-from jvdm.importers.flax_checkpoint import flatten
 
 if TYPE_CHECKING:
     from jvdm.model import Model
@@ -12,7 +13,7 @@ Shape = tuple[int, ...]
 
 
 def expected_by(model: "Model") -> dict[str, Shape]:
-    """Shape by path of the parameters that the model would initialise."""
+    """Shapes of the model's own parameters by path."""
     import jax
 
     return _shapes(jax.eval_shape(model.init, jax.random.key(0)))
@@ -23,8 +24,8 @@ def check(params: Any, expected: dict[str, Shape], name: str) -> None:
 
     Args:
         params: nested dicts of arrays, `{"network", "schedule"}`, and `"encoder"` with a latent.
-        expected: of the model that the config selects.
-        name: of the parameters, for the message.
+        expected: shapes of the model that the config selects, by path.
+        name: of the parameters, for messages.
 
     Raises:
         UserError: names the first leaf that does not fit, both shapes, and the likely option.
@@ -43,11 +44,12 @@ def check(params: Any, expected: dict[str, Shape], name: str) -> None:
 
 
 def _shapes(params: Any) -> dict[str, Shape]:
-    return {path: tuple(leaf.shape) for path, leaf in flatten(params).items()}
+    leaves = cast(dict[str, Any], flatten_dict(params, sep="/"))
+    return {path: tuple(leaf.shape) for path, leaf in leaves.items()}
 
 
 def _rank(path: str) -> int:
-    """Leaves whose mismatch tells the most come first."""
+    """Leaves whose mismatch tells most come first."""
     order = (
         "schedule/",
         "network/conv_out/",
@@ -91,7 +93,7 @@ def _hint(path: str, found: dict[str, Shape], expected: dict[str, Shape]) -> str
         return f" ({section}.num_blocks? the checkpoint's is {depth})"
     channels = _first(found, f"{part}/norm_out/norm/scale")
     if path == "network/condition1/kernel" and a[1:] == b[1:] and "schedule/hidden1/kernel" in found:
-        # Rows of the time, besides those of conditioning and latent.
+        # Rows of the time, without those of conditioning and latent.
         rows = a[0] - 1 - found["schedule/hidden1/kernel"][0]
         time = "gamma" if rows == channels else "pixel_gamma"
         return f" (config.model.time_input? the checkpoint's is {time})"
@@ -119,7 +121,7 @@ def _first(shapes: dict[str, Shape], path: str) -> int | str:
 
 
 def _encoder_hint(path: str, found: dict[str, Shape], expected: dict[str, Shape]) -> str:
-    """What is particular to the encoder's part; "" where it is as of the network's."""
+    """What only concerns the encoder; "" where the network's hint applies to it."""
     a, b = found.get(path), expected.get(path)
     if not any(other.startswith("encoder/") for other in found):
         return " (config.latent.name? the checkpoint's is none)"
@@ -146,4 +148,4 @@ def _schedule(shapes: dict[str, Shape]) -> str:
         "monotone_network_released": {"l1", "l2", "l3"},
         "polynomial": {"hidden1", "hidden2", "a", "b", "d"},
     }
-    return next((kind for kind, parts in kinds.items() if names == parts), "another one")
+    return next((kind for kind, parts in kinds.items() if names == parts), "unknown")

@@ -1,15 +1,18 @@
 """Parameters of PyTorch's layers in our layout: outputs last, float32.
 
-A kernel is [out, in, *window] there. That of a dense layer after a sinusoidal embedding gets one more input,
-of weight zero: the conditioning, which those codebases do not have.
+PyTorch's kernels are [out, in, *window]. That of a dense layer after a sinusoidal embedding gets one more
+input, of weight zero: the conditioning, which those codebases do not have.
 """
+
+from collections.abc import Iterator
 
 import numpy as np
 
 from jvdm.core.errors import UserError
-from jvdm.importers.inert_pickle import brief
+from jvdm.importers.leaf import Leaf
+from jvdm.importers.messages import brief
 
-# The window of a kernel; None is no kernel.
+# The window of a kernel; None if it is not a kernel.
 LAYOUTS = {
     "scalar": None,
     "vector": None,
@@ -20,16 +23,33 @@ LAYOUTS = {
 }
 
 
-def check(array: np.ndarray, layout: str, where: str) -> None:
-    """Refuse what is no such parameter.
+def leaves(source: str, target: str, layout: str) -> Iterator[Leaf]:
+    """The parameters of one layer.
 
     Args:
-        array: as it was saved.
+        source: the layer's dotted name.
+        target: its '/'-joined path in jvdm's parameters.
+        layout: of its kernel; "norm" for a normalisation, "no_bias" for a dense layer without bias.
+    """
+    if layout == "norm":
+        yield Leaf(f"{source}.weight", f"{target}/norm/scale", layout="vector")
+        yield Leaf(f"{source}.bias", f"{target}/norm/bias", layout="vector")
+        return
+    yield Leaf(f"{source}.weight", f"{target}/kernel", layout="dense" if layout == "no_bias" else layout)
+    if layout != "no_bias":
+        yield Leaf(f"{source}.bias", f"{target}/bias", layout="vector")
+
+
+def check(array: np.ndarray, layout: str, where: str) -> None:
+    """Refuses an array that is not such a parameter.
+
+    Args:
+        array: as saved.
         layout: a key of `LAYOUTS`.
-        where: its name, for the message.
+        where: its name, for messages.
 
     Raises:
-        UserError: another dtype or shape.
+        UserError: the dtype or the shape is another.
     """
     if array.dtype.kind in "biuc":
         raise UserError(f"{where} holds {array.dtype}, not floating point")
@@ -41,17 +61,17 @@ def check(array: np.ndarray, layout: str, where: str) -> None:
     else:
         fits = len(shape) == 2 + len(window) and shape[2:] == window
     if 0 in shape or not fits:
-        raise UserError(f"{where} has shape {brief(str(shape))}, not that of a {layout} layer")
+        raise UserError(f"{where} has shape {brief(str(shape))}, which is not that of a {layout} parameter")
 
 
 def arrange(array: np.ndarray, layout: str, where: str) -> np.ndarray:
-    """A parameter in our layout.
+    """A parameter in our layout, float32.
 
     Args:
-        array, layout, where: as of `check`.
+        array, layout, where: as for `check`.
 
     Raises:
-        UserError: as `check`, or values that are not finite.
+        UserError: as in `check`, or values are not finite.
     """
     check(array, layout, where)
     array = np.array(array, np.float32)

@@ -12,21 +12,22 @@ Codes derived from it have the same tree (`jvdm.importers.idode`) or one of the 
     gamma/{b,w}, of shape (1,)                    schedule/{b,w}, of shape ()
     gamma/{l1,l2,l3}                              schedule/{l1,l2,l3}
 
-Number of blocks, attention and schedule are read off the tree. From these follows which leaves there
-must be; one too many or too few is an error.
+Names in the tree tell the number of blocks, attention and schedule, and with them which leaves there must be.
+A missing or an unexpected leaf is an error.
 """
 
 import functools
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
-from jvdm.core import trees
 from jvdm.core.errors import UserError
-from jvdm.importers import flax_checkpoint
+from jvdm.importers import flax_checkpoint, requirements
+from jvdm.importers.leaf import Leaf, check_names, stack
 from jvdm.importers.records import Imported
 
 if TYPE_CHECKING:
@@ -69,34 +70,21 @@ _SCALAR = {"b": "b", "w": "w"}
 _MONOTONE = within(l1=("l1", DENSE), l2=("l2", DENSE), l3=("l3", {"kernel": "kernel"}))
 
 
-class Leaf(NamedTuple):
-    """Where one leaf of the source goes.
-
-    Attributes:
-        source, target: '/'-joined paths.
-        entry: which one of the target's first axis, or None for all of the target.
-    """
-
-    source: str
-    target: str
-    entry: int | None = None
-
-
 def read(path: str | Path, codebase: str = CODEBASE) -> Imported:
-    """The checkpoint at `path`, as `flax_checkpoint.find` takes it.
+    """Reads a checkpoint.
 
     Args:
-        path: of the checkpoint.
-        codebase: that it is taken to be of, for messages.
+        path: as for `flax_checkpoint.find`.
+        codebase: for messages.
 
     Raises:
-        UserError: there is none, it is corrupt, or it has another tree.
+        UserError: there is no checkpoint, it is corrupt, or it has another tree.
     """
     return read_with(functools.partial(convert, codebase=codebase), path)
 
 
 def read_with(convert: Callable[[flax_checkpoint.Tree, str], dict[str, Any]], path: str | Path) -> Imported:
-    """The checkpoint at `path`, its trees converted by (tree, name of the tree) -> parameters.
+    """Reads a checkpoint whose trees `convert` turns into parameters: (tree, its name) -> parameters.
 
     Raises:
         UserError: as of `read`.
@@ -124,14 +112,14 @@ def convert(tree: flax_checkpoint.Tree, name: str = "params", codebase: str = CO
         Nested dicts of float32 arrays, `{"network", "schedule"}`.
 
     Raises:
-        UserError: a leaf is missing, is left over, or is unlike its fellows in a stack.
+        UserError: a leaf is missing or unexpected, or the entries of a stack differ in shape.
     """
-    source = flax_checkpoint.flatten(tree)
+    source = cast(dict[str, np.ndarray], flatten_dict(tree, sep="/"))
     arrays = gather(source, correspondence(source), name, codebase)
     for target in ("schedule/b", "schedule/w"):
         if target in arrays and arrays[target].shape == (1,):
             arrays[target] = arrays[target].reshape(())
-    return {"network": {}, "schedule": {}} | trees.nest(arrays)
+    return {"network": {}, "schedule": {}} | unflatten_dict(arrays, sep="/")
 
 
 def gather(
@@ -148,42 +136,23 @@ def gather(
     Raises:
         UserError: as of `convert`.
     """
-    leaves = list(leaves)
-    expected = {leaf.source for leaf in leaves}
-    surplus = sorted(set(source) - expected)
-    missing = sorted(expected - set(source))
-    if missing:
-        also = f", and {surplus[0]!r} is not expected" if surplus else ""
-        raise UserError(f"{name} is not a tree of {codebase}: {missing[0]!r} is missing{also}")
-    if surplus:
-        raise UserError(f"{name} is not a tree of {codebase}: {surplus[0]!r} is not expected")
 
-    stacks: dict[str, list[np.ndarray]] = {}
-    for leaf in leaves:
+    def floating(leaf: Leaf) -> np.ndarray:
         array = source[leaf.source]
         if array.dtype.kind in "biu":
             raise UserError(f"{name}: {leaf.source!r} holds {array.dtype}, not floating point")
-        array = array.astype(np.float32)
-        stack = stacks.setdefault(leaf.target, [])
-        if stack and stack[0].shape != array.shape:
-            raise UserError(
-                f"{name}: {leaf.source!r} has shape {array.shape}, but entry 0 of its stack {stack[0].shape}"
-            )
-        stack.append(array)
+        return array.astype(np.float32)
 
-    stacked = {leaf.target for leaf in leaves if leaf.entry is not None}
-    return {
-        target: np.stack(arrays) if target in stacked else np.asarray(arrays[0])
-        for target, arrays in stacks.items()
-    }
+    leaves = list(leaves)
+    check_names(source, (leaf.source for leaf in leaves), name, codebase)
+    return stack(leaves, floating, name)
 
 
 def correspondence(paths: Iterable[str]) -> Iterator[Leaf]:
     """Every leaf that the source must have, entries of a stack in order.
 
     Args:
-        paths: the '/'-joined paths of the leaves of a source tree, which tell depth, attention and
-            schedule.
+        paths: '/'-joined, of the source's leaves; they tell depth, attention and schedule.
     """
     paths = list(paths)
     yield from unet(paths, "score_model", "network", ways=("down", "up"))
@@ -199,7 +168,7 @@ def unet(paths: Iterable[str], source: str, target: str, *, ways: Sequence[str])
     Args:
         paths: of the whole source tree.
         source, target: where the network is in either tree.
-        ways: "down" or "up" or both, besides its ends and middle.
+        ways: "down" or "up" or both; ends and middle are always there.
     """
     layers = {path.split("/")[1] for path in paths if path.startswith(f"{source}/")}
     num_blocks = sum(re.fullmatch(r"down\.block_\d+", layer) is not None for layer in layers)
@@ -225,69 +194,55 @@ def entries(source: str, target: str, names: Mapping[str, str], entry: int | Non
 
 
 def check_settings(model: "Model") -> None:
-    """What the VDM code fixes and no shape reveals.
+    """Refuses a model that differs from the VDM code in what no shape reveals.
 
     Raises:
         UserError: a model with such weights would compute something else.
     """
-    check_components(model, CODEBASE, parameterizations=("noise",), paths=("variance_preserving",))
+    check_network(model, CODEBASE)
 
 
-def check_components(
-    model: "Model", codebase: str, *, parameterizations: Sequence[str], paths: Sequence[str]
+def check_network(
+    model: "Model",
+    codebase: str,
+    *,
+    parameterization: Sequence[str] = ("noise",),
+    path: Sequence[str] = ("variance_preserving",),
+    time_input: Sequence[str] = ("gamma",),
 ) -> None:
-    """Whether a model has the network of the VDM code, and one of the given other parts.
+    """Refuses a model whose network is not the VDM code's, or that uses it in another way.
 
     Args:
         model: the one that the config selects.
         codebase: for messages.
-        parameterizations, paths: names in their registries.
+        parameterization, path, time_input: names of those that the codebase has.
 
     Raises:
         UserError: a model with such weights would compute something else.
     """
-    from jvdm.diffusion.parameterizations import PARAMETERIZATIONS
-    from jvdm.diffusion.paths import PATHS
-    from jvdm.networks import GammaInput
-    from jvdm.networks.unet import VDMUNet
-
-    needs = f"a checkpoint of {codebase} needs"
-    network = model.network
-    if not isinstance(network, VDMUNet):
-        raise UserError(f"{needs} config.network.name=vdm_unet")
-    for option, part, registry, names in (
-        ("parameterization", model.parameterization, PARAMETERIZATIONS, parameterizations),
-        ("path", model.path, PATHS, paths),
-    ):
-        if not isinstance(part, tuple(registry.component(name) for name in names)):
-            raise UserError(f"{needs} config.{option}.name={' or '.join(names)}")
-    if not isinstance(model.time_input, GammaInput):
-        raise UserError(f"{needs} a network that sees gamma, not config.model.time_input=t")
-    for option, value in (("num_heads", 1), ("norm_epsilon", 1e-6)):
-        if getattr(network, option) != value:
-            raise UserError(f"{needs} config.network.{option}={value}, not {getattr(network, option)}")
-    check_blocks(network, "config.network", needs)
+    requirements.check_components(
+        model,
+        codebase,
+        network=("vdm_unet",),
+        parameterization=parameterization,
+        path=path,
+        time_input=time_input,
+    )
+    requirements.check_values(model.network, "network", codebase, num_heads=1, norm_epsilon=1e-6)
+    check_blocks(model.network, "network", codebase)
 
 
-def check_blocks(network: Any, section: str, needs: str) -> None:
-    """Whether a network of `jvdm.networks.unet`'s blocks has the groups and Fourier features of the VDM code.
+def check_blocks(network: Any, section: str, codebase: str) -> None:
+    """Refuses groups or Fourier features that are not the VDM code's.
 
     Args:
-        network: has `groups` and `fourier`.
-        section: of the config, for messages.
-        needs: the beginning of a message.
+        network: of `jvdm.networks.unet`'s blocks.
+        section: of the config that selects it.
+        codebase: for messages.
 
     Raises:
-        UserError: as of `check_components`.
+        UserError: as of `check_network`.
     """
-    if network.groups != 32:
-        raise UserError(
-            f"{needs} {section}.num_groups=32 (with {network.channels} "
-            f"channels, {network.num_groups} gives {network.groups})"
-        )
-    exponents = (network.fourier_first, network.fourier_last)
-    if network.fourier and exponents != (6, 7):
-        raise UserError(
-            f"{needs} {section}.fourier_first=6 and "
-            f"{section}.fourier_last=7, not {exponents[0]} and {exponents[1]}"
-        )
+    requirements.check_groups(network, section, codebase)
+    if network.fourier:
+        requirements.check_values(network, section, codebase, fourier_first=6, fourier_last=7)

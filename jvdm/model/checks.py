@@ -1,11 +1,22 @@
 """Which parts of a model go together: one line for each combination that does not."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 from jvdm.core.errors import UserError, unknown
-from jvdm.core.registry import Config
-from jvdm.diffusion import losses, schedules
+from jvdm.core.registry import Config, Registry
+from jvdm.diffusion import losses
+from jvdm.diffusion.latents import LATENTS
+from jvdm.diffusion.paths import PATHS
+from jvdm.diffusion.per_pixel_schedules import SCHEDULES
+from jvdm.diffusion.schedules import is_fixed
+from jvdm.diffusion.transforms import DATA_MAPS
+from jvdm.networks import NETWORKS
+
+# Of `training.objective` and of `training.schedule_objective`; `jvdm.training.gradients` has what they are.
+OBJECTIVES = ("bound", "score_matching")
+SCHEDULE_OBJECTIVES = ("bound", "variance")
 
 
 def check(
@@ -28,55 +39,66 @@ def check(
     _data(config, data_map, num_levels)
 
 
+def _such_as(registry: Registry, having: Callable[[Any], object]) -> str:
+    """The registered components that have something, as examples for a message."""
+    names = registry.names(having)
+    return f" ({' or '.join(names)})" if names else ""
+
+
 def _schedule_objective(config: Config, schedule: Any) -> None:
     objective = config.training.schedule_objective
-    if objective not in ("bound", "variance"):
-        raise UserError(
-            f"config.training.schedule_objective is {objective!r}: the choices are bound, variance"
-        )
+    if objective not in SCHEDULE_OBJECTIVES:
+        raise unknown("config.training.schedule_objective", objective, SCHEDULE_OBJECTIVES)
     if objective == "variance":
         if config.model.timesteps:
             raise UserError(
                 "config.training.schedule_objective=variance needs continuous time: config.model.timesteps=0"
             )
         if not (schedule.has_interior and schedule.endpoints):
+            such_as = _such_as(SCHEDULES, lambda s: s.has_interior and s.endpoints)
             raise UserError(
                 "config.training.schedule_objective=variance needs a schedule with learned ends and "
-                f"interior: monotone_network, not {config.schedule.name}"
+                f"interior{such_as}, not {config.schedule.name}"
             )
 
 
-def _needs_fixed(what: str, config: Config, schedule: Any, *, linear: bool = False) -> None:
-    """Refuse `what` in discrete time, with a schedule that learns, or with another than `fixed_linear`."""
-    fits = isinstance(schedule, schedules.FixedLinear) if linear else not _learns(schedule)
-    if config.model.timesteps or not fits:
-        needed = "the schedule fixed_linear" if linear else "a fixed schedule"
+def _needs_fixed(
+    what: str, config: Config, schedule: Any, kind: str = "", having: Callable[[Any], object] = bool
+) -> None:
+    """Refuse `what` in discrete time, or with a schedule that learns or lacks what it needs.
+
+    Args:
+        what: needs it.
+        config, schedule: as of `check`.
+        kind: of a fixed schedule, in words that follow.
+        having: whether a schedule, or a class of schedules, is of that kind.
+    """
+
+    def fits(schedule: Any) -> bool:
+        return is_fixed(schedule) and bool(having(schedule))
+
+    if config.model.timesteps or not fits(schedule):
         raise UserError(
-            f"{what} needs continuous time and {needed}, "
+            f"{what} needs continuous time and a fixed schedule{kind}{_such_as(SCHEDULES, fits)}, "
             f"not {config.schedule.name} with config.model.timesteps={config.model.timesteps}"
         )
 
 
-def _learns(schedule: Any) -> bool:
-    return bool(schedule.has_interior or schedule.endpoints)
-
-
 def _fixed_parts(config: Config, schedule: Any, path: Any, time_density: Any) -> None:
     """What needs continuous time and a fixed schedule."""
-    name = config.time_density.name
-    if time_density.needs == "fixed_linear":
-        _needs_fixed(f"config.time_density.name={name}", config, schedule, linear=True)
-    if time_density.needs == "fixed_linear" and not hasattr(path, "alpha2_cumulative"):
+    what = f"config.time_density.name={config.time_density.name}"
+    if time_density.needs_linear:
+        _needs_fixed(what, config, schedule, " that is linear in t", lambda s: s.is_linear)
+    if time_density.needs_inverse:
+        _needs_fixed(what, config, schedule, " that has an inverse", lambda s: s.inverse is not None)
+    if time_density.needs_alpha2_cumulative and path.alpha2_cumulative is None:
+        such_as = _such_as(PATHS, lambda path: path.alpha2_cumulative is not None)
         raise UserError(
-            f"config.time_density.name={name} needs config.path.name=variance_preserving or straight, "
-            f"not {config.path.name}"
+            f"{what} needs a path that has a cumulative of alpha^2{such_as}, not {config.path.name}"
         )
-    if time_density.needs == "inverse":
-        _needs_fixed(f"config.time_density.name={name}", config, schedule)
     if not time_density.unbiased and config.training.objective == "bound":
         raise UserError(
-            f"config.time_density.name={name} is for config.training.objective=score_matching: with it the "
-            "loss is no bound"
+            f"{what} is for config.training.objective=score_matching: with it the loss is no bound"
         )
     if config.training.second_order:
         _needs_fixed("config.training.second_order", config, schedule)
@@ -84,17 +106,17 @@ def _fixed_parts(config: Config, schedule: Any, path: Any, time_density: Any) ->
 
 def _data(config: Config, data_map: Any, num_levels: int) -> None:
     """Whether map and objective suit the data."""
-    name = config.data_map.name
     if data_map.discrete != bool(num_levels):
-        kind, needed = ("discrete", "scaling or logit") if num_levels else ("continuous", "identity")
-        raise UserError(f"config.data_map.name={name} is not for {kind} data: choose {needed}")
+        kind = "discrete" if num_levels else "continuous"
+        names = " or ".join(DATA_MAPS.names(lambda m: m.discrete == bool(num_levels)))
+        raise UserError(f"config.data_map.name={config.data_map.name} is not for {kind} data: choose {names}")
     if config.training.objective == "bound" and not num_levels:
         raise UserError("config.training.objective=bound is for discrete data: choose score_matching")
 
 
 def _objective(config: Config, schedule: Any) -> None:
-    if config.training.objective not in ("bound", "score_matching"):
-        raise unknown("config.training.objective", config.training.objective, ("bound", "score_matching"))
+    if config.training.objective not in OBJECTIVES:
+        raise unknown("config.training.objective", config.training.objective, OBJECTIVES)
     if config.training.objective == "score_matching":
         _needs_fixed("config.training.objective=score_matching", config, schedule)
         if config.training.second_order:
@@ -130,6 +152,30 @@ def _noise_free_start(config: Config, schedule: Any) -> None:
         )
 
 
+def check_network(config: Config, schedule: Any, network: Any) -> None:
+    """Refuse a network that cannot take the time that the config gives it.
+
+    Args:
+        config: all of it.
+        schedule, network: that it selects.
+
+    Raises:
+        UserError: naming the fields, and what would be right.
+    """
+    if config.model.time_input != "pixel_gamma":
+        return
+    if not schedule.per_pixel:
+        raise UserError(
+            "config.model.time_input=pixel_gamma needs a per-pixel schedule"
+            f"{_such_as(SCHEDULES, lambda s: s.per_pixel)}, not {config.schedule.name}"
+        )
+    if not network.takes_pixel_time:
+        raise UserError(
+            "config.model.time_input=pixel_gamma needs a network that takes a time of every pixel"
+            f"{_such_as(NETWORKS, lambda n: n.takes_pixel_time)}, not {config.network.name}"
+        )
+
+
 def check_latent(config: Config, schedule: Any, latent: Any) -> None:
     """Refuse parts that do not go together with a latent, or without one.
 
@@ -140,18 +186,11 @@ def check_latent(config: Config, schedule: Any, latent: Any) -> None:
     Raises:
         UserError: naming the fields, and what would be right.
     """
-    per_pixel = getattr(schedule, "per_pixel", False)
-    if per_pixel and latent is None:
+    if schedule.per_pixel and latent is None:
+        names = " or ".join(LATENTS.names(lambda latent: latent.is_bound and latent.size))
         raise UserError(
-            f"config.schedule.name={config.schedule.name} needs a latent: set config.latent.name=k_subset"
+            f"config.schedule.name={config.schedule.name} needs a latent: set config.latent.name to {names}"
         )
-    if config.model.time_input == "pixel_gamma" and not per_pixel:
-        raise UserError(
-            "config.model.time_input=pixel_gamma needs a schedule of every pixel: "
-            "config.schedule.name=polynomial"
-        )
-    if config.model.time_input == "pixel_gamma" and config.network.name != "vdm_unet":
-        raise UserError("config.model.time_input=pixel_gamma needs config.network.name=vdm_unet")
     if latent is None:
         return
     for field, value in (

@@ -9,8 +9,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jvdm.core.records import Batch, Context, Draws, LossTerms, ScoreMatching, TimeGamma
+from jvdm.core.records import Batch, Context, Draws, LatentCost, LossTerms, ScoreMatching, TimeGamma
+from jvdm.core.shapes import expand, of_example, sum_example
 from jvdm.diffusion import losses, transforms
+from jvdm.diffusion.process import coefficients
 from jvdm.model import Model
 
 Params = Any
@@ -24,7 +26,7 @@ def bound(
     *,
     dropout_key: jax.Array | None = None,
     at: TimeGamma | None = None,
-    context: Context | None = None,
+    known: tuple[Context, LatentCost | None] | None = None,
     second_order: float = 0.0,
 ) -> LossTerms:
     """The terms of the variational bound for given draws (`jvdm.diffusion.losses`, terms 1 to 5).
@@ -33,69 +35,71 @@ def bound(
         model: of discrete data, with noise at time 0.
         params: the model's.
         draws: random numbers, one set per example.
-        batch: the images.
+        batch: the examples.
         dropout_key: dropout is on if given.
         at: gamma and dgamma/dt at the drawn times, where the caller differentiates through
             them; by default they are computed here.
-        context: likewise.
+        known: as `Model.encode_latent` returns it; by default computed here.
         second_order: lambda of the penalty; 0 leaves it out.
 
     Returns:
         Each term [b], nats.
     """
-    if context is None:
-        context = model.context(params, batch, draws.latent, step=draws.step, dropout_key=dropout_key)
+    if known is None:
+        known = model.encode_latent(params, batch, draws.latent, step=draws.step, dropout_key=dropout_key)
+    context, cost = known
+    process, schedule = model.process, params["schedule"]
     t, density_weight = model.times(draws.u)
-    if at is None:
-        at = model.time_gamma(params, t, context)
-    c = model.coefficients(at)
-    f = transforms.encode(batch.images, model.num_levels, model.data_map)
-    z = c.alpha * f + c.sigma * draws.eps
+    c = model.at(params, t, context) if at is None else coefficients(model.path, *at)
+    x = model.encode(batch.x)
+    encoded = process.encode(schedule, x, c, context)
+    z = process.sample(encoded, draws.eps, c)
     relation = model.parameterization(c)
 
     def network(z):
         return model.output(params, z, c.gamma, context, t=t, dropout_key=dropout_key)
 
-    weight = c.dgamma_dt * density_weight[:, None, None, None]
     if second_order:
         assert draws.probe is not None
         out, tangent = jax.jvp(network, (z,), (draws.probe,))
+        weight = 0.5 * of_example(c.dgamma_dt) * density_weight * of_example(relation.scale) ** 2
         penalty = losses.second_order(
             second_order,
-            jnp.ravel(0.5 * weight * relation.scale**2),
-            losses.sum_example(draws.probe * tangent),
-            losses.sum_example((relation.target(f, draws.eps) - out) ** 2),
-            scale=jnp.ravel(relation.scale),
-            on_eps=jnp.ravel(relation.on_eps),
-            sigma=jnp.ravel(c.sigma),
+            weight,
+            sum_example(draws.probe * tangent),
+            sum_example((relation.target(x, draws.eps) - out) ** 2),
+            scale=of_example(relation.scale),
+            eps_coeff=of_example(relation.eps_coeff),
+            sigma=of_example(c.sigma),
             num_dims=model.num_dims,
         )
     else:
         out, penalty = network(z), None
-    squared_error = relation.squared_error(out, f, draws.eps)
+    prediction = relation.predict(out, z, c)
     if model.timesteps:
-        gamma_s = model.gamma(params, (t - 1.0 / model.timesteps)[:, None, None, None], context)
-        diffusion = losses.diffusion_discrete(model.timesteps, gamma_s, c.gamma, squared_error)
+        at_s = model.at(params, t - 1.0 / model.timesteps, context)
+        squared_error = prediction.squared_error(encoded.value, draws.eps)
+        diffusion = losses.diffusion_discrete(model.timesteps, at_s.gamma, c.gamma, squared_error)
     else:
-        diffusion = losses.diffusion_continuous(weight, squared_error)
+        weight = expand(density_weight, len(model.data_shape))
+        diffusion = sum_example(weight * process.integrand(encoded, draws.eps, prediction))
 
-    ends = jnp.array([0.0, 1.0])[:, None, None, None, None]
-    gamma_0, gamma_1 = model.gamma(params, ends, context)
-    alpha_0, _ = model.path.alpha_sigma(gamma_0)
-    alpha_1, _ = model.path.alpha_sigma(gamma_1)
+    at_0, at_1 = process.at_ends(schedule, context)
     return LossTerms(
         reconstruction=losses.reconstruction(
-            batch.images,
+            batch.x,
             draws.eps_0,
-            gamma_0,
+            at_0.gamma,
             model.num_levels,
-            model.magnification(alpha_0),
+            model.magnification(at_0.alpha),
             model.data_map,
         ),
-        prior=losses.prior(f, alpha_1, model.path.log_sigma(gamma_1)),
+        prior=losses.prior(
+            process.marginal(process.encode(schedule, x, at_1, context), at_1), model.prior(params)
+        ),
         diffusion=diffusion,
         second_order=penalty,
-        latent=context.charge,
+        latent=None if cost is None else cost.charge,
     )
 
 
@@ -116,7 +120,7 @@ def score_matching(
         model: in continuous time.
         params: the model's.
         draws: random numbers, one set per example.
-        batch: the images.
+        batch: the examples.
         weighting: a name of `losses.WEIGHTINGS`.
         truncation: the time below which the weight of the likelihood stays what it is there.
         dequantize: discrete data is spread over its cells, rather than at their centres.
@@ -125,21 +129,22 @@ def score_matching(
     Returns:
         [b] nats.
     """
-    context = model.context(params, batch, draws.latent, step=draws.step, dropout_key=dropout_key)
+    context, _ = model.encode_latent(params, batch, draws.latent, step=draws.step, dropout_key=dropout_key)
     t, density_weight = model.times(draws.u)
     # Stratified times are exactly 0 once in 2^23 / b batches, without noise: an output may be 0 / 0.
     t = jnp.maximum(t, 2.0**-24)
-    c = model.coefficients(model.time_gamma(params, t, context))
+    c = model.at(params, t, context)
     if model.num_levels and dequantize:
         if draws.u_data is None:
             raise ValueError("these draws have no u_data to dequantize with")
-        f = transforms.dequantize(batch.images, draws.u_data, model.num_levels, model.data_map).y
+        x = transforms.dequantize(batch.x, draws.u_data, model.num_levels, model.data_map).y
     else:
-        f = transforms.encode(batch.images, model.num_levels, model.data_map)
-    z = c.alpha * f + c.sigma * draws.eps
+        x = model.encode(batch.x)
+    encoded = model.process.encode(params["schedule"], x, c, context)
+    z = model.process.sample(encoded, draws.eps, c)
     out = model.output(params, z, c.gamma, context, t=t, dropout_key=dropout_key)
     if weighting == "likelihood":
         at = jnp.maximum(t, truncation)
-        density_weight *= jnp.ravel(model.time_gamma(params, at, context).dgamma_dt)
-    squared_error = model.parameterization(c).squared_error(out, f, draws.eps)
+        density_weight *= of_example(model.time_gamma(params, at, context).dgamma_dt)
+    squared_error = model.parameterization(c).squared_error(out, x, draws.eps)
     return ScoreMatching(losses.score_matching(density_weight, squared_error))

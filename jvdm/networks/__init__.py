@@ -5,7 +5,7 @@ A network knows nothing of schedules or losses: it maps an array, a time and a c
 
 from jvdm.networks.ddpm_unet import DDPMUNet
 from jvdm.networks.encoders import ENCODERS, CNNEncoder, UNetEncoder
-from jvdm.networks.inputs import TIME_INPUTS, GammaInput, TimeInput, time_input
+from jvdm.networks.inputs import TIME_INPUTS, GammaInput, TimeInput, features, time_input
 from jvdm.networks.mlp import MLP
 from jvdm.networks.network import NETWORKS
 from jvdm.networks.unet import VDMUNet
@@ -21,5 +21,6 @@ __all__ = [
     "TimeInput",
     "UNetEncoder",
     "VDMUNet",
+    "features",
     "time_input",
 ]

@@ -21,7 +21,10 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from jvdm.core.errors import UserError
+from jvdm.core.options import option
+from jvdm.core.records import Context
 from jvdm.networks import layers
+from jvdm.networks.inputs import features
 from jvdm.networks.network import NETWORKS
 
 # Zeros before and after each side, for a window of 3 in steps of 2 over an even number of pixels.
@@ -103,29 +106,27 @@ class DDPMUNet(nn.Module):
             output are float32 in any case.
     """
 
-    channels: int = 128
+    channels: int = option(128, low=4)
     multipliers: tuple[int, ...] = (1, 2, 2, 2)
-    num_res_blocks: int = 2
+    num_res_blocks: int = option(2, low=1)
     attention_resolutions: tuple[int, ...] = (16,)
-    dropout: float = 0.1
+    dropout: float = option(0.1, low=0.0, below=1.0, part_of_model=False)
     resample_with_conv: bool = True
-    downsample_padding: str = "same"
-    time_scale: float = 1000.0
-    num_groups: int = 0
-    norm_epsilon: float = 1e-6
-    remat: bool = False
-    dtype: str = "float32"
+    downsample_padding: str = option("same", choices=_PADDING)
+    time_scale: float = option(1000.0, above=0.0)
+    num_groups: int = option(0, low=0)
+    norm_epsilon: float = option(1e-6, above=0.0)
+    remat: bool = option(False, free_on_resume=True, part_of_model=False)
+    dtype: str = option("float32", choices=layers.DTYPES, part_of_model=False)
 
     def __post_init__(self):
-        layers.check_options(self)
-        for option in ("multipliers", "attention_resolutions"):
-            value = getattr(self, option)
+        layers.check_channels(self)
+        for name in ("multipliers", "attention_resolutions"):
+            value = getattr(self, name)
             if not isinstance(value, tuple) or any(type(n) is not int or n < 1 for n in value):
-                raise ValueError(f"{option} is {value!r}: give a tuple of whole numbers from 1")
+                raise ValueError(f"{name} is {value!r}: give a tuple of whole numbers from 1")
         if not self.multipliers:
             raise ValueError("multipliers is empty: give one number for each level")
-        if self.downsample_padding not in _PADDING:
-            raise ValueError(f"downsample_padding is {self.downsample_padding!r}: give same or symmetric")
         super().__post_init__()
 
     @property
@@ -138,7 +139,7 @@ class DDPMUNet(nn.Module):
         self,
         z: Float[Array, "b h w c"],
         time: Float[Array, " b"],
-        conditioning: Float[Array, "b ..."],
+        context: Context = Context(),
         *,
         train: bool = False,
     ) -> Float[Array, "b h w c"]:
@@ -147,7 +148,7 @@ class DDPMUNet(nn.Module):
         Args:
             z: [b, h, w, c] noised data.
             time: [b] in [0, 1] (`jvdm.networks`).
-            conditioning: [b] a scalar known of the image (whether it was augmented), or zeros; or [b, m].
+            context: what else is known of each example.
             train: dropout is on.
 
         Raises:
@@ -157,7 +158,7 @@ class DDPMUNet(nn.Module):
         dtype, last = jnp.dtype(self.dtype), len(self.multipliers) - 1
 
         condition = layers.timestep_embedding(time, self.channels, scale=self.time_scale)
-        condition = jnp.concatenate([condition, conditioning.reshape(len(conditioning), -1)], axis=-1)
+        condition = jnp.concatenate([condition, features(context, len(z))], axis=-1)
         condition = nn.swish(nn.Dense(4 * self.channels, name="condition1")(condition))
         condition = nn.swish(nn.Dense(4 * self.channels, name="condition2")(condition)).astype(dtype)
 

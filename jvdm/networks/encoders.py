@@ -4,14 +4,45 @@
 2. CNN:   convolutions that halve the resolution, mean over pixels, one dense layer
 """
 
+from typing import Any, Protocol
+
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from jvdm.core import options
+from jvdm.core.options import option
+from jvdm.core.records import Conditioning, Context
 from jvdm.core.registry import Registry
 from jvdm.networks import layers, unet
+from jvdm.networks.inputs import features
 
-ENCODERS = Registry("encoder")
+
+class Encoder(Protocol):
+    """An encoder, a linen module; its options are fields with defaults.
+
+    Attributes:
+        num_outputs: n, given by the latent; a field without a default.
+        dtype: as of a network (`jvdm.networks.network`).
+    """
+
+    num_outputs: int
+    dtype: str
+
+    def __call__(
+        self, x: Float[Array, "b ..."], conditioning: Any, *, train: bool = False
+    ) -> Float[Array, "b n"]:
+        """Logits of the latent.
+
+        Args:
+            x: [b, ...] encoded data.
+            conditioning: what else is known of each example.
+            train: dropout is on.
+        """
+        ...
+
+
+ENCODERS = Registry("encoder", Encoder)
 
 
 @ENCODERS.register("unet")
@@ -25,16 +56,16 @@ class UNetEncoder(nn.Module):
     """
 
     num_outputs: int
-    channels: int = 128
-    num_blocks: int = 4
-    dropout: float = 0.1
+    channels: int = option(128, low=4)
+    num_blocks: int = option(4, low=1)
+    dropout: float = option(0.1, low=0.0, below=1.0, part_of_model=False)
     attention: bool = False
     fourier: bool = True
     fourier_first: int = 6
     fourier_last: int = 7
-    num_groups: int = 0
-    remat: bool = False
-    dtype: str = "float32"
+    num_groups: int = option(0, low=0)
+    remat: bool = option(False, free_on_resume=True, part_of_model=False)
+    dtype: str = option("float32", choices=layers.DTYPES, part_of_model=False)
 
     def __post_init__(self):
         unet.check(self)
@@ -47,13 +78,13 @@ class UNetEncoder(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b h w c"], conditioning: Float[Array, " b"], *, train: bool = False
+        self, x: Float[Array, "b h w c"], conditioning: Conditioning = Conditioning(), *, train: bool = False
     ) -> Float[Array, "b n"]:
         """Logits.
 
         Args:
             x: [b, h, w, c] encoded data.
-            conditioning: [b] a scalar known of the image.
+            conditioning: what else is known of each image.
             train: dropout is on.
         """
         blocks = unet.Blocks(
@@ -67,7 +98,7 @@ class UNetEncoder(nn.Module):
             dtype=jnp.dtype(self.dtype),
             train=train,
         )
-        condition = blocks.condition(jnp.zeros(len(x)), conditioning)
+        condition = blocks.condition(jnp.zeros(len(x)), features(Context(conditioning), len(x)))
         h, _ = blocks.descend(unet.extend(x, self), condition, self.num_blocks)
         h = nn.swish(blocks.finish(h, 1, zero_init=False))
         return nn.Dense(self.num_outputs, name="logits")(h.reshape(len(x), -1))
@@ -85,19 +116,17 @@ class CNNEncoder(nn.Module):
     """
 
     num_outputs: int
-    channels: int = 32
-    num_layers: int = 3
-    dtype: str = "float32"
+    channels: int = option(32, low=1)
+    num_layers: int = option(3, low=1)
+    dtype: str = option("float32", choices=layers.DTYPES, part_of_model=False)
 
     def __post_init__(self):
-        layers.check_options(self)
-        if self.channels < 1:
-            raise ValueError(f"channels is {self.channels}: give 1 or more")
+        options.check(self)
         super().__post_init__()
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b h w c"], conditioning: Float[Array, " b"], *, train: bool = False
+        self, x: Float[Array, "b h w c"], conditioning: Conditioning = Conditioning(), *, train: bool = False
     ) -> Float[Array, "b n"]:
         """Logits; arguments as of `UNetEncoder`."""
         del conditioning, train

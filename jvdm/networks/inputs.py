@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jvdm.core.errors import unknown
+from jvdm.core.records import Context
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -67,3 +68,13 @@ def time_input(name: str, schedule: Any) -> GammaInput | TimeInput:
     return GammaInput(
         gamma_min=schedule.gamma_min, gamma_max=schedule.gamma_max, of_pixels=name == "pixel_gamma"
     )
+
+
+def features(context: Context, batch_size: int) -> Float[Array, "b m"]:
+    """What a network is told of each example besides its time, as one vector.
+
+    The flag of augmentation comes first, 0 where it is not known; then the latent, if there is one.
+    """
+    augmented = context.conditioning.augmented
+    flag = jnp.zeros((batch_size, 1)) if augmented is None else augmented[:, None]
+    return flag if context.latent is None else jnp.concatenate([flag, context.latent], axis=-1)

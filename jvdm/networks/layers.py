@@ -4,7 +4,6 @@ Precision: a layer computes in its `dtype` (the trunk's), parameters are float32
 statistics and softmax are always float32.
 """
 
-import dataclasses
 from typing import Any
 
 import jax
@@ -13,7 +12,11 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from jvdm.core import options
 from jvdm.networks.convolution import convolve
+
+# Of a network's trunk, `dtype`.
+DTYPES = ("float32", "bfloat16")
 
 
 def timestep_embedding(
@@ -52,36 +55,21 @@ def most_groups(channels: int) -> int:
     return next(n for n in range(min(32, channels // 4), 0, -1) if channels % n == 0)
 
 
-def check_options(network: Any) -> None:
-    """Refuse options that no network can have; those that a network does not have are not looked at.
+def check_channels(network: Any) -> None:
+    """Refuse options outside of their ranges, and channels that the groups do not divide.
+
+    Args:
+        network: has `channels`, `num_groups`, and `groups`, the number that is normalised with.
 
     Raises:
         ValueError: naming the option.
     """
-    has = {field.name for field in dataclasses.fields(network)}
-
-    def given(*names):
-        return [(name, getattr(network, name)) for name in names if name in has]
-
-    for name, value in given("hidden", "num_layers", "num_blocks", "num_res_blocks", "num_heads"):
-        if value < 1:
-            raise ValueError(f"{name} is {value}: give 1 or more")
-    for name, value in given("time_scale", "norm_epsilon"):
-        if not value > 0.0:
-            raise ValueError(f"{name} is {value}: give a positive number")
-    for name, value in given("dtype"):
-        if value not in ("float32", "bfloat16"):
-            raise ValueError(f"{name} is {value!r}: give float32 or bfloat16")
-    for name, value in given("dropout"):
-        if not 0.0 <= value < 1.0:
-            raise ValueError(f"{name} is {value}: give a probability below 1")
-    if "num_groups" in has:
-        channels = network.channels
-        if channels < 4 or channels % 2:
-            raise ValueError(f"channels is {channels}: give an even number from 4")
-        # Every normalisation is over a multiple of the channels.
-        if network.num_groups < 0 or channels % network.groups:
-            raise ValueError(f"num_groups {network.num_groups} does not divide channels {channels}")
+    options.check(network)
+    if network.channels % 2:
+        raise ValueError(f"channels is {network.channels}: give an even number")
+    # Every normalisation is over a multiple of the channels.
+    if network.channels % network.groups:
+        raise ValueError(f"num_groups {network.num_groups} does not divide channels {network.channels}")
 
 
 class Conv3x3(nn.Module):

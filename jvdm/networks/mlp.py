@@ -11,7 +11,11 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from jvdm.core import options
+from jvdm.core.options import option
+from jvdm.core.records import Context
 from jvdm.networks import layers
+from jvdm.networks.inputs import features
 from jvdm.networks.network import NETWORKS
 
 
@@ -27,41 +31,39 @@ class MLP(nn.Module):
         dtype: of the hidden layers, "float32" or "bfloat16"; input and output are float32 in any case.
     """
 
-    hidden: int = 128
-    num_layers: int = 4
-    time_features: int = 32
-    time_scale: float = 100.0
-    dtype: str = "float32"
+    hidden: int = option(128, low=1)
+    num_layers: int = option(4, low=1)
+    time_features: int = option(32, low=4)
+    time_scale: float = option(100.0, above=0.0)
+    dtype: str = option("float32", choices=layers.DTYPES, part_of_model=False)
 
     def __post_init__(self):
-        layers.check_options(self)
-        if self.time_features < 4 or self.time_features % 2:
-            raise ValueError(f"time_features is {self.time_features}: give an even number from 4")
+        options.check(self)
+        if self.time_features % 2:
+            raise ValueError(f"time_features is {self.time_features}: give an even number")
         super().__post_init__()
 
     @nn.compact
     def __call__(
         self,
-        z: Float[Array, "b h w c"],
+        z: Float[Array, " b *d"],
         time: Float[Array, " b"],
-        conditioning: Float[Array, "b ..."],
+        context: Context = Context(),
         *,
         train: bool = False,
-    ) -> Float[Array, "b h w c"]:
+    ) -> Float[Array, " b *d"]:
         """The network's output.
 
         Args:
-            z: [b, h, w, c] noised data.
+            z: [b, *data_shape] noised data.
             time: [b] in [0, 1] (`jvdm.networks`).
-            conditioning: [b] a scalar known of the example, or zeros; or [b, m].
+            context: what else is known of each example.
             train: without effect: there is no dropout.
         """
         del train
         embedding = layers.timestep_embedding(time, self.time_features, scale=self.time_scale)
         num_dims = math.prod(z.shape[1:])
-        h = jnp.concatenate(
-            [z.reshape(-1, num_dims), embedding, conditioning.reshape(len(conditioning), -1)], axis=-1
-        )
+        h = jnp.concatenate([z.reshape(-1, num_dims), embedding, features(context, len(z))], axis=-1)
         for i in range(self.num_layers):
             # The first layer is float32: in bfloat16 z would be known to 2^-9.
             dtype = jnp.dtype(self.dtype) if i else jnp.float32

@@ -1,5 +1,40 @@
-"""The registry of networks, (z [b, h, w, c], time [b], conditioning [b], train) -> output [b, h, w, c]."""
+"""The registry of networks, (z [b, *data_shape], time [b], context, train) -> output [b, *data_shape]."""
+
+from typing import Any, ClassVar, Protocol
+
+from jaxtyping import Array, Float
 
 from jvdm.core.registry import Registry
 
-NETWORKS = Registry("network")
+
+class Network(Protocol):
+    """A network, a linen module; its options are fields with defaults.
+
+    Attributes:
+        dtype: of the trunk, "float32" or "bfloat16"; an option, which evaluation sets to float32.
+        takes_pixel_time: the time may be of every pixel and channel, of the shape of z.
+    """
+
+    dtype: str
+    takes_pixel_time: ClassVar[bool] = False
+
+    def __call__(
+        self,
+        z: Float[Array, "b ..."],
+        time: Float[Array, "b ..."],
+        conditioning: Any,
+        *,
+        train: bool = False,
+    ) -> Float[Array, "b ..."]:
+        """The network's output, of the shape of z.
+
+        Args:
+            z: [b, ...] noised data.
+            time: [b] of each example, in [0, 1] where it is made of gamma (`jvdm.networks.inputs`).
+            conditioning: what else is known of each example.
+            train: dropout is on, with the stream "dropout".
+        """
+        ...
+
+
+NETWORKS = Registry("network", Network)

@@ -15,14 +15,17 @@ what else is known of the image (the LDM variant of 2312.13236).
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from jvdm.core.options import option
+from jvdm.core.records import Context
 from jvdm.networks import layers
+from jvdm.networks.inputs import features
 from jvdm.networks.network import NETWORKS
 
 
@@ -110,14 +113,13 @@ class Blocks:
     train: bool
 
     def condition(
-        self, time: Float[Array, " b"] | Float[Array, "b h w c"], conditioning: Float[Array, "b ..."]
+        self, time: Float[Array, " b"] | Float[Array, "b h w c"], known: Float[Array, "b m"]
     ) -> Float[Array, "b 1 1 d"] | Float[Array, "b h w d"]:
         """Step 1, of the image or of every pixel."""
         embedding = layers.timestep_embedding(time.reshape(-1), self.channels)
         shape = (*time.shape[:3], -1) if time.ndim == 4 else (len(time), 1, 1, -1)
         embedding = embedding.reshape(shape)
-        known = conditioning.reshape(len(conditioning), 1, 1, -1)
-        known = jnp.broadcast_to(known, (*embedding.shape[:3], known.shape[-1]))
+        known = jnp.broadcast_to(known[:, None, None], (*embedding.shape[:3], known.shape[-1]))
         h = jnp.concatenate([embedding, known], axis=-1)
         for name in ("condition1", "condition2"):
             h = nn.swish(nn.Dense(4 * self.channels, name=name)(h))
@@ -187,7 +189,7 @@ def check(network: Any) -> None:
     Raises:
         ValueError: naming the option.
     """
-    layers.check_options(network)
+    layers.check_channels(network)
     if network.fourier and network.fourier_last < network.fourier_first:
         raise ValueError(
             f"fourier_last {network.fourier_last} is below fourier_first {network.fourier_first}"
@@ -214,18 +216,19 @@ class VDMUNet(nn.Module):
             normalisation statistics and output are float32 in any case.
     """
 
-    channels: int = 128
-    num_blocks: int = 32
-    dropout: float = 0.1
+    channels: int = option(128, low=4)
+    num_blocks: int = option(32, low=1)
+    dropout: float = option(0.1, low=0.0, below=1.0, part_of_model=False)
     attention: bool = False
-    num_heads: int = 1
+    num_heads: int = option(1, low=1)
     fourier: bool = True
     fourier_first: int = 6
     fourier_last: int = 7
-    num_groups: int = 0
-    norm_epsilon: float = 1e-6
-    remat: bool = False
-    dtype: str = "float32"
+    num_groups: int = option(0, low=0)
+    norm_epsilon: float = option(1e-6, above=0.0)
+    remat: bool = option(False, free_on_resume=True, part_of_model=False)
+    dtype: str = option("float32", choices=layers.DTYPES, part_of_model=False)
+    takes_pixel_time: ClassVar[bool] = True
 
     def __post_init__(self):
         check(self)
@@ -243,7 +246,7 @@ class VDMUNet(nn.Module):
         self,
         z: Float[Array, "b h w c"],
         time: Float[Array, " b"] | Float[Array, "b h w c"],
-        conditioning: Float[Array, "b ..."],
+        context: Context = Context(),
         *,
         train: bool = False,
     ) -> Float[Array, "b h w c"]:
@@ -252,7 +255,7 @@ class VDMUNet(nn.Module):
         Args:
             z: [b, h, w, c] noised data.
             time: [b] in [0, 1] (`jvdm.networks`), or [b, h, w, c], one for each pixel and channel.
-            conditioning: [b] a scalar known of the image (whether it was augmented), or zeros; or [b, m].
+            context: what else is known of each example.
             train: dropout is on.
         """
         blocks = Blocks(
@@ -266,7 +269,7 @@ class VDMUNet(nn.Module):
             dtype=jnp.dtype(self.dtype),
             train=train,
         )
-        condition = blocks.condition(time, conditioning)
+        condition = blocks.condition(time, features(context, len(z)))
         h, kept = blocks.descend(extend(z, self), condition, self.num_blocks)
         up = blocks.stack(UpBlock, self.num_blocks + 1, (nn.broadcast, 0), name="up")
         h, _ = up(h, condition, kept)

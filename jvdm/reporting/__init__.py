@@ -1,4 +1,4 @@
-"""What a run shows: metrics, pictures, plots, and the report.
+"""Metrics, pictures and plots of a run, and its report.
 
-Nothing here computes a result: it draws what records and metrics hold.
+Nothing here computes a result: it draws the contents of records and metrics.
 """

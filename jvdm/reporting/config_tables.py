@@ -1,12 +1,12 @@
-"""Configs as tables of a page, and in what they differ from the defaults and from one another."""
+"""Configs as tables of the report: all fields, those off their defaults, and those in which runs differ."""
 
 import dataclasses
 import itertools
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from jvdm import config as config_lib
-from jvdm.reporting.markup import Column, Html, element, join, table
+from jvdm.reporting.parts import Column, Table
 
 _ABSENT = object()
 
@@ -26,8 +26,16 @@ class Field:
 
     @property
     def changed(self) -> bool:
-        """It is not at its default; one that the file lacks is."""
+        """The value is not the default. A field that the file lacks has its default."""
         return self.value is not _ABSENT and self.value != self.default
+
+
+class Section(NamedTuple):
+    """The fields of one section of a config, and how many there are in words."""
+
+    caption: str
+    size: str
+    table: Table
 
 
 def fields(config: Mapping[str, Any]) -> list[Field]:
@@ -40,90 +48,53 @@ def fields(config: Mapping[str, Any]) -> list[Field]:
 
 
 def defaults_of(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The defaults of every field; of a component's options, those of the component that is chosen."""
+    """The defaults of every field; a component's options have the defaults of the chosen component."""
     given = dict(config_lib.leaves(dict(config)))
     defaults = dict(config_lib.leaves(config_lib.default().to_dict()))
     for section, registry in config_lib.COMPONENTS.items():
-        name = given.get(f"{section}.name")
-        if name != defaults[f"{section}.name"] and name in registry.names():
-            for field in [
-                each for each in defaults if each.startswith(f"{section}.") and each != f"{section}.name"
-            ]:
-                del defaults[field]
-            defaults.update(config_lib.leaves(registry.options(name), f"{section}."))
+        chosen, start = f"{section}.name", f"{section}."
+        if given.get(chosen) != defaults[chosen] and given.get(chosen) in registry.names():
+            defaults = {k: v for k, v in defaults.items() if k == chosen or not k.startswith(start)}
+            defaults.update(config_lib.leaves(registry.options(given[chosen]), start))
     return defaults
 
 
-def changes(config: Mapping[str, Any]) -> Html:
-    """The fields that are not at their defaults."""
-    rows = [[_code(f.name), _shown(f.value), _shown(f.default)] for f in fields(config) if f.changed]
-    if not rows:
-        return element("p", "Every field is at its default.", class_="empty")
-    titles = ("field", "value", "default")
-    return table("Fields that differ from their defaults", [Column(title=title) for title in titles], rows)
+def changes(config: Mapping[str, Any]) -> Table | None:
+    """The fields that are not at their defaults; None if there is none."""
+    rows = [[f.name, _shown(f.value), _shown(f.default)] for f in fields(config) if f.changed]
+    columns = [Column("field", "code"), Column("value"), Column("default")]
+    return _table("Fields that differ from their defaults", columns, rows) if rows else None
 
 
-def everything(config: Mapping[str, Any]) -> Html:
-    """Every field, a fold for each section."""
-    folds = []
+def sections(config: Mapping[str, Any]) -> list[Section]:
+    """Every field, section by section."""
+    found = []
+    columns = [Column("field", "code"), Column("value"), Column("", "changed"), Column("default")]
     in_sections = sorted(fields(config), key=lambda field: _section(field.name))
     for section, group in itertools.groupby(in_sections, key=lambda field: _section(field.name)):
         inside = list(group)
         changed = sum(field.changed for field in inside)
-        rows = [
-            [
-                _code(f.name),
-                _shown(f.value),
-                element("strong", "changed", class_="changed") if f.changed else "",
-                _shown(f.default),
-            ]
-            for f in inside
-        ]
-        titles = ("field", "value", "", "default")
-        columns = [Column(title=title) for title in titles]
         count = f"{len(inside)} field{'s' * (len(inside) > 1)}" + f", {changed} changed" * bool(changed)
-        heading = element("summary", section, " ", element("span", count, class_="units"))
-        folds.append(
-            element("details", heading, table(f"Config: {section}", columns, rows), class_="section")
-        )
-    label = element(
-        "label", "Search all fields ", element("input", type="search", id="search", autocomplete="off")
-    )
-    found = element("span", id="found", role="status")
-    search = element("p", label, " ", found, class_="search", hidden=True)
-    return element("div", search, join(folds), id="fields")
+        rows = [[f.name, _shown(f.value), "changed" * f.changed, _shown(f.default)] for f in inside]
+        found.append(Section(section, count, _table(f"Config: {section}", columns, rows)))
+    return found
 
 
-def differences(configs: Mapping[str, Mapping[str, Any] | None]) -> Html:
-    """The fields in which runs differ.
-
-    Args:
-        configs: by the runs' names; None where there is none.
-    """
-    given = {
-        name: dict(config_lib.leaves(dict(config))) for name, config in configs.items() if config is not None
-    }
-    if len(given) < 2:
-        return element(
-            "p", "Fewer than two configs can be read: there is nothing to compare.", class_="empty"
-        )
-    defaults: list[Mapping[str, Any]] = [
-        defaults_of(config) for config in configs.values() if config is not None
-    ]
-    names = sorted({name for each in (*given.values(), *defaults) for name in each})
+def differences(configs: Mapping[str, Mapping[str, Any]]) -> Table | None:
+    """The fields in which configs differ, by the runs' names; None if they are equal."""
+    # A field that an older version of jvdm did not have was at its default.
+    full = [defaults_of(config) | dict(config_lib.leaves(dict(config))) for config in configs.values()]
     rows = []
-    for name in names:
-        # A field that an older version of jvdm did not have was at its default.
-        values = [
-            each.get(name, default.get(name, _ABSENT))
-            for each, default in zip(given.values(), defaults, strict=True)
-        ]
+    for name in sorted({name for each in full for name in each}):
+        values = [each.get(name, _ABSENT) for each in full]
         if any(value != values[0] for value in values):
-            rows.append([_code(name), *map(_shown, values)])
-    if not rows:
-        return element("p", "The configs are equal.", class_="empty")
-    columns = [Column(title="field"), *(Column(title=name) for name in given)]
-    return table("Fields in which the configs differ", columns, rows)
+            rows.append([name, *map(_shown, values)])
+    columns = [Column("field", "code"), *map(Column, configs)]
+    return _table("Fields in which the configs differ", columns, rows) if rows else None
+
+
+def _table(caption: str, columns: list[Column], rows: list[list[str | None]]) -> Table:
+    return Table(caption=caption, columns=columns, groups={"": rows})
 
 
 def _section(name: str) -> str:
@@ -131,11 +102,7 @@ def _section(name: str) -> str:
     return section if dot else "general"
 
 
-def _code(name: str) -> Html:
-    return element("code", name)
-
-
-def _shown(value: Any) -> object:
+def _shown(value: Any) -> str | None:
     if value is _ABSENT:
         return None
     return value if isinstance(value, str) and value else repr(value)

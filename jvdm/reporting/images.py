@@ -1,4 +1,4 @@
-"""Pictures and arrays of images as files."""
+"""Images as picture files and as arrays."""
 
 import math
 import os
@@ -13,18 +13,18 @@ _BACKGROUND = 255  # white: most data sets have dark borders, which black paddin
 def grid(
     images: np.ndarray, *, num_levels: int = 256, columns: int | None = None, pad: int = 2
 ) -> np.ndarray:
-    """Lays images out in rows, as one picture that a person can look at.
+    """Lays images out in rows, as one picture for people.
 
     Args:
-      images: uint8 [N, H, W, C] with values 0..num_levels-1, C 3 for colours; of
-        any other C each channel is shown in gray, side by side.
-      num_levels: number of values of the data; they are stretched to 0..255.
-      columns: images per row; by default the picture is about square.
-      pad: white pixels around every image.
+        images: uint8 [N, H, W, C] with values 0..num_levels-1, C 3 for colours. With
+            any other C the channels are shown in gray, side by side.
+        num_levels: number of values of the data; they are stretched to 0..255.
+        columns: images per row; by default the picture is about square.
+        pad: white pixels around every image.
 
     Returns:
-      uint8 [height, width, 3]. Images of at most 16 rows are enlarged by the smallest integer that gives
-      them 48 rows. Places without an image are white.
+        uint8 [height, width, 3]. Images of at most 16 rows are enlarged by the smallest integer that gives
+        them 48 rows. Cells without an image are white.
     """
     images = np.asarray(images)
     if images.dtype != np.uint8 or images.ndim != 4 or 0 in images.shape:
@@ -50,14 +50,14 @@ def grid(
 
 
 def picture(samples: np.ndarray, num_levels: int) -> np.ndarray | None:
-    """Samples as one picture, uint8 [height, width, 3].
+    """Draws samples as one picture, uint8 [height, width, 3].
 
     Args:
-      samples: uint8 [N, H, W, C], or float32 of continuous data (num_levels 0).
-      num_levels: as of `grid`.
+        samples: uint8 [N, H, W, C], or float32 of continuous data (num_levels 0).
+        num_levels: as in `grid`; 0 for continuous data.
 
     Returns:
-      A grid of images, a scatter plot of points in the plane, or None for other continuous data.
+        A grid of images, a scatter plot of points in the plane, or None for other continuous data.
     """
     if num_levels:
         return grid(samples, num_levels=num_levels)
@@ -72,11 +72,11 @@ def write_png(path: str | os.PathLike[str], image: np.ndarray) -> None:
     """Writes one image as PNG, whole or not at all.
 
     Args:
-      path: the file.
-      image: uint8 [H, W, 3], [H, W, 1] or [H, W].
+        path: the file.
+        image: uint8 [H, W, 3], [H, W, 1] or [H, W].
 
     Raises:
-      UserError: if the file cannot be written.
+        UserError: the file cannot be written.
     """
     from PIL import Image
 
@@ -93,12 +93,12 @@ def write_npz(path: str | os.PathLike[str], images: np.ndarray, **more: np.ndarr
     """Writes images as the `.npz` that sample evaluators read: one unnamed array, `arr_0`.
 
     Args:
-      path: the file.
-      images: uint8 [N, H, W, C], or float32 of continuous data.
-      **more: further arrays by name.
+        path: the file.
+        images: uint8 [N, H, W, C], or float32 of continuous data.
+        **more: further arrays by name.
 
     Raises:
-      UserError: if the file cannot be written.
+        UserError: the file cannot be written.
     """
     images = np.asarray(images)
     if images.dtype not in (np.uint8, np.float32) or images.ndim != 4:

@@ -1,4 +1,4 @@
-"""Pictures of what a model has learned: its noise schedule, for every pixel where it has one for each."""
+"""Plots of the noise schedule that a model has learned, one for all pixels or one per pixel."""
 
 import math
 import pathlib
@@ -10,6 +10,7 @@ import numpy as np
 
 from jvdm.core.keys import root_key
 from jvdm.core.records import Batch
+from jvdm.core.shapes import expand
 from jvdm.model import Model
 from jvdm.reporting import images as image_lib
 from jvdm.reporting import pixel_plots, plots
@@ -20,13 +21,13 @@ NUM_LATENTS = 4
 
 
 def plot_schedule(model: Model, params: Any, images: np.ndarray, workdir: Workdir) -> list[pathlib.Path]:
-    """gamma(t) as `plots/schedule.png`, and with one for every pixel also `plots/pixel_schedules.png`.
+    """Plots gamma(t) as `plots/schedule.png`; per-pixel schedules also as `plots/pixel_schedules.png`.
 
     Args:
         model: of any kind.
         params: its parameters.
-        images: [N, h, w, c] whose latents the second picture is of, the first few of them.
-        workdir: where the pictures go.
+        images: [N, h, w, c]; the second picture shows the schedules for the latents of the first few.
+        workdir: the pictures are written there.
 
     Returns:
         The pictures.
@@ -43,7 +44,7 @@ def plot_schedule(model: Model, params: Any, images: np.ndarray, workdir: Workdi
         return [picture]
     shown = np.asarray(images[:NUM_LATENTS])
     gamma = pixel_gammas(model, params, shown, t)
-    # The derivative of a mean over pixels and latents, by differences.
+    # The derivative of a mean over pixels and latents, by finite differences.
     plots.schedule(t, gamma.mean(axis=(0, 2, 3, 4)), picture)
     pixels = workdir.plots / "pixel_schedules.png"
     pictures = [image_lib.grid(x[None], num_levels=model.num_levels, pad=0) for x in shown]
@@ -52,10 +53,10 @@ def plot_schedule(model: Model, params: Any, images: np.ndarray, workdir: Workdi
 
 
 def pixel_gammas(model: Model, params: Any, images: np.ndarray, t: np.ndarray) -> np.ndarray:
-    """gamma of every pixel, for a sample of each image's latent.
+    """The gamma of every pixel, for one sample of each image's latent.
 
     Args:
-        model: with a schedule of every pixel.
+        model: one with a per-pixel schedule.
         params: its parameters.
         images: [N, h, w, c].
         t: [T] times.
@@ -68,8 +69,9 @@ def pixel_gammas(model: Model, params: Any, images: np.ndarray, t: np.ndarray) -
 
     @jax.jit
     def gammas(params, images, noise):
-        context = model.context(params, Batch(images, jnp.zeros(len(images))), noise)
-        times = jnp.broadcast_to(jnp.asarray(t)[:, None], (len(t), len(images)))[..., None, None, None]
+        context, _ = model.encode_latent(params, Batch(images), noise)
+        times = jnp.broadcast_to(jnp.asarray(t)[:, None], (len(t), len(images)))
+        times = expand(times, len(model.data_shape))
         return model.gamma(params, times, context)
 
     return np.moveaxis(jax.device_get(gammas(params, jnp.asarray(images), noise)), 0, 1)

@@ -1,4 +1,4 @@
-"""Noise schedules of single pixels as PNG, as the paper of MuLAN shows them (2312.13236, section 5.3)."""
+"""Per-pixel noise schedules as PNG, as in the MuLAN paper (2312.13236, section 5.3)."""
 
 import os
 from collections.abc import Sequence
@@ -13,19 +13,19 @@ SHOWN_TIMES = (0.25, 0.5, 0.75)
 def pixel_schedules(
     t: np.ndarray, gamma: np.ndarray, images: Sequence[np.ndarray], path: str | os.PathLike[str]
 ) -> None:
-    """One row for each latent: its image, gamma(t) over pixels, and maps of gamma at three times.
+    """Draws a row for each latent: its image, gamma(t) of the pixels, and maps of gamma at three times.
 
-    A map shows the mean over channels less the mean over pixels: red pixels are noised earlier. All maps
+    A map shows the mean over channels minus the mean over pixels: red pixels are noised earlier. All maps
     share one scale.
 
     Args:
-      t: [T] times in [0, 1], increasing.
-      gamma: [N, T, h, w, c], γ = −log SNR.
-      images: N pictures, [height, width, 3] uint8.
-      path: the PNG.
+        t: [T] times in [0, 1], increasing.
+        gamma: [N, T, h, w, c], γ = −log SNR.
+        images: N pictures, [height, width, 3] uint8.
+        path: the PNG.
 
     Raises:
-      UserError: if the file cannot be written.
+        UserError: the file cannot be written.
     """
     if gamma.ndim != 5 or gamma.shape[1] != len(t) or len(images) != len(gamma):
         raise ValueError(
@@ -48,12 +48,12 @@ def pixel_schedules(
         for each in (axes[0], *axes[2:]):
             each.set(xticks=[], yticks=[])
     bar = figure.colorbar(grid[0, 2].images[0], ax=grid[:, 2:], shrink=0.7)
-    bar.set_label("γ less its mean over pixels", fontsize=9, color=plots.INK)
+    bar.set_label("γ minus its mean over pixels", fontsize=9, color=plots.INK)
     plots.save(figure, path)
 
 
 def _curves(axes, t: np.ndarray, gamma: np.ndarray, *, title: str) -> None:
-    """The range over pixels, its middle 80 %, and some of the pixels."""
+    """Draws the range over pixels, its middle 80 %, and some of the pixels."""
     plots.style(axes, "time t", "", title)
     low, p10, middle, p90, high = np.quantile(gamma, [0.0, 0.1, 0.5, 0.9, 1.0], axis=1)
     color = plots.COLORS["train"]

@@ -1,4 +1,4 @@
-"""Pictures of data in the plane: points, densities and the paths of samplers."""
+"""Plots of data in the plane: points, densities and the paths of samplers."""
 
 import os
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def points(xy: np.ndarray) -> np.ndarray:
-    """A scatter plot of points [n, 2], as a picture, uint8 [height, width, 3]."""
+    """Draws points [n, 2] as a scatter plot, uint8 [height, width, 3]."""
     figure = figure_of(5.0, 5.0)
     axes = figure.add_subplot()
     axes.scatter(*np.asarray(xy).reshape(-1, 2).T, s=4, color=COLORS["train"], alpha=0.6, lw=0)
@@ -22,15 +22,15 @@ def points(xy: np.ndarray) -> np.ndarray:
 
 
 def densities(log_density: Mapping[str, np.ndarray], extent: float, path: str | os.PathLike[str]) -> None:
-    """Densities side by side, on one scale of colours.
+    """Draws densities side by side, on one colour scale.
 
     Args:
-      log_density: [m, m] natural logarithms by title, rows from the lowest y to the highest.
-      extent: both axes run from -extent to extent.
-      path: the PNG.
+        log_density: [m, m] natural logarithms by title, rows from the lowest y to the highest.
+        extent: both axes run from -extent to extent.
+        path: the PNG.
 
     Raises:
-      UserError: if the file cannot be written.
+        UserError: the file cannot be written.
     """
     figure = figure_of(4.4 * len(log_density), 4.2)
     highest = max(float(np.exp(a).max()) for a in log_density.values())
@@ -45,15 +45,15 @@ def densities(log_density: Mapping[str, np.ndarray], extent: float, path: str | 
 
 
 def trajectories(paths: Mapping[str, np.ndarray], path: str | os.PathLike[str], *, shown: int = 12) -> None:
-    """How samples come about: each coordinate against time, and where they end.
+    """Draws how samples form: each coordinate against time, and the final points.
 
     Args:
-      paths: [steps + 1, n, 2] by title, from time 1, the noise, to time 0, the data.
-      path: the PNG.
-      shown: how many of the n have their paths drawn; all of them are among the final points.
+        paths: [steps + 1, n, 2] by title, from time 1, the noise, to time 0, the data.
+        path: the PNG.
+        shown: how many of the n paths are drawn; all n final points are.
 
     Raises:
-      UserError: if the file cannot be written.
+        UserError: the file cannot be written.
     """
     figure = figure_of(10.0, 3.1 * len(paths))
     for row, (title, z) in zip(np.atleast_2d(figure.subplots(len(paths), 3)), paths.items(), strict=True):

@@ -4,85 +4,64 @@ Figures are made without pyplot, so no global state of matplotlib is read for th
 their bytes depend on the numbers alone. matplotlib takes a second to import and is imported on use.
 """
 
+import itertools
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from jvdm.core.files import write_atomically
+from jvdm.reporting import curves
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 DPI = 120
-COLORS = {"train": "#2f6db3", "test": "#d9622b", "validation": "#4c9a52"}
-_OTHER_COLORS = ("#7f5fa8", "#8a6d3b", "#3a9e9e")
+COLORS = {"train": "#2f6db3", "test": "#d9622b"}
+_OTHER_COLORS = ("#7f5fa8", "#3c8c43", "#8a6d3b", "#3a9e9e")
 INK, _GRID = "#333333", "#e3e3e3"
-TERMS = (
-    "score_matching",
-    "reconstruction",
-    "prior",
-    "diffusion",
-    "latent",
-    "second_order",
-    "score",
-    "divergence",
-    "dequantization",
-)
-_TITLES = {"bpd": ("bits per dimension", "bits/dim"), "nats": ("negative log-likelihood", "nats")}
-_GRADIENT_NORM = ("grad_norm", "gradient_norm")
-_LEARNING_RATE = ("learning_rate", "lr")
-
-Series = tuple[np.ndarray, np.ndarray]  # steps [M], values [M]
 
 
 def training_curves(metrics: Sequence[Mapping[str, Any]], path: str | os.PathLike[str]) -> None:
-    """Draws bits/dim, its terms, gradient norm and learning rate against the step.
+    """Draws bits/dim (nats for continuous data) and every other quantity against the training step.
 
-    Series are found by name, "<split>/bpd" (or "<split>/nats" of continuous data), "<split>/diffusion" and so
-    on with any split, and
-    "<split>/grad_norm", "<split>/learning_rate"; panels without a series are left out. Dense series are
-    drawn light with their running mean on top. The vertical axis of a loss is that of the last nine tenths
-    of a run, because the first steps lie far above.
+    A panel for each term that `metrics` holds; its axis and its points are those of `curves`.
 
     Args:
-      metrics: records from `read_metrics`; losses in bits/dim.
-      path: the PNG.
+        metrics: records from `read_metrics`.
+        path: the PNG.
 
     Raises:
-      UserError: if the file cannot be written.
+        UserError: the file cannot be written.
     """
-    series = _series(metrics)
-    name = next((name for name in _TITLES if _by_split(series, [name])), "bpd")
-    title, units = _TITLES[name]
-    panels = [(term, units, _by_split(series, [term]), _draw_noisy) for term in TERMS]
-    panels.append(("gradient norm", "norm", _by_split(series, _GRADIENT_NORM), _draw_logarithmic))
-    panels.append(("learning rate", "learning rate", _by_split(series, _LEARNING_RATE), _draw_exact))
-    panels = [panel for panel in panels if panel[2]]
-
+    found = {}
+    for term, splits in curves.read(metrics).items():
+        if splits := {split: series for split, series in splits.items() if len(series.steps)}:
+            found[term] = splits
+    total = next((term for term in curves.TOTALS if term in found), None)
+    panels = [term for term in found if term != total]
     rows = math.ceil(len(panels) / 3)
     figure = figure_of(9.0, 4.2 + 2.3 * rows)
     layout = figure.add_gridspec(1 + rows, 6, height_ratios=[4.2] + [2.3] * rows)
-    total = _by_split(series, [name])
     axes = figure.add_subplot(layout[0, :])
-    style(axes, "training step", units, title + _summary(total), num_ticks=9)
-    if total:
-        _draw_noisy(axes, total)
+    if total is not None:
+        heading = curves.title(total) + _best(found[total])
+        style(axes, "training step", curves.units(total, found), heading)
+        _draw(axes, found[total], total, num_ticks=8)
         axes.legend(loc="lower right", bbox_to_anchor=(1, 1), ncols=4, frameon=False, labelcolor=INK)
     else:
+        style(axes, "training step", "", "loss")
         axes.set(xticks=[], yticks=[])
         axes.text(0.5, 0.5, "nothing recorded", transform=axes.transAxes, ha="center", color=INK)
-    for i, (title, unit, splits, draw) in enumerate(panels):
+    for i, term in enumerate(panels):
         row, column = divmod(i, 3)
         width = 6 // min(3, len(panels) - 3 * row)
         axes = figure.add_subplot(layout[1 + row, column * width : (column + 1) * width])
-        style(axes, "training step", unit, title)
-        draw(axes, splits)
-    for axes in figure.axes:
-        axes.xaxis.set_major_formatter(step_label)
+        style(axes, "training step", curves.units(term, found), curves.title(term))
+        _draw(axes, found[term], term)
     save(figure, path)
 
 
@@ -94,18 +73,18 @@ def loss_against_gamma(
     total: float | None = None,
     units: str = "bits/dim",
 ) -> None:
-    """Draws where on the schedule the diffusion loss arises.
+    """Draws the diffusion loss against γ, to show where on the schedule it arises.
 
     Args:
-      gamma: [M], −log SNR at the time of each draw.
-      loss: [M], diffusion loss of one image at that time, in `units`; its mean over draws is the
-        diffusion term.
-      path: the PNG.
-      total: the model's whole loss, for the title.
-      units: of all of them.
+        gamma: [M], −log SNR at the time of each draw.
+        loss: [M], diffusion loss of one image at that time, in `units`; its mean over draws is the
+            diffusion term.
+        path: the PNG.
+        total: the model's whole loss, for the title.
+        units: of the losses.
 
     Raises:
-      UserError: if the file cannot be written.
+        UserError: the file cannot be written.
     """
     gamma, loss = np.ravel(np.asarray(gamma, np.float64)), np.ravel(np.asarray(loss, np.float64))
     if gamma.shape != loss.shape:
@@ -145,13 +124,13 @@ def schedule(
     """Draws a scalar noise schedule and its derivative.
 
     Args:
-      t: [M] times in [0, 1], increasing, M at least 2.
-      gamma: [M], γ(t) = −log SNR.
-      path: the PNG.
-      dgamma_dt: [M], dγ/dt; by default from finite differences of `gamma`.
+        t: [M] times in [0, 1], increasing, M at least 2.
+        gamma: [M], γ(t) = −log SNR.
+        path: the PNG.
+        dgamma_dt: [M], dγ/dt; by default from finite differences of `gamma`.
 
     Raises:
-      UserError: if the file cannot be written.
+        UserError: the file cannot be written.
     """
     t, gamma = np.asarray(t, np.float64), np.asarray(gamma, np.float64)
     if t.ndim != 1 or t.size < 2 or gamma.shape != t.shape:
@@ -175,114 +154,40 @@ def schedule(
     save(figure, path)
 
 
-def _series(metrics: Iterable[Mapping[str, Any]]) -> dict[str, Series]:
-    """Steps and values by name, finite values only."""
-    points: dict[str, list[tuple[float, float]]] = {}
-    for record in metrics:
-        for name, value in record.items():
-            numeric = isinstance(value, int | float) and math.isfinite(value)
-            if name not in ("step", "time") and numeric:
-                points.setdefault(name, []).append((record["step"], value))
-    arrays = {name: np.array(sorted(pairs, key=lambda pair: pair[0])) for name, pairs in points.items()}
-    return {name: (array[:, 0], array[:, 1]) for name, array in arrays.items()}
+def _best(splits: Mapping[str, curves.Series]) -> str:
+    """The best and the last evaluation, for a title."""
+    if "test" not in splits:
+        return ""
+    steps, values = splits["test"].steps, splits["test"].values
+    best = int(np.argmin(values))
+    return f"   (test: best {values[best]:.4f} at step {steps[best]:,.0f}, last {values[-1]:.4f})"
 
 
-def _by_split(series: Mapping[str, Series], names: Sequence[str]) -> dict[str, Series]:
-    """The series whose last component is one of `names`, by the component before it, train first."""
-    found = {}
-    for name, values in series.items():
-        split, _, last = name.rpartition("/")
-        if last in names:
-            found.setdefault(split or "train", values)
-    return dict(sorted(found.items(), key=lambda item: (item[0] != "train", item[0])))
-
-
-def _summary(splits: Mapping[str, Series]) -> str:
-    """The numbers one would read off the curve of the evaluations."""
-    for split in ("test", "validation"):
-        if split in splits:
-            steps, values = splits[split]
-            best = int(np.argmin(values))
-            return f"   ({split}: best {values[best]:.4f} at step {steps[best]:,.0f}, last {values[-1]:.4f})"
-    return ""
-
-
-def _draw_noisy(axes: "Axes", splits: Mapping[str, Series]) -> None:
-    """Every point where there are few, the running mean where there are many."""
-    others = iter(_OTHER_COLORS * len(splits))
-    settled = []  # what the vertical axis must show
-    for split, (steps, values) in splits.items():
+def _draw(axes: "Axes", splits: Mapping[str, curves.Series], term: str, *, num_ticks: int = 5) -> None:
+    """Draws the series of one term and sets both axes."""
+    others = itertools.cycle(_OTHER_COLORS)
+    for split, series in splits.items():
         color = COLORS.get(split) or next(others)
-        if len(steps) <= 40:
-            axes.plot(steps, values, color=color, lw=1.5, marker="o", ms=3.5, zorder=3, label=split)
-        else:
-            axes.plot(*thin(steps, values), color=color, lw=0.6, alpha=0.35)
-            mean = running_mean(values, len(values) // 40)
-            axes.plot(*thin(steps, mean), color=color, lw=1.6, label=split)
-        late = steps >= steps[0] + 0.1 * (steps[-1] - steps[0])
-        settled.append(values[late] if len(values) >= 20 else values)
-    most = max(settled, key=len)
-    low = min(float(part.min()) for part in settled)
-    high = max(float(part.max()) if part is not most else float(np.quantile(part, 0.995)) for part in settled)
-    margin = 0.06 * (high - low) or 0.05 * abs(high) or 1.0
-    axes.set_ylim(low - margin, high + margin)
-
-
-def _draw_logarithmic(axes: "Axes", splits: Mapping[str, Series]) -> None:
-    """As `_draw_noisy`, on a logarithmic axis where the values span enough for one."""
-    from matplotlib.ticker import LogLocator, NullLocator
-
-    _draw_noisy(axes, splits)
-    values = np.concatenate([values for _, values in splits.values()])
-    low, high = float(values.min()), float(values.max())
-    if low > 0 and high / low > 3:
+        drawing = curves.drawing(series, term, max_points=2000)
+        if drawing.noise is not None:
+            axes.plot(*drawing.noise, color=color, lw=0.6, alpha=0.35)
+        marker = {"marker": "o", "ms": 3.5} if drawing.has_dots else {}
+        axes.plot(*drawing.line, color=color, lw=1.6, label=split, zorder=3, **marker)
+    shown = list(splits.values())
+    x, y = curves.step_axis(shown), curves.value_axis(shown, term)
+    if y.logarithmic:
         axes.set_yscale("log")
-        axes.set_ylim(low / 1.2, high * 1.2)
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 3) if high / low < 300 else (1,)))
-        axes.yaxis.set_minor_locator(NullLocator())
-        axes.yaxis.set_major_formatter("{x:g}")
-
-
-def _draw_exact(axes: "Axes", splits: Mapping[str, Series]) -> None:
-    """What is set rather than measured: drawn as it is, from zero."""
-    for split, (steps, values) in splits.items():
-        marker = "o" if len(steps) == 1 else None
-        axes.plot(*thin(steps, values), color=COLORS.get(split, INK), lw=1.6, marker=marker, ms=3.5)
-    axes.set_ylim(bottom=0)
-    axes.yaxis.set_major_formatter(power_label)
-
-
-def step_label(step: float, _: object = None) -> str:
-    """2500 as it is, 20000 as "20k", 1500000 as "1.5M"."""
-    for unit, name in ((1e6, "M"), (1e3, "k")):
-        if abs(step) >= 10 * unit or (abs(step) >= unit and unit == 1e6):
-            return f"{step / unit:g}{name}"
-    return f"{step:g}"
-
-
-def power_label(value: float, _: object = None) -> str:
-    """0.0002 as "2e-4", so that the ticks of one axis look alike."""
-    mantissa, exponent = f"{value:.2e}".split("e")
-    return f"{float(mantissa):g}e{int(exponent)}" if value else "0"
-
-
-def running_mean(values: np.ndarray, half_width: int) -> np.ndarray:
-    """Mean over a window that narrows towards the start, where the loss falls steeply."""
-    total = np.concatenate([[0.0], np.cumsum(values)])
-    index = np.arange(len(values))
-    first = np.maximum(index - half_width, 0)
-    last = np.minimum(np.minimum(index + half_width, 2 * index + 5), len(values) - 1)
-    return (total[last + 1] - total[first]) / (last + 1 - first)
-
-
-def thin(steps: np.ndarray, values: np.ndarray, limit: int = 4000) -> Series:
-    """Every n-th point: more than the picture has columns cannot be seen."""
-    stride = math.ceil(len(steps) / limit)
-    return steps[::stride], values[::stride]
+        axes.minorticks_off()
+    steps, values = x.ticks(num_ticks), y.ticks(num_ticks)
+    axes.set_xticks(steps, [curves.step_label(step) for step in steps])
+    axes.set_yticks(values, y.labels(values))
+    axes.set_ylim(y.low, y.high)
+    if x.high > x.low:  # a single step has no range
+        axes.set_xlim(x.low, x.high)
 
 
 def _binned(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Mean of x, mean of y and its standard error in bins of equal counts."""
+    """The means of x and y and the standard error of the latter, in bins of equal counts."""
     order = np.argsort(x, kind="stable")
     parts = np.array_split(order, int(np.clip(len(x) // 20, 1, 40)))
     center = np.array([x[part].mean() for part in parts])
@@ -292,13 +197,14 @@ def _binned(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.nd
 
 
 def figure_of(width: float, height: float) -> "Figure":
-    """An empty figure of that many inches."""
+    """Makes an empty figure, its size in inches."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), dpi=DPI, layout="constrained", facecolor="white")
 
 
 def style(axes: "Axes", xlabel: str, ylabel: str, title: str, *, num_ticks: int = 5) -> None:
+    """Sets the labels, colours and grid that all plots share."""
     axes.set_title(title, loc="left", fontsize=10.5, color=INK)
     axes.set_xlabel(xlabel, fontsize=9, color=INK)
     axes.set_ylabel(ylabel, fontsize=9, color=INK)
@@ -315,9 +221,9 @@ def save(figure: "Figure", path: str | os.PathLike[str]) -> None:
     """Writes a figure as PNG, whole or not at all.
 
     Raises:
-      UserError: if the file cannot be written.
+        UserError: the file cannot be written.
     """
-    # Without a canvas of its own a Figure draws PNG with Agg; the default metadata names a version.
+    # A Figure without a canvas draws PNG with Agg; the default metadata would name a version.
     write_atomically(
         path, lambda file: figure.savefig(file, format="png", dpi=DPI, metadata={"Software": None})
     )

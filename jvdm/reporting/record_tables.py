@@ -1,22 +1,19 @@
-"""Records of evaluations as tables of a page."""
+"""Records of evaluations as tables of the report."""
 
 import collections
 import dataclasses
-import types
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 from jvdm import config as config_lib
 from jvdm.core.tables import difference_text, with_error
-from jvdm.evaluation.record import Result
-from jvdm.reporting import comparison
-from jvdm.reporting.markup import Column, Html, element, table
+from jvdm.reporting.parts import Column, Table
 
-# Groups of fields, by the beginning of their dotted names; what no group takes comes last.
+# Groups of fields, by the beginning of their dotted names; the first that fits takes a field.
 _GROUPS = {
     "number": (
         "estimator", "is_bound", "value", "units", "standard_error", "monte_carlo_error", "num_", "timesteps",
-        "time_density",
+        "time_density", "prior",
     ),
     "latent": ("latent_charge", "surrogate"),
     "ODE": ("ode",),
@@ -28,32 +25,33 @@ _GROUPS = {
 }  # fmt: skip
 _NAMES = {
     "is_bound": "upper bound",
+    "prior": "prior at t = 1",
     "num_images": "images",
     "num_draws": "draws per image",
     "surrogate.value": "as released (no bound)",
     "surrogate.charge": "charge as released",
-    "surrogate.difference": "why that is no bound",
+    "surrogate.difference": "why it is not a bound",
     "ode.importance_samples": "importance samples K",
     "ode.mean_nfe": "NFE, mean",
-    "ode.max_nfe": "NFE, largest",
+    "ode.max_nfe": "NFE, maximum",
     "ode.solver_error.bias": "solver error",
     "ode.solver_error.finer": "solver error, against",
     "provenance.matmul_precision": "precision",
-    "provenance.weights_hash": "hash of the weights",
-    "provenance.dataset_hash": "hash of the data",
+    "provenance.weights_hash": "weights hash",
+    "provenance.dataset_hash": "data hash",
     "provenance.num_levels": "levels",
 }
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Entry:
-    """A record and what it is called.
+    """A record and its names.
 
     Attributes:
         run: the name of its run.
         name: its path in the workdir.
         record: the JSON.
-        label: in words, unlike every other's.
+        label: in words, different for every record.
     """
 
     run: str
@@ -62,8 +60,18 @@ class Entry:
     label: str = ""
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Card:
+    """A number at the head of the page: what it is, its error with the units, and lines below."""
+
+    title: str
+    value: str
+    error: str
+    details: Sequence[str]
+
+
 def labelled(entries: Sequence[Entry], *, with_run: bool) -> list[Entry]:
-    """Entries with labels that tell them apart, by as few words as that needs."""
+    """Gives the entries the shortest labels that tell them apart."""
     labels = [description(entry.record) for entry in entries]
     for i, entry in enumerate(entries):
         if entry.name.startswith("scores/"):
@@ -86,65 +94,56 @@ def labelled(entries: Sequence[Entry], *, with_run: bool) -> list[Entry]:
 
 def description(record: Mapping[str, Any]) -> str:
     """The estimator in words."""
-    ode = record.get("ode")
-    # What Result.description reads; records of older versions lack other fields.
-    view = types.SimpleNamespace(
-        estimator=record["estimator"],
-        timesteps=record.get("timesteps", 0),
-        slices=record.get("slices"),
-        ode=types.SimpleNamespace(**ode) if ode else None,
-    )
-    return Result.description(cast(Result, view))
+    text = record["description"] if "description" in record else _words(record)
+    if not isinstance(text, str):
+        raise TypeError(f"the description is {text!r}, not a text")
+    return text
 
 
 def value_text(record: Mapping[str, Any]) -> str:
-    """The number with its error."""
+    """The result with its error."""
     error = record["standard_error"]
     return f"{record['value']:.4f}" if error is None else with_error(record["value"], error)
 
 
-def results(entries: Sequence[Entry]) -> Html:
-    """One line for each record."""
-    rows = []
-    for entry in entries:
-        record, shown = entry.record, comparison.row(entry.record)
-        monte_carlo = record.get("monte_carlo_error")
-        units = record["units"]
-        rows.append(
-            {
-                "evaluation": entry.label,
-                units: shown.pop(units),
-                "Monte-Carlo": None if monte_carlo is None else f"{monte_carlo:.4f}",
-                "bound": "upper" if record.get("is_bound") else "no",
-                **{
-                    name.replace("solver", "solver error"): None if cell == "-" else cell
-                    for name, cell in shown.items()
-                },
-                "seed": str(record["provenance"].get("seed", "")),
-                "step": f"{record['provenance']['step']:,}",
-            }
-        )
-    units = {entry.record["units"] for entry in entries}
-    numbers = units | {
-        "Monte-Carlo",
-        "as released",
-        "latent",
-        "solver error",
-        "NFE",
-        "images",
-        "draws",
-        "seed",
-        "step",
+def row(record: Mapping[str, Any]) -> dict[str, str | None]:
+    """What the table of results shows of a record, None where there is nothing to show."""
+    origin, ode = record["provenance"], record["ode"] or {}
+    monte_carlo, surrogate = record.get("monte_carlo_error"), record.get("surrogate")
+    latent = record["terms"].get("latent")
+    return {
+        record["units"]: value_text(record),
+        "Monte-Carlo": None if monte_carlo is None else f"{monte_carlo:.4f}",
+        "bound": "upper" if record.get("is_bound") else "no",
+        "data": f"{origin['dataset']} {origin['split']}",
+        "latent": f"{latent['mean']:.4f}" if latent else None,
+        "solver error": _solver_error(ode),
+        "NFE": f"{ode['mean_nfe']:.0f}" if ode else None,
+        "images": str(record["num_images"]),
+        "draws": str(record["num_draws"]),
+        "seed": str(origin.get("seed", "")),
+        "step": f"{origin['step']:,}",
+        "as released": f"{surrogate['value']:.4f} (no bound)" if surrogate else None,
     }
-    names = list(dict.fromkeys(["evaluation", *sorted(units), *(name for row in rows for name in row)]))
-    # One solved by no ODE and one without a latent have nothing in these.
-    names = [name for name in names if any(row.get(name) for row in rows)]
-    columns = [Column(title=name, number=name in numbers) for name in names]
-    caption = "Mean over images ± standard error"
-    return table(caption, columns, [[row.get(name) for name in names] for row in rows])
 
 
-def terms(entries: Sequence[Entry]) -> Html:
+def results(entries: Sequence[Entry]) -> Table:
+    """One line for each record."""
+    rows = [{"evaluation": entry.label, **row(entry.record)} for entry in entries]
+    units = sorted({entry.record["units"] for entry in entries})
+    names = list(dict.fromkeys(["evaluation", *units, *(name for each in rows for name in each)]))
+    # Without an ODE or a latent, some columns would be empty.
+    names = [name for name in names if any(each.get(name) for each in rows)]
+    return Table(
+        caption="Mean over images ± standard error",
+        columns=[
+            Column(name, "text" if name in ("evaluation", "bound", "data") else "number") for name in names
+        ],
+        groups={"": [[each.get(name) for name in names] for each in rows]},
+    )
+
+
+def terms(entries: Sequence[Entry]) -> Table:
     """The decomposition of each record."""
     names = list(dict.fromkeys(name for entry in entries for name in entry.record["terms"]))
     rows = []
@@ -152,78 +151,94 @@ def terms(entries: Sequence[Entry]) -> Html:
         found = entry.record["terms"]
         cells = [_term(found[name]) if name in found else None for name in names]
         rows.append([entry.label, *cells, value_text(entry.record)])
-    columns = [
-        Column(title="evaluation"),
-        *(Column(title=each.replace("_", " "), number=True) for each in names),
-    ]
-    return table("Terms, each with its standard error", [*columns, Column(title="sum", number=True)], rows)
+    numbers = [Column(name.replace("_", " "), "number") for name in (*names, "sum")]
+    return Table(
+        caption="Terms, each with its standard error",
+        columns=[Column("evaluation"), *numbers],
+        groups={"": rows},
+    )
 
 
-def everything(entries: Sequence[Entry]) -> Html:
-    """Every field of every record but its terms, a column for each record."""
-    flat = [
-        dict(config_lib.leaves({name: value for name, value in entry.record.items() if name != "terms"}))
-        for entry in entries
-    ]
+def everything(entries: Sequence[Entry]) -> Table:
+    """Every field of every record except its terms, a column for each record."""
+    flat = [_fields(entry.record) for entry in entries]
     fields = list(dict.fromkeys(field for each in flat for field in each))
-    rows: list[list[object]] = []
-    taken = set()
+    groups: dict[str, list[list[str | None]]] = {"": [["file", *(entry.name for entry in entries)]]}
     for group, beginnings in _GROUPS.items():
-        inside = [field for field in fields if field not in taken and field.startswith(beginnings)]
-        taken.update(inside)
-        shown = [[_name(field), *(_cell(each.get(field)) for each in flat)] for field in inside]
-        shown = [row for row in shown if any(cell is not None for cell in row[1:])]
-        if shown:
-            rows += [[group], *shown]
-    names = [entry.name for entry in entries]
-    columns = [Column(title="field"), *(Column(title=entry.label) for entry in entries)]
-    return table("Every field of the records", columns, [["file", *names], *rows])
+        inside = [field for field in fields if field.startswith(beginnings)]
+        fields = [field for field in fields if field not in inside]
+        rows = [[_name(field), *(_cell(each.get(field)) for each in flat)] for field in inside]
+        if rows := [each for each in rows if any(cell is not None for cell in each[1:])]:
+            groups[group] = rows
+    columns = [Column("field"), *(Column(entry.label) for entry in entries)]
+    return Table(caption="Every field of the records", columns=columns, groups=groups)
 
 
-def card(record: Mapping[str, Any]) -> Html:
+def _fields(record: Mapping[str, Any]) -> dict[str, Any]:
+    """By dotted name; without what is elsewhere on the page."""
+    shown = {name: value for name, value in record.items() if name not in ("terms", "description")}
+    fields = dict(config_lib.leaves(shown))
+    if "ode.prior" in fields:  # of format 1
+        fields["prior"] = fields.pop("ode.prior")
+    return fields
+
+
+def card(record: Mapping[str, Any]) -> Card:
     """The number at the head of the page."""
     value, sign, error = value_text(record).partition(" ± ")
     origin = record["provenance"]
     bound = "upper bound" if record.get("is_bound") else "no bound"
-    lines = [
-        element("p", description(record), class_="what"),
-        element(
-            "p", element("span", value, class_="value"), f"{sign}{error} {record['units']}", class_="big"
-        ),
-        element(
-            "p", f"{bound} · {origin['dataset']} {origin['split']}, step {origin['step']:,}", class_="small"
-        ),
-    ]
-    if solver := (record["ode"] or {}).get("solver_error"):
-        shown = difference_text(solver["bias"], solver["standard_error"])
-        lines.append(element("p", f"solver error {shown}", class_="small"))
-    return element("li", *lines)
+    details = [f"{bound} · {origin['dataset']} {origin['split']}, step {origin['step']:,}"]
+    if (solver := _solver_error(record["ode"] or {})) is not None:
+        details.append(f"solver error {solver}")
+    title = description(record)
+    return Card(title=title, value=value, error=f"{sign}{error} {record['units']}", details=details)
 
 
 def environment(record: Mapping[str, Any]) -> dict[str, str]:
-    """What it was computed on and with."""
+    """The devices and versions of a record."""
     origin = record["provenance"]
     found = {
         "device": origin.get("device"),
         "devices": origin.get("num_devices"),
         "precision": origin.get("matmul_precision"),
-        "dtype in training": origin.get("trained_dtype"),
+        "training dtype": origin.get("trained_dtype"),
         **{f"version of {name}": version for name, version in (origin.get("versions") or {}).items()},
     }
     return {name: str(value) for name, value in found.items() if value is not None}
 
 
 def check(record: Any) -> None:
-    """A record is one that can be shown.
+    """Checks that a record can be shown.
 
     Raises:
-        KeyError, TypeError, ValueError, AttributeError: it is none.
+        KeyError, TypeError, ValueError, AttributeError: it cannot.
     """
     entry = labelled([Entry(run="", name="", record=record)], with_run=False)
     for show in (results, terms, everything):
         show(entry)
     card(record)
     environment(record)
+
+
+def _words(record: Mapping[str, Any]) -> str:
+    """The estimator in words, from a record of format 1, which has no description."""
+    ode, slices, timesteps = record.get("ode"), record.get("slices"), record.get("timesteps", 0)
+    if record["estimator"] == "elbo" and slices:
+        probes = slices["trace"].get("probes")
+        trace = f"{probes} probe{'s' * (probes > 1)}" if probes else "exact trace"
+        return f"ELBO, random slice, {trace}"
+    if record["estimator"] == "scoreflow" and slices:
+        return f"ScoreFlow bound, from t = {slices['epsilon']:g}"
+    if not ode:
+        return f"VLB, T = {timesteps}" if timesteps else "VLB, continuous"
+    name = ode["dequantization"]["name"].replace("_", " ")
+    return "ODE" if name == "none" else f"ODE, {name}, K = {ode['importance_samples']}"
+
+
+def _solver_error(ode: Mapping[str, Any]) -> str | None:
+    solver = ode.get("solver_error")
+    return difference_text(solver["bias"], solver["standard_error"]) if solver else None
 
 
 def _term(term: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""What lies in a workdir, read for people: what is damaged becomes a note, and the rest is shown."""
+"""Reads a workdir for the report: whatever is damaged becomes a note, and the rest is shown."""
 
 import dataclasses
 import io
@@ -9,10 +9,11 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from jvdm import config as config_lib
+from jvdm.core import formats
 from jvdm.core.errors import UserError
 from jvdm.reporting import record_tables
-from jvdm.reporting.markup import Picture
+from jvdm.reporting.parts import Picture
+from jvdm.runs import saved
 from jvdm.runs.workdir import Workdir
 
 MAX_PICTURES = 12
@@ -28,20 +29,18 @@ class Run:
 
     Attributes:
         path: its absolute path.
-        name: its folder's name.
-        config: as it was saved; None where it cannot be read.
-        metrics: the lines of `metrics.jsonl`, those that can be read; nan and inf are floats.
+        config: the saved config; None if it cannot be read.
+        metrics: the readable lines of `metrics.jsonl`; nan and inf are floats.
         records: of evaluations and scores, by their path in the workdir.
         grids: samples during training, by step.
         samples: other pictures of samples.
-        plots: other pictures, but the curves of training, which the report draws itself.
+        plots: other pictures except the training curves, which the report draws itself.
         checkpoints: the saved steps.
         files: (path in the workdir, bytes) of every file outside `checkpoints/`.
-        notes: what is missing or damaged, in words.
+        notes: what is missing or damaged, one sentence each.
     """
 
     path: pathlib.Path
-    name: str
     config: dict[str, Any] | None
     metrics: list[dict[str, Any]]
     records: dict[str, dict[str, Any]]
@@ -54,27 +53,27 @@ class Run:
 
     @property
     def num_steps(self) -> int | None:
-        """How many steps the config asks for."""
+        """The number of training steps in the config; None if unknown."""
         training = (self.config or {}).get("training")
         value = training.get("num_steps") if isinstance(training, dict) else None
         return value if isinstance(value, int) else None
 
     @property
     def step(self) -> int | None:
-        """The last step that is known of."""
+        """The last recorded step; None if there is none."""
         steps = [each["step"] for each in self.metrics] + self.checkpoints
         return max(steps, default=None)
 
 
 def read_run(path: pathlib.Path, *, few: bool = False) -> Run:
-    """Read a workdir.
+    """Reads a workdir.
 
     Args:
         path: its absolute path.
-        few: of the samples during training, the last ones only.
+        few: show only the last grid of samples drawn during training.
 
     Raises:
-        UserError: it is no folder, or no run's.
+        UserError: the path is not a folder, or the folder holds no run.
     """
     if not path.is_dir():
         raise UserError(f"--workdir={path}: " + ("not a folder" if path.exists() else "no such folder"))
@@ -83,10 +82,10 @@ def read_run(path: pathlib.Path, *, few: bool = False) -> Run:
     names = [name for name, _ in files]
     config = None
     if not workdir.config.exists():
-        notes.append("config.json: there is none, so the config is not shown")
+        notes.append("config.json: missing, so the config is not shown")
     else:
         try:
-            config = config_lib.read_json(workdir.config)
+            config = saved.read_config(workdir.config)
         except (UserError, RecursionError) as error:
             notes.append(
                 f"config.json: damaged, so the config is not shown ({_reason(error, workdir.config)})"
@@ -117,10 +116,11 @@ def read_run(path: pathlib.Path, *, few: bool = False) -> Run:
     pictures = [picture for name in others if (picture := _picture(path, name, notes))]
     for folder in sorted(path.glob("eval/*.partial")) + sorted(path.glob("scores/*.partial")):
         name = f"{folder.parent.name}/{folder.stem}"
-        notes.append(f"{name}: this pass was stopped before its end; the same command continues it")
+        notes.append(
+            f"{name}: this evaluation was stopped before its end; run the same command again to continue it"
+        )
     return Run(
         path=path,
-        name=path.name or str(path),
         config=config,
         metrics=metrics,
         records=records,
@@ -134,8 +134,10 @@ def read_run(path: pathlib.Path, *, few: bool = False) -> Run:
 
 
 def _files(path: pathlib.Path, notes: list[str]) -> Iterator[tuple[str, int]]:
-    """Hidden files, those of checkpoints and the report itself are left out."""
-    for folder, folders, names in os.walk(path, onerror=lambda error: notes.append(f"not readable: {error}")):
+    """Lists the files, except hidden ones, those of checkpoints and the report itself."""
+    for folder, folders, names in os.walk(
+        path, onerror=lambda error: notes.append(f"cannot be read: {error}")
+    ):
         inside = pathlib.Path(folder).relative_to(path)
         top = inside == pathlib.Path()
         folders[:] = sorted(f for f in folders if not f.startswith(".") and not (top and f == "checkpoints"))
@@ -148,11 +150,11 @@ def _files(path: pathlib.Path, notes: list[str]) -> Iterator[tuple[str, int]]:
 
 
 def _metrics(path: pathlib.Path, notes: list[str]) -> list[dict[str, Any]]:
-    """Every line that can be read, wherever the others are."""
+    """Reads every intact line, wherever the damaged ones are."""
     try:
         lines = path.read_bytes().split(b"\n")
     except FileNotFoundError:
-        notes.append("metrics.jsonl: there is none, so there are no curves")
+        notes.append("metrics.jsonl: missing, so there are no curves")
         return []
     except OSError as error:
         notes.append(f"metrics.jsonl: {error.strerror}, so there are no curves")
@@ -174,38 +176,43 @@ def _metrics(path: pathlib.Path, notes: list[str]) -> list[dict[str, Any]]:
         else:
             metrics.append({"step": step, **values})
     if damaged == [len(lines)]:
-        notes.append(f"metrics.jsonl: line {len(lines)}, the last, is incomplete and left out")
+        notes.append(f"metrics.jsonl: line {len(lines)}, the last, is incomplete and was left out")
     elif damaged:
         shown = ", ".join(map(str, damaged[:5])) + ", …" * (len(damaged) > 5)
-        notes.append(f"metrics.jsonl: {len(damaged)} of {len(lines)} lines are damaged and left out: {shown}")
+        notes.append(
+            f"metrics.jsonl: {len(damaged)} of {len(lines)} lines are damaged and were left out: {shown}"
+        )
     return metrics
 
 
 def _record(path: pathlib.Path, name: str, notes: list[str]) -> dict[str, Any] | None:
     try:
         record = json.loads(path.read_text())
+        formats.check(record, formats.RECORD, path)
         record_tables.check(record)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        notes.append(f"{name}: damaged or no record of an evaluation, and left out ({_reason(error, path)})")
+        notes.append(
+            f"{name}: damaged, or not a record of an evaluation, and left out ({_reason(error, path)})"
+        )
         return None
     return record
 
 
 def _reason(error: Exception, path: pathlib.Path) -> str:
-    """The message without the path, which the note begins with."""
+    """The error's message without the path, because the note begins with it."""
     if isinstance(error, KeyError):
-        return f"no field {error}"
+        return f"field {error} is missing"
     return str(error).replace(f"{path}: ", "").replace("\n", " ")
 
 
 def _some(steps: list[int], few: bool, notes: list[str]) -> list[int]:
-    """The steps whose grids are shown: the first, the last, and evenly between."""
+    """The steps whose grids are shown: the first, the last, and evenly spaced ones between."""
     limit = 1 if few else MAX_PICTURES
     if len(steps) <= limit:
         return steps
     if few:
         return steps[-1:]
-    notes.append(f"samples/step_*.png: {limit} of {len(steps)} grids are shown")
+    notes.append(f"samples/step_*.png: only {limit} of {len(steps)} grids are shown")
     return [steps[round(i * (len(steps) - 1) / (limit - 1))] for i in range(limit)]
 
 
@@ -216,12 +223,12 @@ def _picture(path: pathlib.Path, name: str, notes: list[str]) -> Picture | None:
         data = (path / name).read_bytes()
         if len(data) > MAX_PICTURE_BYTES:
             megabytes = f"{len(data) / 1e6:.1f} MB, more than {MAX_PICTURE_BYTES / 1e6:.0f}"
-            notes.append(f"{name}: {megabytes}, so it is not part of the page")
+            notes.append(f"{name}: {megabytes}, so it is not shown")
             return None
         with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
             image.load()
             return Picture(name=name, data=data, width=image.width, height=image.height)
-    # Pillow has no common exception of a damaged file.
+    # Pillow has no common exception for damaged files.
     except Exception as error:
-        notes.append(f"{name}: damaged or no PNG, and left out ({type(error).__name__})")
+        notes.append(f"{name}: damaged, or not a PNG, and left out ({type(error).__name__})")
         return None

@@ -1,7 +1,7 @@
 """Scalars and images of a run: `metrics.jsonl` and TensorBoard events.
 
 Both files are written synchronously. tensorboardX's `SummaryWriter` hands events to a thread through a
-bounded queue: on a full disk the thread dies and the training loop waits on the queue for ever. Only its
+bounded queue: on a full disk the thread dies and the training loop waits for the queue forever. Only its
 record format and messages are used here, so that errors reach the caller.
 """
 
@@ -24,7 +24,7 @@ _NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
 
 class NullWriter:
-    """Takes what `MetricWriter` takes and writes nothing: for every process but the first."""
+    """Has the methods of `MetricWriter` and writes nothing; for every process except the first."""
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Ignores the values."""
@@ -49,15 +49,15 @@ class MetricWriter:
     """`metrics.jsonl` and TensorBoard events of one workdir.
 
     Args:
-      workdir: the directory of the run, created if missing.
-      resume_step: the step of the checkpoint that is resumed. Lines beyond it, and a last line that a
-        dying machine left incomplete, are dropped, and TensorBoard is told to forget events beyond it,
-        because the resumed run writes them again. At 0, a fresh start, nothing earlier is kept.
-      redone: prefix of scalars of `resume_step` itself that the resumed run writes again, such as "test/";
-        lines with one of them are dropped too.
+        workdir: the directory of the run, created if missing.
+        resume_step: the step of the checkpoint that is resumed. Lines beyond it, and an incomplete
+            last line, are dropped, and TensorBoard is told to forget events beyond it, because the resumed
+            run writes them again. At 0, a fresh start, nothing earlier is kept.
+        redone: prefix of scalars of `resume_step` itself that the resumed run writes again, such as "test/";
+            lines with one of them are dropped too.
 
     Raises:
-      UserError: if a file cannot be written, or an earlier `metrics.jsonl` is not one of jvdm's.
+        UserError: a file cannot be written, or an earlier `metrics.jsonl` was not written by jvdm.
     """
 
     def __init__(self, workdir: str | os.PathLike[str], *, resume_step: int = 0, redone: str | None = None):
@@ -78,17 +78,17 @@ class MetricWriter:
         """Appends one line, on disk when the call returns, and one TensorBoard event.
 
         Args:
-          step: the number of training steps done.
-          values: scalars by name, such as "train/bpd", "train/diffusion", "test/bpd", "train/grad_norm".
-            JSON has no nan and inf: they are written as the strings "nan", "inf", "-inf".
+            step: the number of training steps done.
+            values: scalars by name, such as "train/bpd", "train/diffusion", "test/bpd", "train/grad_norm".
+                JSON has no nan and inf: they are written as the strings "nan", "inf", "-inf".
 
         Raises:
-          UserError: if the disk is full or a file is not writable any more.
+            UserError: the disk is full or a file is no longer writable.
         """
         plain = {name: float(value) for name, value in values.items()}
         reserved = plain.keys() & {"step", "time"}
         if reserved:
-            raise ValueError(f"scalar names {sorted(reserved)} are fields of every line already")
+            raise ValueError(f"scalar names {sorted(reserved)} are reserved: every line has these fields")
         now = time.time()
         record = {"step": int(step), "time": round(now, 3)}
         record |= {name: value if math.isfinite(value) else str(value) for name, value in plain.items()}
@@ -101,12 +101,12 @@ class MetricWriter:
         """Shows one image in TensorBoard.
 
         Args:
-          step: the number of training steps done.
-          name: where it appears, such as "samples/ancestral".
-          image: uint8 [H, W, C], C 1 or 3.
+            step: the number of training steps done.
+            name: where it appears, such as "samples/ancestral".
+            image: uint8 [H, W, C], C 1 or 3.
 
         Raises:
-          UserError: if the disk is full or the event file is not writable any more.
+            UserError: the disk is full or the event file is no longer writable.
         """
         image = np.asarray(image)
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (1, 3):
@@ -114,10 +114,10 @@ class MetricWriter:
         self._events.image(int(step), time.time(), name, image)
 
     def sync(self) -> None:
-        """Returns when the lines so far would survive the machine.
+        """Returns once the lines so far are safe on disk, even if the machine fails.
 
         Raises:
-          UserError: if they cannot be written.
+            UserError: they cannot be written.
         """
         with user_errors(self._path):
             os.fsync(self._file.fileno())
@@ -143,14 +143,14 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     """Reads the lines of a `metrics.jsonl`.
 
     Args:
-      path: the file, or the workdir that holds it.
+        path: the file, or the workdir that holds it.
 
     Returns:
-      One dict per line: "step" (int), "time" (unix seconds) and the scalars as floats, nan and inf
-      included. An incomplete last line is left out.
+        One dict per line: "step" (int), "time" (unix seconds) and the scalars as floats, nan and inf
+        included. An incomplete last line is left out.
 
     Raises:
-      UserError: if the file does not exist or a line before the last is not JSON.
+        UserError: the file does not exist or a line before the last is not JSON.
     """
     path = pathlib.Path(path)
     if path.is_dir():
@@ -168,7 +168,7 @@ def _number(value: Any) -> Any:
 
 
 def _parse(path: pathlib.Path, content: bytes) -> list[tuple[bytes, dict[str, Any]]]:
-    """The complete lines, each as written and as parsed; an incomplete last one is left out."""
+    """The complete lines, as written and as parsed; an incomplete last line is left out."""
     lines = content.split(b"\n")
     while lines and not lines[-1].strip():
         lines.pop()
@@ -182,7 +182,7 @@ def _parse(path: pathlib.Path, content: bytes) -> list[tuple[bytes, dict[str, An
             if number == len(lines):
                 break
             raise UserError(
-                f"{path}, line {number}: not a line of metrics; delete it or use another workdir"
+                f"{path}, line {number}: not a line of metrics; delete the line or use another workdir"
             ) from error
         parsed.append((line, record))
     return parsed
@@ -213,7 +213,7 @@ class _Events:
 
         messages: Any = event_pb2  # generated at import: a type checker does not see its classes
         self._summary, self._messages = summary, messages
-        # TensorBoard reads the files of a run in the order of their names: by time of creation.
+        # TensorBoard reads the files of a run in the order of their names, which is that of their creation.
         seconds, nanoseconds = divmod(time.time_ns(), 10**9)
         self._path = workdir / f"events.out.tfevents.{seconds}.{nanoseconds:09d}"
         with user_errors(self._path):

@@ -1,4 +1,4 @@
-"""The folder of a run: what lies where, its checkpoints, and the trained model they give.
+"""The folder of a run: its layout, its config, its checkpoints, and the trained model that they give.
 
 Checkpoints are written, found, verified and read here, for training and for evaluation.
 """

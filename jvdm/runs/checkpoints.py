@@ -1,9 +1,15 @@
-"""Checkpoints of the train state: asynchronous, the newest and the best kept.
+"""Checkpoints of a run: saved asynchronously, the newest and the best kept.
 
-`<workdir>/checkpoints/<step>/` is written by Orbax, which gives a folder its final name only when all
-of it is on disk: a save that fails leaves the previous checkpoints as they were. A checksum of every array is
-saved with it (`jvdm.runs.integrity`), and compared with what is read. A damaged checkpoint is put aside,
-into `<workdir>/damaged_checkpoints/`, and the one before it takes its place.
+`<workdir>/checkpoints/<step>/` is all that a resume needs, so that a copy of it is complete:
+
+    state/     the arrays of the train state, by Orbax
+    pending/   what the step leaves undone (`jvdm.runs.pending`)
+    metrics/   the metric that decides which checkpoint is the best, a checksum of every array
+               (`jvdm.runs.integrity`), and the format
+
+Orbax gives a folder its final name only when all of it is on disk: a save that fails leaves the previous
+checkpoints as they were. Only `amend` changes a checkpoint later, each of its small files at one stroke. A
+damaged checkpoint is moved to `<workdir>/damaged_checkpoints/`, and the one before it takes its place.
 """
 
 import json
@@ -16,11 +22,14 @@ from typing import NamedTuple
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
-from jvdm.core import processes
+from jvdm.core import formats, processes
 from jvdm.core.errors import UserError
 from jvdm.core.files import write_atomically
+from jvdm.runs import pending as pending_lib
+from jvdm.runs.description import CHECKSUMS, STATE, read_description, short
 from jvdm.runs.integrity import checksums
-from jvdm.runs.restoring import CHECKSUMS, first_readable, one_line, restore, steps_in
+from jvdm.runs.pending import Pending
+from jvdm.runs.restoring import first_readable, restore, steps_in
 from jvdm.runs.state import TrainState
 
 log = logging.getLogger("jvdm")
@@ -31,12 +40,26 @@ METRIC = "test_bpd"
 class _Manager(ocp.CheckpointManager):
     """Leaves preemption to `jvdm.core.preemption`.
 
-    Orbax asks at every save too, by the step, and JAX expects one ascending count of whoever asks: in several
-    processes they would agree on a point that never comes.
+    Orbax also asks at every save, with the step, but JAX expects a single ascending count from all who ask:
+    several processes would agree on a point that never comes.
     """
 
     def reached_preemption(self, step: int) -> bool:
         return False
+
+
+class Resumed(NamedTuple):
+    """What a run goes on from.
+
+    Attributes:
+        state: as it was saved.
+        step: of the checkpoint.
+        pending: what that step leaves undone.
+    """
+
+    state: TrainState
+    step: int
+    pending: Pending
 
 
 class Checkpoints:
@@ -44,7 +67,10 @@ class Checkpoints:
 
     Args:
         folder: `<workdir>/checkpoints`.
-        keep: how many of the newest are kept; the best is kept besides.
+        keep: how many of the newest are kept; the best is always kept.
+
+    Raises:
+        UserError: the folder cannot be read, or holds a checkpoint of a newer format.
     """
 
     def __init__(self, folder: pathlib.Path, *, keep: int = 2):
@@ -67,7 +93,7 @@ class Checkpoints:
         # Orbax reads what is there, and raises many types.
         except Exception as error:
             raise UserError(
-                f"{self.folder}: not a readable folder of checkpoints ({one_line(error)})"
+                f"{self.folder}: not a readable folder of checkpoints ({short(error)})"
             ) from error
 
     def latest(self) -> int | None:
@@ -75,39 +101,67 @@ class Checkpoints:
         return self._manager.latest_step()
 
     def steps(self) -> set[int]:
-        """Of the checkpoints that are there, or being written."""
+        """The steps of all checkpoints, those being written included."""
         return set(self._manager.all_steps())
 
-    def save(self, state: TrainState, step: int, bits_per_dim: float | None) -> None:
-        """Start saving; `bits_per_dim` decides which checkpoint is the best, None never is it.
+    def save(
+        self,
+        state: TrainState,
+        step: int,
+        bits_per_dim: float | None,
+        pending: Pending = pending_lib.NOTHING,
+    ) -> None:
+        """Start saving.
+
+        Args:
+            state: all of it.
+            step: one without a checkpoint.
+            bits_per_dim: decides which checkpoint is the best; one with None never is.
+            pending: what the step leaves undone.
 
         Raises:
             UserError: this save or the one before it could not be written.
         """
         metric = float("inf") if bits_per_dim is None else bits_per_dim
-        metrics = {METRIC: metric, CHECKSUMS: checksums(state)}
+        metrics = {METRIC: metric, CHECKSUMS: checksums(state), formats.FIELD: formats.CHECKPOINT}
+        items = {
+            STATE: ocp.args.StandardSave(state),
+            pending_lib.ITEM: ocp.args.JsonSave(pending_lib.to_json(pending)),
+        }
         try:
-            self._manager.save(step, args=ocp.args.StandardSave(state), metrics=metrics)
+            self._manager.save(step, args=ocp.args.Composite(**items), metrics=metrics)
         # Orbax and its storage raise many types for a full or vanished disk, some of them in its threads.
         except Exception as error:
             raise self._save_error(step, error) from error
 
-    def rate(self, step: int, bits_per_dim: float) -> None:
-        """Say how good the checkpoint is that was saved at `step` before it was evaluated.
+    def amend(self, step: int, *, bits_per_dim: float | None = None, pending: Pending | None = None) -> None:
+        """Record work that was done after the checkpoint of `step` was saved.
+
+        The metric is written first: if the process ends between the two, the evaluation is still pending, and
+        is done again with the same result.
+
+        Args:
+            step: of a checkpoint.
+            bits_per_dim: of its evaluation; None leaves the metric alone.
+            pending: what is left to do; None leaves that alone.
 
         Raises:
             UserError: it could not be written.
         """
         self.wait()
         if processes.is_main():
-            path = self.folder / str(step) / "metrics" / "metrics"
-            text = json.dumps(json.loads(path.read_text()) | {METRIC: bits_per_dim})
-            write_atomically(path, lambda file: file.write(text.encode()))
-        processes.wait_for_all("rated")
+            checkpoint = self.folder / str(step)
+            if bits_per_dim is not None:
+                path = checkpoint / "metrics" / "metrics"
+                text = json.dumps(json.loads(path.read_text()) | {METRIC: bits_per_dim})
+                write_atomically(path, lambda file: file.write(text.encode()))
+            if pending is not None:
+                pending_lib.write(checkpoint, pending)
+        processes.wait_for_all("amended")
         self._manager.reload()
 
     def wait(self) -> None:
-        """Return when every save is on disk.
+        """Wait until every save is on disk.
 
         Raises:
             UserError: a save could not be written.
@@ -125,10 +179,10 @@ class Checkpoints:
         """
         return restore(self.folder / str(step), like)
 
-    def restore_newest(self, like: TrainState) -> tuple[TrainState, int] | None:
-        """The newest state that can be read, and its step; None where there is none.
+    def restore_newest(self, like: TrainState) -> Resumed | None:
+        """The newest checkpoint that can be read; None where there is none.
 
-        Damaged ones that are newer are put aside.
+        Newer ones that are damaged are put aside.
 
         Raises:
             UserError: there are checkpoints, none of which can be read.
@@ -145,16 +199,16 @@ class Checkpoints:
         self._damaged += [_put_aside(self.folder / str(bad), error) for bad, error in found.damaged]
         for bad in self._damaged:
             log.warning(
-                "WARNING: the checkpoint %s is damaged and now lies in %s: %s",
+                "WARNING: the checkpoint %s is damaged and was moved to %s: %s",
                 bad.path,
                 bad.now,
-                one_line(bad.why),
+                short(bad.why),
             )
         if self._damaged:
             log.warning("WARNING: going on from the checkpoint of step %d", found.step)
         processes.wait_for_all("restored")
         self._manager.reload()
-        return found.state, found.step
+        return Resumed(found.state, found.step, pending_lib.read(self.folder / str(found.step)))
 
     def close(self) -> None:
         """Wait, then release the manager's threads."""
@@ -164,7 +218,7 @@ class Checkpoints:
     def _save_error(self, step: int | None, error: BaseException) -> UserError:
         kept = [s for s in self._manager.all_steps() if (self.folder / str(s)).is_dir() and s != step]
         last = f"; the checkpoint of step {max(kept)} is kept" if kept else ""
-        return UserError(f"{self.folder}: saving a checkpoint failed ({one_line(error)}){last}")
+        return UserError(f"{self.folder}: saving a checkpoint failed ({short(error)}){last}")
 
 
 class _Damaged(NamedTuple):
@@ -176,22 +230,24 @@ class _Damaged(NamedTuple):
 
 
 def _put_unreadable_aside(folder: pathlib.Path) -> list[_Damaged]:
-    """Move checkpoints away that have lost what Orbax must read of every one, if another has it.
+    """Move away checkpoints that have lost what Orbax reads from every one, if at least one still has it.
 
     Raises:
-        UserError: all of them have.
+        UserError: none has it, or one is of a newer format.
     """
     bad = {}
     steps = steps_in(folder)
     for step in steps:
         try:
-            json.loads((folder / str(step) / "metrics" / "metrics").read_text())
+            read_description(folder / str(step))
+        except formats.NewerFormat:
+            raise
         except (OSError, ValueError) as error:
             bad[step] = error
     if bad and len(bad) == len(steps):
         error = bad[max(steps)]
         raise UserError(
-            f"{folder}: none of the {len(steps)} checkpoints can be read; the newest: {one_line(error)}"
+            f"{folder}: none of the {len(steps)} checkpoints can be read; the newest: {short(error)}"
         ) from error
     return [_put_aside(folder / str(step), error) for step, error in bad.items()]
 

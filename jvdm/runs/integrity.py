@@ -1,7 +1,7 @@
-"""Checksums of arrays, the same wherever and however they lie: what is read back is what was saved.
+"""Checksums of arrays, which tell whether what is read back is what was saved, on whatever devices.
 
-The words w_i of an array, its 32 bits taken as integers, give sum_i (2 i + 1) w_i modulo 2^32: a sum that any
-order and sharding leaves alone, and that every single flipped bit changes, since 2 i + 1 is odd.
+The words w_i of an array, its bits taken as integers, give sum_i (2 i + 1) w_i modulo 2^32. The order of the
+summation, and so the sharding, does not matter; any single flipped bit changes the sum, since 2 i + 1 is odd.
 """
 
 from typing import Any

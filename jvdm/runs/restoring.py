@@ -1,6 +1,5 @@
-"""Reading checkpoints: all of one, some of its fields, or whatever fits; and finding them."""
+"""Find checkpoints and read them: all of one, some of its fields, or whatever fits."""
 
-import json
 import logging
 import pathlib
 from collections.abc import Iterable
@@ -10,20 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from flax.traverse_util import unflatten_dict
 
 from jvdm.core import processes, trees
 from jvdm.core.errors import UserError
-from jvdm.runs.integrity import checksums
+from jvdm.runs import pending
+from jvdm.runs.description import Unreadable, check_sums, describe, reading, short
 
 log = logging.getLogger("jvdm")
-
-CHECKSUMS = "checksums"
-
-
-def one_line(error: BaseException) -> str:
-    """What an error says, in at most 300 characters."""
-    text = " ".join(str(error).split())
-    return text if len(text) <= 300 else text[:300] + "…"
 
 
 def restore(path: pathlib.Path, like: Any) -> Any:
@@ -32,10 +25,10 @@ def restore(path: pathlib.Path, like: Any) -> Any:
     Args:
         path: of one checkpoint, `.../checkpoints/<step>`.
         like: shapes with shardings, in the structure that was saved; a dict of some of the fields of a
-            `TrainState` reads those alone.
+            `TrainState` reads those alone. All of a state is readable only with what is pending.
 
     Raises:
-        UserError: the checkpoint is absent, damaged, or of another structure.
+        UserError: the checkpoint is `Unreadable`, or of a newer format.
     """
     path = path.absolute()
     like = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
@@ -44,17 +37,16 @@ def restore(path: pathlib.Path, like: Any) -> Any:
         restore_args=ocp.checkpoint_utils.construct_restore_args(like),
         partial_restore=isinstance(like, dict),
     )
-    try:
-        with ocp.PyTreeCheckpointer() as checkpointer:
-            if isinstance(like, dict):
-                saved = checkpointer.metadata(path / "default").item_metadata.tree
-                _check_shapes({field: saved[field] for field in like}, like)
-            restored = checkpointer.restore(path / "default", args=arguments)
-        _check_sums(path, restored)
-        return restored
-    # Orbax and its storage raise many types for damaged files.
-    except Exception as error:
-        raise UserError(f"{path}: not a readable checkpoint of this model ({one_line(error)})") from error
+    with reading(path), ocp.PyTreeCheckpointer() as checkpointer:
+        description = describe(path)
+        if isinstance(like, dict):
+            saved = checkpointer.metadata(description.arrays).item_metadata.tree
+            _check_shapes({field: saved[field] for field in like}, like)
+        else:
+            pending.read(path)
+        restored = checkpointer.restore(description.arrays, args=arguments)
+        check_sums(description, restored)
+    return restored
 
 
 class Readable(NamedTuple):
@@ -68,14 +60,14 @@ class Readable(NamedTuple):
 
     step: int | None
     state: Any
-    damaged: list[tuple[int, UserError]]
+    damaged: list[tuple[int, Unreadable]]
 
 
 def first_readable(folder: pathlib.Path, steps: Iterable[int], like: Any) -> Readable:
     """The first of `steps` that can be read; the first process's word holds for all.
 
     Processes may see different files, and a collective read of what one of them cannot read does not end. So
-    where there are several the first one looks, alone, before all of them read.
+    where there are several, the first one reads alone before all of them do.
 
     Args:
         folder: of the checkpoints.
@@ -83,7 +75,7 @@ def first_readable(folder: pathlib.Path, steps: Iterable[int], like: Any) -> Rea
         like: as of `restore`.
 
     Raises:
-        UserError: this process cannot read what the first one has read.
+        UserError: this process cannot read what the first one has read, or one is of a newer format.
     """
     several = jax.process_count() > 1
     step, state, damaged = None, None, []
@@ -92,7 +84,7 @@ def first_readable(folder: pathlib.Path, steps: Iterable[int], like: Any) -> Rea
             state = (_check_alone if several else restore)(folder / str(candidate), like)
             step = candidate
             break
-        except UserError as error:
+        except Unreadable as error:
             damaged.append((candidate, error))
     if several:
         chosen = processes.of_main(-1 if step is None else step)
@@ -120,7 +112,7 @@ def restore_readable(path: pathlib.Path, like: Any, *, older: bool) -> tuple[Any
     if found.step is None:
         raise found.damaged[0][1] if found.damaged else UserError(f"{path}: process 0 cannot read it")
     if found.damaged:
-        error = one_line(found.damaged[0][1])
+        error = short(found.damaged[0][1])
         log.warning("WARNING: %s; taking the checkpoint of step %d", error, found.step)
     return found.state, path.parent / str(found.step)
 
@@ -129,10 +121,11 @@ def _check_alone(path: pathlib.Path, like: Any) -> None:
     """Read all of a checkpoint into the memory of this process, without the others.
 
     Raises:
-        UserError: it is absent, damaged, or of another structure.
+        UserError: it is `Unreadable`, or of a newer format.
     """
     path = path.absolute()
-    like = like if isinstance(like, dict) else vars(like)
+    whole = not isinstance(like, dict)
+    like = vars(like) if whole else like
     # Keys of random numbers are arrays to JAX alone.
     fields = {
         name: tree
@@ -148,35 +141,20 @@ def _check_alone(path: pathlib.Path, like: Any) -> None:
         restore_args=jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), fields),
         partial_restore=True,
     )
-    try:
+    with reading(path):
+        description = describe(path)
         handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
         with ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
-            saved = checkpointer.metadata(path / "default").item_metadata.tree
+            saved = checkpointer.metadata(description.arrays).item_metadata.tree
             _check_shapes({field: saved[field] for field in fields}, fields)
-            read = checkpointer.restore(path / "default", args=arguments)
-        _check_sums(path, read)
-    # Orbax and its storage raise many types for damaged files.
-    except Exception as error:
-        raise UserError(f"{path}: not a readable checkpoint of this model ({one_line(error)})") from error
-
-
-def _check_sums(path: pathlib.Path, tree: Any) -> None:
-    """Refuse arrays that are not those that were saved.
-
-    Raises:
-        ValueError: naming the first of them.
-    """
-    saved = json.loads((path / "metrics" / "metrics").read_text()).get(CHECKSUMS)
-    if saved is None:
-        log.warning("WARNING: %s was written by an earlier version, without checksums", path)
-        return
-    for name, total in checksums(tree).items():
-        if saved.get(name) != total:
-            raise ValueError(f"{name} is not what was saved: its checksum differs")
+            if whole:
+                pending.read(path)
+            read = checkpointer.restore(description.arrays, args=arguments)
+        check_sums(description, read)
 
 
 def steps_in(folder: pathlib.Path) -> list[int]:
-    """Of the finished checkpoints of a folder."""
+    """The steps of the finished checkpoints in a folder."""
     return [int(p.name) for p in folder.iterdir() if p.name.isdigit()] if folder.is_dir() else []
 
 
@@ -184,9 +162,9 @@ class Fitted(NamedTuple):
     """What another checkpoint gave.
 
     Attributes:
-        tree: like the one asked for.
-        taken: names of leaves that come from the checkpoint.
-        left: name -> why, of those that stay as they were.
+        tree: in the structure that was asked for.
+        taken: names of the leaves from the checkpoint.
+        left: names of the others, which are unchanged, and why.
     """
 
     tree: Any
@@ -199,33 +177,31 @@ def restore_what_fits(path: pathlib.Path, tree: Any) -> Fitted:
 
     Args:
         path: of one checkpoint.
-        tree: a dict of some of the fields of a `TrainState`, arrays that lie as what is read shall.
+        tree: a dict of some of the fields of a `TrainState`: arrays, with the shardings to read with.
 
     Raises:
-        UserError: the checkpoint is absent or damaged.
+        UserError: the checkpoint is absent, damaged, or of a newer format.
     """
-    try:
-        with ocp.PyTreeCheckpointer() as checkpointer:
-            saved = checkpointer.metadata(path.absolute() / "default").item_metadata.tree
-            have, want = trees.leaves(saved), trees.leaves(tree)
-            taken = [name for name in want if name in have and have[name].shape == want[name].shape]
-            like = {
-                name: jax.ShapeDtypeStruct(want[name].shape, want[name].dtype, sharding=want[name].sharding)
-                for name in taken
-            }
-            nested = trees.nest(like)
-            read = {}
-            if taken:
-                arguments = ocp.args.PyTreeRestore(
-                    item=nested,
-                    restore_args=ocp.checkpoint_utils.construct_restore_args(nested),
-                    partial_restore=True,
-                )
-                read = trees.leaves(checkpointer.restore(path.absolute() / "default", args=arguments))
-                _check_sums(path, trees.nest(read))
-    # Orbax and its storage raise many types for damaged files.
-    except Exception as error:
-        raise UserError(f"{path}: not a readable checkpoint ({one_line(error)})") from error
+    path = path.absolute()
+    with reading(path, of_model=""), ocp.PyTreeCheckpointer() as checkpointer:
+        description = describe(path)
+        saved = checkpointer.metadata(description.arrays).item_metadata.tree
+        have, want = trees.leaves(saved), trees.leaves(tree)
+        taken = [name for name in want if name in have and have[name].shape == want[name].shape]
+        like = {
+            name: jax.ShapeDtypeStruct(want[name].shape, want[name].dtype, sharding=want[name].sharding)
+            for name in taken
+        }
+        nested = unflatten_dict(like, sep="/")
+        read = {}
+        if taken:
+            arguments = ocp.args.PyTreeRestore(
+                item=nested,
+                restore_args=ocp.checkpoint_utils.construct_restore_args(nested),
+                partial_restore=True,
+            )
+            read = trees.leaves(checkpointer.restore(description.arrays, args=arguments))
+            check_sums(description, unflatten_dict(read, sep="/"))
     left = {
         name: f"saved as {tuple(have[name].shape)}, here {tuple(leaf.shape)}" if name in have else "not saved"
         for name, leaf in want.items()

@@ -1,4 +1,4 @@
-"""What training carries from step to step, and what it reports of each."""
+"""What training carries from step to step, and what it reports about each."""
 
 from typing import Any, NamedTuple
 
@@ -29,11 +29,11 @@ class TrainState:
 
 
 class StepMetrics(NamedTuple):
-    """Of one step, over the global batch.
+    """Metrics of one step, over the global batch.
 
     Attributes:
-        losses: what is minimised and its terms by name, the first one what progress shows; bits/dim, or nats
-            where the data is continuous.
+        losses: what is minimised and its terms, by name; the progress bar shows the first. In bits/dim, or
+            nats where the data are continuous.
         grad_norm, learning_rate: of the step.
         gamma_0, gamma_1: the ends of a schedule that learns; None of one that does not.
     """

@@ -1,10 +1,7 @@
-"""The folder of one run: where everything lies, and whether it can be written."""
+"""The folder of one run: its layout, whether it can be written, and the lock that one training holds."""
 
 import contextlib
 import dataclasses
-import fcntl
-import json
-import logging
 import os
 import pathlib
 import socket
@@ -12,13 +9,11 @@ import uuid
 from collections.abc import Iterator
 from typing import Any
 
-from jvdm import config as config_lib
-from jvdm.core import processes
+from jvdm.core import locks, processes
 from jvdm.core.errors import UserError
 from jvdm.core.files import write_atomically
 from jvdm.core.registry import Config
-
-log = logging.getLogger("jvdm")
+from jvdm.runs import saved
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,12 +28,12 @@ class Workdir:
 
     @property
     def config(self) -> pathlib.Path:
-        """The resolved config the run was started with."""
+        """The resolved config that the run was started with."""
         return self.path / "config.json"
 
     @property
     def data(self) -> pathlib.Path:
-        """What the run was trained on: name, version, SHA-256, and the images' shape and levels."""
+        """The training data: name, version, SHA-256, and the images' shape and levels."""
         return self.path / "data.json"
 
     @property
@@ -50,11 +45,6 @@ class Workdir:
     def checkpoints(self) -> pathlib.Path:
         """One folder per saved step."""
         return self.path / "checkpoints"
-
-    @property
-    def notes(self) -> pathlib.Path:
-        """What each checkpoint's step leaves undone."""
-        return self.path / "notes"
 
     @property
     def samples(self) -> pathlib.Path:
@@ -73,11 +63,11 @@ class Workdir:
 
     @property
     def plots(self) -> pathlib.Path:
-        """Pictures."""
+        """Curves and other pictures."""
         return self.path / "plots"
 
     def prepare(self) -> None:
-        """Make the folder, and make sure that it can be written.
+        """Create the folder, and make sure that it can be written.
 
         Raises:
             UserError: it cannot.
@@ -94,48 +84,40 @@ class Workdir:
 
     @contextlib.contextmanager
     def exclusive(self) -> Iterator[None]:
-        """Keep other trainings out of the workdir, until the block or the process ends.
+        """Keep other trainings out of the workdir until the block or the process ends.
 
         Raises:
-            UserError: there is one.
+            UserError: another one is at work there, or the lock's file cannot be opened.
         """
         if not processes.is_main():
             yield
             return
         path = self.path / ".training"
-        try:
-            opened = open(path, "a+")  # noqa: SIM115, closed below
-        except OSError as error:
-            raise UserError(f"{path} cannot be opened ({error.strerror}); give another --workdir") from error
-        with opened as file:
+        with contextlib.ExitStack() as held:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                file.seek(0)
-                owner = file.read().strip() or "another process"
+                held.enter_context(locks.exclusive(path, wait=False, purpose="trains there"))
+                path.write_text(f"process {os.getpid()} on {socket.gethostname()}")
+            except locks.Busy as error:
+                owner = path.read_text().strip() or "another process"
                 raise UserError(
                     f"--workdir={self.path}: {owner} trains there already; stop it, or give another"
                 ) from error
             except OSError as error:
-                log.warning(
-                    "WARNING: %s cannot be locked (%s): take care that nothing else trains there",
-                    path,
-                    error.strerror,
-                )
-            file.truncate(0)
-            file.write(f"process {os.getpid()} on {socket.gethostname()}")
-            file.flush()
+                raise UserError(
+                    f"{path} cannot be opened ({error.strerror}); give another --workdir"
+                ) from error
             yield
 
     def save_config(self, config: Config) -> None:
-        """Write the resolved config, unless it is there and equal."""
+        """Write the resolved config, unless the same text is there."""
         if not processes.is_main():
             return
-        text = config_lib.to_json(config)
+        text = saved.config_text(config)
         if not (self.config.is_file() and self.config.read_text() == text):
             write_atomically(self.config, lambda file: file.write(text.encode()))
 
     def save_data(self, record: dict[str, Any]) -> None:
-        """Write `data`."""
+        """Write the description of the training data."""
         if processes.is_main():
-            write_atomically(self.data, lambda file: file.write((json.dumps(record) + "\n").encode()))
+            text = saved.data_text(record)
+            write_atomically(self.data, lambda file: file.write(text.encode()))

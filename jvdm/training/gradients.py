@@ -13,14 +13,16 @@
 3. score matching: the mean over the batch of `jvdm.diffusion.losses`, objective 6.
 """
 
+import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar, Protocol, Self
 
 import jax
 import jax.numpy as jnp
 
 from jvdm.core.records import Batch, Draws, LossTerms, ScoreMatching, TimeGamma
-from jvdm.core.registry import Config
+from jvdm.core.registry import Config, Registry
+from jvdm.core.shapes import expand
 from jvdm.diffusion import subsets
 from jvdm.model import Model, objectives
 
@@ -29,102 +31,170 @@ Params = Any
 Gradient = Callable[[Params, Draws, Batch, jax.Array | None], tuple[LossTerms | ScoreMatching, Params]]
 
 
-def bound_gradient(model: Model, second_order: float = 0.0) -> Gradient:
+class Objective(Protocol):
+    """What training minimises.
+
+    Attributes:
+        of_schedule: `training.schedule_objective` selects it, for the interior of the schedule; everything
+            else has the objective `bound`. The others are selected by `training.objective`.
+    """
+
+    of_schedule: ClassVar[bool] = False
+
+    @classmethod
+    def from_config(cls, config: Config) -> Self:
+        """The objective with the options that a config has for it; `jvdm.model.build` has checked them."""
+        ...
+
+    def gradient(self, model: Model) -> Gradient:
+        """Its gradient for a model."""
+        ...
+
+
+OBJECTIVES = Registry("objective", Objective)
+
+
+@OBJECTIVES.register("bound")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Bound:
     """Objective (1); `second_order` is the strength of the penalty."""
-    scale = model.units_per_nat
 
-    def terms_of(params, draws, batch, dropout_key) -> tuple[LossTerms, Any]:
-        context = model.context(params, batch, draws.latent, step=draws.step, dropout_key=dropout_key)
-        terms = objectives.bound(
-            model, params, draws, batch, dropout_key=dropout_key, context=context, second_order=second_order
-        )
-        return terms, context.log_ratio
+    second_order: float = 0.0
 
-    def gradient(params, draws, batch, dropout_key):
-        def objective(params):
-            terms, _ = terms_of(params, draws, batch, dropout_key)
-            return scale * jnp.mean(terms.objective), terms
+    @classmethod
+    def from_config(cls, config: Config) -> Self:
+        """As `Objective.from_config`."""
+        return cls(second_order=config.training.second_order)
 
-        grads, terms = jax.grad(objective, has_aux=True)(params)
-        return terms, grads
+    def gradient(self, model: Model) -> Gradient:
+        """As `Objective.gradient`; of a latent that needs it, by REINFORCE."""
+        scale = model.units_per_nat
 
-    def reinforced(params, draws, batch, dropout_key):
-        others = draws._replace(latent=draws.other_latent)
-
-        def objective(params):
-            (one, ratio), (two, other_ratio) = (
-                terms_of(params, d, batch, dropout_key) for d in (draws, others)
-            )
-            losses = jnp.stack([one.objective, two.objective])
-            score = subsets.leave_one_out(losses, jnp.stack([ratio, other_ratio]))
-            mean = jax.tree.map(lambda a, b: 0.5 * (a + b), one, two)
-            return scale * jnp.mean(mean.objective + score), mean
-
-        grads, terms = jax.grad(objective, has_aux=True)(params)
-        return terms, grads
-
-    return reinforced if model.latent is not None and model.latent.score_function else gradient
-
-
-def variance_gradient(model: Model) -> Gradient:
-    """Objective (2), which learns the schedule, so that there is no second-order penalty."""
-    scale = model.units_per_nat
-
-    def gradient(params, draws, batch, dropout_key):
-        context = model.context(params, batch)
-        t = model.times(draws.u).t
-
-        def objective(params, at):
-            terms = objectives.bound(model, params, draws, batch, dropout_key=dropout_key, at=at)
-            return scale * jnp.mean(terms.total), terms
-
-        def schedule_at(schedule):
-            return model.time_gamma({"schedule": schedule}, t, context)
-
-        at, pull_back = jax.vjp(schedule_at, params["schedule"])
-        (grads, cotangent), terms = jax.grad(objective, argnums=(0, 1), has_aux=True)(params, at)
-        twice_loss = 2.0 * scale * terms.diffusion[:, None, None, None]
-        (ends,) = pull_back(cotangent)
-        (interior,) = pull_back(TimeGamma(*(twice_loss * c for c in cotangent)))
-        schedule = {
-            name: jax.tree.map(jnp.add, grads["schedule"][name], ends[name])
-            if name in model.schedule.endpoints
-            else interior[name]
-            for name in params["schedule"]
-        }
-        return terms, {**grads, "schedule": schedule}
-
-    return gradient
-
-
-def score_matching_gradient(model: Model, config: Config) -> Gradient:
-    """Objective (3); `config` is the section `score_matching`."""
-    scale = model.units_per_nat
-
-    def gradient(params, draws, batch, dropout_key):
-        def objective(params):
-            terms = objectives.score_matching(
+        def terms_of(params, draws, batch, dropout_key) -> tuple[LossTerms, Any]:
+            known = model.encode_latent(params, batch, draws.latent, step=draws.step, dropout_key=dropout_key)
+            terms = objectives.bound(
                 model,
                 params,
                 draws,
                 batch,
-                weighting=config.weighting,
-                truncation=config.truncation,
-                dequantize=config.dequantize,
                 dropout_key=dropout_key,
+                known=known,
+                second_order=self.second_order,
             )
-            return scale * jnp.mean(terms.objective), terms
+            return terms, None if known[1] is None else known[1].log_ratio
 
-        grads, terms = jax.grad(objective, has_aux=True)(params)
-        return terms, grads
+        def gradient(params, draws, batch, dropout_key):
+            def objective(params):
+                terms, _ = terms_of(params, draws, batch, dropout_key)
+                return scale * jnp.mean(terms.objective), terms
 
-    return gradient
+            grads, terms = jax.grad(objective, has_aux=True)(params)
+            return terms, grads
+
+        def reinforced(params, draws, batch, dropout_key):
+            others = draws._replace(latent=draws.other_latent)
+
+            def objective(params):
+                (one, ratio), (two, other_ratio) = (
+                    terms_of(params, d, batch, dropout_key) for d in (draws, others)
+                )
+                losses = jnp.stack([one.objective, two.objective])
+                score = subsets.leave_one_out(losses, jnp.stack([ratio, other_ratio]))
+                mean = jax.tree.map(lambda a, b: 0.5 * (a + b), one, two)
+                return scale * jnp.mean(mean.objective + score), mean
+
+            grads, terms = jax.grad(objective, has_aux=True)(params)
+            return terms, grads
+
+        return reinforced if model.latent is not None and model.latent.score_function else gradient
+
+
+@OBJECTIVES.register("variance")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Variance:
+    """Objective (2), which learns the schedule, so that there is no second-order penalty."""
+
+    of_schedule: ClassVar[bool] = True
+
+    @classmethod
+    def from_config(cls, config: Config) -> Self:
+        """As `Objective.from_config`."""
+        return cls()
+
+    def gradient(self, model: Model) -> Gradient:
+        """As `Objective.gradient`."""
+        scale = model.units_per_nat
+
+        def gradient(params, draws, batch, dropout_key):
+            context, _ = model.encode_latent(params, batch)
+            t = model.times(draws.u).t
+
+            def objective(params, at):
+                terms = objectives.bound(model, params, draws, batch, dropout_key=dropout_key, at=at)
+                return scale * jnp.mean(terms.total), terms
+
+            def schedule_at(schedule):
+                return model.time_gamma({"schedule": schedule}, t, context)
+
+            at, pull_back = jax.vjp(schedule_at, params["schedule"])
+            (grads, cotangent), terms = jax.grad(objective, argnums=(0, 1), has_aux=True)(params, at)
+            twice_loss = expand(2.0 * scale * terms.diffusion, len(model.data_shape))
+            (ends,) = pull_back(cotangent)
+            (interior,) = pull_back(TimeGamma(*(twice_loss * c for c in cotangent)))
+            schedule = {
+                name: jax.tree.map(jnp.add, grads["schedule"][name], ends[name])
+                if name in model.schedule.endpoints
+                else interior[name]
+                for name in params["schedule"]
+            }
+            return terms, {**grads, "schedule": schedule}
+
+        return gradient
+
+
+@OBJECTIVES.register("score_matching")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DenoisingScoreMatching:
+    """Objective (3), with the options of the config's section `score_matching`."""
+
+    weighting: str = "likelihood"
+    truncation: float = 1e-3
+    dequantize: bool = True
+
+    @classmethod
+    def from_config(cls, config: Config) -> Self:
+        """As `Objective.from_config`."""
+        config = config.score_matching
+        return cls(weighting=config.weighting, truncation=config.truncation, dequantize=config.dequantize)
+
+    def gradient(self, model: Model) -> Gradient:
+        """As `Objective.gradient`."""
+        scale = model.units_per_nat
+
+        def gradient(params, draws, batch, dropout_key):
+            def objective(params):
+                terms = objectives.score_matching(
+                    model,
+                    params,
+                    draws,
+                    batch,
+                    weighting=self.weighting,
+                    truncation=self.truncation,
+                    dequantize=self.dequantize,
+                    dropout_key=dropout_key,
+                )
+                return scale * jnp.mean(terms.objective), terms
+
+            grads, terms = jax.grad(objective, has_aux=True)(params)
+            return terms, grads
+
+        return gradient
 
 
 def objective_gradient(model: Model, config: Config) -> Gradient:
     """The gradient that a config selects; `jvdm.model.build` has checked its names."""
-    if config.training.objective == "score_matching":
-        return score_matching_gradient(model, config.score_matching)
-    if config.training.schedule_objective == "variance":
-        return variance_gradient(model)
-    return bound_gradient(model, config.training.second_order)
+    names = config.training
+    # A schedule without an objective of its kind has that of the rest.
+    name = names.objective if names.schedule_objective == "bound" else names.schedule_objective
+    component: Any = OBJECTIVES.component(name)
+    return component.from_config(config).gradient(model)

@@ -29,8 +29,9 @@ from jvdm.evaluation.vlb import for_evaluation
 from jvdm.reporting import images as image_lib
 from jvdm.reporting import inspection, plots
 from jvdm.reporting.writers import MetricWriter, NullWriter, read_metrics
-from jvdm.runs import pending as notes
+from jvdm.runs import pending, saved
 from jvdm.runs.checkpoints import Checkpoints
+from jvdm.runs.pending import Pending
 from jvdm.runs.restoring import find, restore_what_fits, steps_in
 from jvdm.runs.state import StepMetrics, TrainState
 from jvdm.runs.workdir import Workdir
@@ -38,13 +39,13 @@ from jvdm.training.step import init_state, make_train_step
 
 log = logging.getLogger("jvdm")
 
-# What may be due after a step, in this order: a checkpoint is of a step whose other work is done.
+# What may be due after a step, in this order, so that a checkpoint is of a step whose other work is done.
 _WORK = ("eval_every", "sample_every", "checkpoint_every")
 _INTERVALS = ("num_steps", "log_every", "eval_every", "checkpoint_every", "sample_every")
 
 
 def check_intervals(config: Config) -> None:
-    """Refuse intervals that no dispatch ends at.
+    """Refuse intervals that are not multiples of `config.training.steps_per_dispatch`.
 
     Raises:
         UserError: naming the field.
@@ -68,11 +69,11 @@ class Trainer:
 
     Args:
         config: the resolved config.
-        workdir: where the run lives; a run found there is resumed.
-        mesh: the devices to use, and how; by default all, by `config.training.fsdp`.
+        workdir: of the run; one that is found there is resumed.
+        mesh: the devices; by default all of them, split as `config.training.fsdp` says.
 
     Raises:
-        UserError: whatever in config, data or workdir makes the run impossible.
+        UserError: config, data or workdir make the run impossible.
     """
 
     def __init__(self, config: Config, workdir: Workdir, mesh: Mesh | None = None):
@@ -84,12 +85,12 @@ class Trainer:
         workdir.prepare()
         # A run that has saved nothing is not resumed, but started again.
         if workdir.config.exists() and steps_in(workdir.checkpoints):
-            config_lib.check_resume(config_lib.read_json(workdir.config), config, workdir.path)
+            config_lib.check_resume(saved.read_config(workdir.config), config, workdir.path)
 
         self.dataset = data.load(
             config.data.source, num_levels=config.data.num_levels, data_dir=config.data.data_dir
         )
-        self.model = model_lib.build(config, self.dataset.image_shape, self.dataset.num_levels)
+        self.model = model_lib.build(config, self.dataset.data_shape, self.dataset.num_levels)
         self.batches = data.TrainBatches(
             self.dataset.train,
             batch_size=batch_size,
@@ -120,14 +121,15 @@ class Trainer:
         shapes = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), shapes, where)
         newest = self.checkpoints.restore_newest(shapes)
         self.state: TrainState
+        undone = pending.NOTHING
         if newest is not None:
-            self.state, self.step = newest
+            self.state, self.step, undone = newest
         else:
             self.state, self.step = init(key), 0
             if config.init_from:
                 self.state = init_from(config.init_from, self.state)
-        # Metrics of the steps since the last line, and what a run that was stopped has left undone.
-        self.window, self.todo = notes.load(workdir.notes, self.step)
+        # Metrics of the steps since the last line, and the work that a run that was stopped has left undone.
+        self.window, self.todo = list(undone.window), tuple(undone.todo)
         if self.step % config.training.steps_per_dispatch:
             raise UserError(
                 f"the run is at step {self.step}, not a multiple of config.training.steps_per_dispatch, "
@@ -141,13 +143,13 @@ class Trainer:
         now = {"name": self.dataset.name, "version": self.dataset.version}
         now["train"] = self.dataset.fingerprint("train")
         resumed = self.step and self.workdir.data.exists()
-        saved = config_lib.read_json(self.workdir.data) if resumed else {}
-        if saved.get("train", now["train"]) != now["train"]:
+        before = saved.read_data(self.workdir.data) if resumed else {}
+        if before.get("train", now["train"]) != now["train"]:
             raise UserError(
-                f"{self.workdir.path} was trained on other images ({saved.get('name')}, SHA-256 "
-                f"{saved['train']}) than {now['name']}, {now['train']}; use another --workdir"
+                f"{self.workdir.path} was trained on other images ({before.get('name')}, SHA-256 "
+                f"{before['train']}) than {now['name']}, {now['train']}; use another --workdir"
             )
-        spec = {"image_shape": self.dataset.image_shape, "num_levels": self.dataset.num_levels}
+        spec = {"data_shape": self.dataset.data_shape, "num_levels": self.dataset.num_levels}
         self.workdir.save_data({**now, **spec})
 
     def run(self) -> None:
@@ -168,43 +170,47 @@ class Trainer:
         self.writer = (
             MetricWriter(self.workdir.path, resume_step=self.step, redone=redone) if is_main else NullWriter()
         )
-        # Metrics of dispatches whose results have not been looked at: the host stays one ahead of the device.
-        pending: collections.deque[tuple[int, StepMetrics]] = collections.deque()
+        # Metrics of dispatches whose results have not been fetched: the host stays one ahead of the device.
+        in_flight: collections.deque[tuple[int, StepMetrics]] = collections.deque()
         with (
             self.writer,
             Progress(config.num_steps, initial=self.step, label="train", shown=is_main) as progress,
         ):
 
-            def look(leave: int) -> None:
-                while len(pending) > leave:
-                    step, metrics = pending.popleft()
+            def fetch(leave: int) -> None:
+                while len(in_flight) > leave:
+                    step, metrics = in_flight.popleft()
                     self.window.append(self._check_finite(step, jax.device_get(metrics)))
                     name, values = next(iter(self.window[-1].losses.items()))
                     progress.update(step, **{name: float(values[-1])})
 
             if self.todo:
-                self._finish(self.todo, look)
-                self._keep_notes(())
+                self._finish(self.todo, fetch)
+                self._save(None)
             while self.step < config.num_steps:
                 batches = self._next_batches()
                 self.state, metrics = train_step(self.state, batches)
                 self.step += config.steps_per_dispatch
-                pending.append((self.step, metrics))
-                look(leave=1)
+                in_flight.append((self.step, metrics))
+                fetch(leave=1)
                 if self._due("log_every"):
-                    look(leave=0)
+                    fetch(leave=0)
                     self._log(self.window)
                     self.window.clear()
-                self._finish(tuple(name for name in _WORK if self._due(name)), look)
-            look(leave=0)
+                self._finish(tuple(name for name in _WORK if self._due(name)), fetch)
+            fetch(leave=0)
             progress.update(self.step)
         self.checkpoints.close()
         averages = sharding.gather(self.state.ema_params, self.mesh)
         if is_main:
             self._plot(averages)
 
-    def _finish(self, due: tuple[str, ...], look: Callable[[int], None]) -> None:
+    def _finish(self, due: tuple[str, ...], fetch: Callable[[int], None]) -> None:
         """Do what is due after a step; if the process is asked to stop, save, and leave the rest for later.
+
+        Args:
+            due: names of intervals.
+            fetch: takes all but so many of the newest metrics from the device into `window`.
 
         Raises:
             Preempted: the process was asked to stop, and the state is saved.
@@ -220,11 +226,11 @@ class Trainer:
                 if due[done] == "eval_every":
                     bits_per_dim = self._evaluate()
                     if self.step in self.checkpoints.steps():  # saved when the run was asked to stop
-                        self.checkpoints.rate(self.step, bits_per_dim)
+                        self.checkpoints.amend(self.step, bits_per_dim=bits_per_dim)
                 elif due[done] == "sample_every":
                     self._sample()
             except preemption.Preempted:
-                look(0)
+                fetch(0)
                 self._save(
                     bits_per_dim, todo=tuple(name for name in due[done:] if name != "checkpoint_every")
                 )
@@ -232,19 +238,20 @@ class Trainer:
                 log.info("stopped: step %d is saved; the same command goes on", self.step)
                 raise
             if due[done] == "checkpoint_every":
-                look(0)
+                fetch(0)
                 self._save(bits_per_dim)
 
     def _save(self, bits_per_dim: float | None, *, todo: tuple[str, ...] = ()) -> None:
-        self.writer.sync()
-        self._keep_notes(todo)
-        if self.step not in self.checkpoints.steps():
-            self.checkpoints.save(self.state, self.step, bits_per_dim)
+        """Save the state with what is pending, or only the latter where the step has a checkpoint already.
 
-    def _keep_notes(self, todo: tuple[str, ...]) -> None:
-        if processes.is_main():
-            kept = self.checkpoints.steps()
-            notes.save(self.workdir.notes, self.step, notes.Notes(self.window, todo), keep=kept)
+        Metrics come first: what a checkpoint says is done must survive the machine.
+        """
+        self.writer.sync()
+        undone = Pending(self.window, todo)
+        if self.step in self.checkpoints.steps():
+            self.checkpoints.amend(self.step, pending=undone)
+        else:
+            self.checkpoints.save(self.state, self.step, bits_per_dim, undone)
 
     def _due(self, interval: str) -> bool:
         if interval == "sample_every" and not self.config.training.sample_every:
@@ -253,9 +260,8 @@ class Trainer:
 
     def _next_batches(self) -> Batch:
         steps = range(self.step, self.step + self.config.training.steps_per_dispatch)
-        parts = [self.batches[step] for step in steps]
-        stacked: Any = [np.stack([part[name] for part in parts]) for name in Batch._fields]
-        return sharding.to_devices(Batch(*stacked), sharding.split(self.mesh, axis=1))
+        stacked = jax.tree.map(lambda *parts: np.stack(parts), *(self.batches[step] for step in steps))
+        return sharding.to_devices(stacked, sharding.split(self.mesh, axis=1))
 
     def _compile(self) -> Any:
         """The compiled step, and a warning if it needs more memory than a device has."""
@@ -291,7 +297,7 @@ class Trainer:
             self.dataset.name,
             len(self.dataset.train),
             len(self.dataset.test),
-            "x".join(map(str, self.dataset.image_shape)),
+            "x".join(map(str, self.dataset.data_shape)),
             f"{self.dataset.num_levels} levels" if self.dataset.num_levels else "continuous",
         )
         log.info("%d device(s): %s", jax.device_count(), jax.devices()[0].device_kind)
@@ -299,6 +305,11 @@ class Trainer:
             log.info("resuming at step %d", self.step)
 
     def _check_finite(self, last: int, metrics: StepMetrics) -> StepMetrics:
+        """The metrics of the steps up to `last`.
+
+        Raises:
+            UserError: a loss or a gradient among them is not finite.
+        """
         name, loss = next(iter(metrics.losses.items()))
         good = np.isfinite(loss) & np.isfinite(metrics.grad_norm)
         if good.all():
@@ -314,7 +325,7 @@ class Trainer:
         )
 
     def _log(self, window: list[StepMetrics]) -> None:
-        """Means over the window; the ends of gamma and the learning rate are of its last step."""
+        """Write a line of metrics: means over the window, and the last gamma and learning rate."""
         flat = [{**m.losses, "grad_norm": m.grad_norm} for m in window]
         values = {
             f"train/{name}": float(np.concatenate([each[name] for each in flat]).mean(dtype=np.float64))

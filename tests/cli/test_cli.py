@@ -1,4 +1,4 @@
-"""main.py as a user runs it: the whole way, and every mistake in one line."""
+"""The command as a user runs it: the whole way, and every mistake in one line."""
 
 import csv
 import json
@@ -6,11 +6,16 @@ import os
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
+from absl import flags
 from helpers import forked, quick
 from helpers.commands import DIGITS, ROOT, TINY, VLB
 
+from jvdm.cli import command_line, commands, config_file
+from jvdm.cli import main as main_lib
+from jvdm.core.errors import UserError
 from jvdm.reporting import images as image_lib
 
 
@@ -101,9 +106,9 @@ def test_sample(trained):
     assert (workdir / "samples" / "samples_3x8x8x1.png").stat().st_size > 0
 
 
-def test_summary(trained):
-    """What `make demo` ends with: every record, and where things lie. After the tests of eval and sample."""
-    done = run_alone(sys.executable, "-m", "jvdm.reporting.summary", str(trained[0]))
+def test_report(trained):
+    """What `make demo` ends with: records and the paths of outputs. After the tests of eval and sample."""
+    done = forked.run("--mode=report", f"--workdir={trained[0]}")
     assert done.returncode == 0, done.stderr
     for path in [*(trained[0] / "eval").glob("*.json"), *(trained[0] / "samples").glob("samples_*")]:
         assert str(path) in done.stdout
@@ -114,7 +119,49 @@ def test_summary(trained):
 def test_help():
     done = run_alone(sys.executable, "main.py", "--help")
     assert done.returncode == 0
-    assert "--mode" in done.stdout
+    for text in ("jvdm train ", "python main.py --mode=train", "--workdir: ", "swissroll", "npz:PATH"):
+        assert text in done.stdout, text
+    assert max(map(len, done.stdout.splitlines())) <= 120
+
+
+def read(*arguments):
+    """The flags of a command, and the value of --config, in this process."""
+    values = flags.FlagValues()
+    command_line.define_flags(values)
+    command_line.read(["jvdm", *arguments], values)
+    return values, config_file.argument(arguments)[0]
+
+
+def test_every_mode_of_the_command_line_exists():
+    assert set(command_line.MODES) == set(commands.MODES)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["train", DIGITS, "--workdir=x"],
+        ["--workdir=x", DIGITS, "train"],
+        ["--mode=train", "--config=digits", "--workdir=x"],
+        ["train", "--config", "digits", "--workdir", "x"],
+    ],
+)
+def test_ways_to_write_a_command(arguments, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    values, _ = read(*arguments, "--config.training.batch_size=48")
+    assert (values.mode, values.workdir, values.config.data.source) == ("train", "x", "digits")
+    assert values.config.training.batch_size == 48
+
+
+def test_configs_by_name(monkeypatch, tmp_path):
+    """From any folder; a file of that name comes first, and the argument follows the name."""
+    monkeypatch.chdir(tmp_path)
+    assert set(config_file.packaged()) == {path.stem for path in (ROOT / "configs").glob("*.py")}
+    for name, path in config_file.packaged().items():
+        assert config_file.find(name).samefile(ROOT / "configs" / f"{name}.py")
+        assert path.is_file()
+    assert config_file.load("vdm_imagenet32:new").data.source == "imagenet32_new"
+    (tmp_path / "digits").write_text((ROOT / "configs" / "swissroll.py").read_text())
+    assert config_file.load("digits").data.source == "swissroll"
 
 
 def npz(path, **arrays):
@@ -155,10 +202,15 @@ def bad_files(folder):
 IMPORTABLE = "--config={tmp}/importable.py"
 TRAIN = ("--mode=train", DIGITS)
 MISTAKES = {
-    "unknown mode": (["--mode=trian", DIGITS], "trian"),
-    "no mode": ([DIGITS], "--mode is missing"),
+    "unknown mode": (["--mode=trian", DIGITS], "unknown mode 'trian'; did you mean 'train'"),
+    "unknown mode as a word": (["trian", DIGITS], "unknown mode 'trian'; did you mean 'train'"),
+    "two modes": (["--mode=train", "eval", DIGITS], "unexpected argument 'eval'"),
+    "no mode": ([DIGITS], "the mode is missing"),
     "no config": (["--mode=train"], "--config is missing"),
+    "no run to report on": (["report"], "--workdir is missing"),
     "missing config": (["--mode=train", "--config=configs/nope.py"], "configs/nope.py: no such file"),
+    "misspelt config": (["--mode=train", "--config=configs/digit.py"], "did you mean --config=digits?"),
+    "unknown name of a config": (["train", "--config=swisroll:debiased"], "did you mean 'swissroll'"),
     "broken config": (["--mode=train", "--config={tmp}/broken.py"], "SyntaxError"),
     "raising config": (["--mode=train", "--config={tmp}/raises.py"], "ZeroDivisionError"),
     "empty config": (["--mode=train", "--config={tmp}/none.py"], "returned None"),
@@ -201,8 +253,8 @@ MISTAKES = {
     ),
     "folder": ([*TRAIN, "--config.data.source=folder:{tmp}/file"], "file"),
     "workdir": ([*TRAIN, "--workdir={tmp}/file/run"], "cannot be written"),
-    "checkpoint to train": ([*TRAIN, "--checkpoint=x"], "--mode=train does not take it"),
-    "source to train": ([*TRAIN, "--source=vdm"], "--source is for --mode=import"),
+    "checkpoint to train": ([*TRAIN, "--checkpoint=x"], "train does not take it"),
+    "source to train": ([*TRAIN, "--source=vdm"], "--source is for the mode import"),
     "no checkpoint": (["--mode=eval", DIGITS, "--workdir={tmp}/empty"], "no checkpoint in"),
     "wrong checkpoint": (["--mode=sample", DIGITS, "--checkpoint={tmp}/nope"], "no checkpoint in"),
     "source": (["--mode=import", DIGITS, "--source=vdn"], "did you mean 'vdm'"),
@@ -217,15 +269,15 @@ MISTAKES = {
         ],
         "",
     ),
-    "draws": ([*TRAIN, "--config.training.eval_draws=0"], "eval_draws is 0: give at least 1"),
-    "seed": ([*TRAIN, "--config.seed=-1"], "seed is -1: give from 0 to"),
+    "draws": ([*TRAIN, "--config.training.eval_draws=0"], "eval_draws is 0: give 1 or more"),
+    "seed": ([*TRAIN, "--config.seed=-1"], "seed is -1: give a number from 0 to"),
     "images": (["--mode=eval", DIGITS, "--config.eval.num_images=-1"], "num_images is -1"),
     "clipping": ([*TRAIN, "--config.optimizer.clip_norm=-1."], "clip_norm is -1.0"),
     "groups": ([*TRAIN, "--config.network.num_groups=5"], "does not divide"),
     "estimator": (["--mode=eval", DIGITS, "--config.eval.estimators=vlb,odd"], "did you mean 'ode'"),
     "importance time": (
         [*TRAIN, "--config.time_density.name=importance"],
-        "the schedule fixed_linear, not learned_scalar",
+        "a fixed schedule that is linear in t (fixed_linear), not learned_scalar",
     ),
     "second order": ([*TRAIN, "--config.training.second_order=0.1"], "continuous time and a fixed schedule"),
     "start of a run": (
@@ -257,6 +309,14 @@ MISTAKES_AFTER_TRAINING = {
 }
 
 
+# One of each way to end: a flag that absl refuses, two that ml_collections does, the user's Python, the check
+# of a config, and errors before and after devices are used.
+END_TO_END = (
+    *("unknown flag", "ill-typed override", "unknown override", "raising config", "surplus field"),
+    *("workdir", "missing data", "steps"),
+)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("bad")
@@ -264,31 +324,53 @@ def folder(tmp_path_factory):
     return path
 
 
+def arguments_of(mistake, folder):
+    """The command with a mistake in it, and a part of its message."""
+    arguments, expected = {**MISTAKES, **MISTAKES_AFTER_TRAINING}[mistake]
+    return [a.replace("{tmp}", str(folder)) for a in arguments], expected.replace("{tmp}", str(folder))
+
+
+def refuse(arguments, expected, monkeypatch, capfd):
+    """The command, in this process and on one device, is refused with the message and logs no other error."""
+    device = jax.devices()[0]
+    monkeypatch.setattr("jax.devices", lambda: [device])
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr("sys.path", [*sys.path])
+    with pytest.raises(UserError) as error:
+        main_lib.run_mode(*read(*arguments))
+    assert expected in str(error.value)
+    assert "rror" not in capfd.readouterr().err
+
+
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_mistakes_are_one_line(folder, mistake):
-    arguments, expected = MISTAKES[mistake]
-    arguments = [a.replace("{tmp}", str(folder)) for a in arguments]
-    if not any(a.startswith("--workdir") for a in arguments):
+def test_mistakes(mistake, folder, monkeypatch, capfd):
+    arguments, expected = arguments_of(mistake, folder)
+    if mistake != "no run to report on" and not any(a.startswith("--workdir") for a in arguments):
         arguments.append(f"--workdir={folder}/run")
-    done = forked.run(*arguments)
-    assert done.returncode != 0
-    lines = done.stderr.splitlines()
-    assert len(lines) == 1, done.stderr
-    assert lines[0].startswith("jvdm: error: ")
-    assert expected.replace("{tmp}", str(folder)) in lines[0]
+    refuse(arguments, expected, monkeypatch, capfd)
 
 
-@pytest.mark.parametrize("mistake", MISTAKES_AFTER_TRAINING)
-def test_mistakes_with_weights_are_one_line(trained, folder, mistake):
-    arguments, expected = MISTAKES_AFTER_TRAINING[mistake]
-    arguments = [a.replace("{tmp}", str(folder)) for a in arguments]
-    done = forked.run(arguments[0], DIGITS, f"--workdir={trained[0]}", *TINY, *arguments[1:])
-    assert done.returncode != 0
-    errors = [line for line in done.stderr.splitlines() if "error" in line]
-    assert errors == done.stderr.splitlines()[-1:], done.stderr
+@pytest.mark.parametrize("mistake", [name for name in MISTAKES_AFTER_TRAINING if name not in END_TO_END])
+def test_mistakes_with_weights(trained, mistake, folder, monkeypatch, capfd):
+    (mode, *arguments), expected = arguments_of(mistake, folder)
+    command = [mode, DIGITS, f"--workdir={trained[0]}", *TINY, *arguments]
+    refuse(command, expected, monkeypatch, capfd)
+
+
+@pytest.mark.parametrize("mistake", END_TO_END)
+def test_mistakes_are_one_line(trained, mistake, folder):
+    (mode, *arguments), expected = arguments_of(mistake, folder)
+    after = mistake in MISTAKES_AFTER_TRAINING
+    if not any(a.startswith("--workdir") for a in arguments):
+        arguments.insert(0, f"--workdir={trained[0] if after else folder / 'run'}")
+    done = forked.run(mode, *([DIGITS, *TINY] if after else []), *arguments)
+    assert done.returncode == 2
     assert "Traceback" not in done.stderr
-    assert errors[0].startswith("jvdm: error: ")
-    assert expected in errors[0]
+    *before, line = done.stderr.splitlines()
+    # With weights, the log comes first.
+    assert not any("error" in each for each in before) if after else not before, done.stderr
+    assert line.startswith("jvdm: error: ")
+    assert expected in line
 
 
 def test_changed_config_is_refused(trained):
@@ -303,6 +385,7 @@ def test_changed_config_is_refused(trained):
     assert len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.long
 def test_full_disk_while_saving(trained, tmp_path):
     """A limit on file size stands for a full disk: one line, and the checkpoint of step 2 is still used."""
     workdir = tmp_path / "run"

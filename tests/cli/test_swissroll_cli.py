@@ -58,6 +58,7 @@ def test_training_records_the_objective_and_nats(trained):
     assert (trained / "samples/step_00000400.png").exists()
 
 
+@pytest.mark.long
 def test_evaluation_in_nats(trained):
     done = run("--mode=eval", CONFIG, *SMALL, f"--workdir={trained}")
     assert "true density" in done.stdout and "bits/dim" not in done.stdout
@@ -111,6 +112,7 @@ def test_mistakes_are_one_line(trained, arguments, message):
     assert len(errors) == 1 and message in errors[0] and "Traceback" not in done.stderr
 
 
+@pytest.mark.long
 def test_the_example_runs(tmp_path):
     done = subprocess.run(
         [sys.executable, str(ROOT / "examples/swissroll.py")],

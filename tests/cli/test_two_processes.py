@@ -24,6 +24,8 @@ from jvdm.reporting.writers import read_metrics
 from jvdm.runs import restoring
 from jvdm.training.step import init_state
 
+pytestmark = pytest.mark.processes
+
 ROOT = pathlib.Path(__file__).parents[2]
 TINY = [
     "--config." + field
@@ -48,6 +50,21 @@ TINY = [
         "sample.steps=2",
     )
 ]
+
+
+# main.py whose --mode=eval goes through several modes, so that a pair of processes is started once for all.
+IN_TURN = """
+import runpy
+from jvdm.cli import commands
+commands.MODES["eval"] = lambda request: [commands.MODES[mode](request) for mode in MODES]
+commands.MODES["evaluate"] = commands.evaluate
+runpy.run_path("main.py", run_name="__main__")
+"""
+
+
+def in_turn(*modes):
+    """The program that goes through these modes; "evaluate" is --mode=eval."""
+    return ("-c", f"MODES = {modes}" + IN_TURN)
 
 
 # main.py where a process that is gone is missed after 10 s, not the usual 100.
@@ -150,29 +167,28 @@ def files(folder):
 
 @pytest.fixture(scope="module")
 def used(runs):
-    """Folders of each mode on one checkpoint: by one process, by the first of two and by the second."""
+    """Workdirs of evaluation, scores and samples of one checkpoint: by one, the first of two, the second."""
     folder, _ = runs
-    checkpoint = f"--checkpoint={folder / 'two' / 'checkpoints' / '4'}"
-    folders = {}
-    for mode in ("eval", "score", "sample"):
-        one, *two = folders[mode] = [folder / f"{mode}_by_{name}" for name in ("one", "first", "second")]
-        finish(start(mode, one, checkpoint))
-        outputs = finish(*start_two(mode, tuple(two), checkpoint))
-        assert outputs[1][1].splitlines() == ["process 1 of 2"]
-    return folders
+    arguments = f"--checkpoint={folder / 'two' / 'checkpoints' / '4'}"
+    one, *two = workdirs = [folder / f"used_by_{name}" for name in ("one", "first", "second")]
+    program = in_turn("evaluate", "score", "sample")
+    finish(start("eval", one, arguments, program=program))
+    outputs = finish(*start_two("eval", tuple(two), arguments, program=program))
+    assert outputs[1][1].splitlines() == ["process 1 of 2"]
+    return workdirs
 
 
-@pytest.mark.parametrize("mode", ["eval", "score", "sample"])
-def test_the_first_of_two_writes(used, mode):
+def test_the_first_of_two_writes(used):
     """The files of one process, each by the first alone; nothing unfinished is left."""
-    one, first, second = used[mode]
+    one, first, second = used
     assert files(first) == files(one)
+    assert {"eval", "scores", "samples"} <= {name.partition("/")[0] for name in files(first)}
     assert not any(".tmp" in name or ".partial" in name for name in files(first))
     assert files(second) == set()
 
 
 def test_two_evaluate_like_one(used):
-    records = [json.loads(next((path / "eval").glob("*.json")).read_text()) for path in used["eval"][:2]]
+    records = [json.loads(next((path / "eval").glob("*.json")).read_text()) for path in used[:2]]
     assert [record["num_images"] for record in records] == [10, 10]
     assert [record["provenance"]["num_devices"] for record in records] == [1, 2]
     for name in ("value", "standard_error", "monte_carlo_error"):
@@ -183,7 +199,7 @@ def test_two_evaluate_like_one(used):
 
 
 def test_two_score_like_one(used):
-    paths = [next((path / "scores").glob("*.csv")) for path in used["score"][:2]]
+    paths = [next((path / "scores").glob("*.csv")) for path in used[:2]]
     tables = [list(csv.DictReader(path.read_text().splitlines())) for path in paths]
     assert [row["image"] for row in tables[1]] == [str(i) for i in range(10)]
     for a, b in zip(*tables, strict=True):
@@ -194,32 +210,33 @@ def test_two_score_like_one(used):
 
 def test_two_sample_like_one(used):
     samples = []
-    for path in used["sample"][:2]:
+    for path in used[:2]:
         with np.load(path / "samples" / "samples_5x8x8x1.npz") as archive:
             samples.append(archive["arr_0"])
     # Two batches of four: rounding may turn a pixel between two levels.
     assert (samples[0] != samples[1]).mean() < 0.02
 
 
-@pytest.mark.parametrize("by_two", ["two", "fsdp"])
-def test_damage(runs, tmp_path, by_two):
-    """The newest checkpoint is damaged: both processes take the one before, in training and sampling."""
+def test_damage(runs, tmp_path):
+    """What the second wrote of the newest checkpoint is damaged: both take the one before, in either mode.
+
+    The first need not read it, since the state is split over both; but it must not go on from another step.
+    """
     folder, _ = runs
-    shutil.copytree(folder / by_two, tmp_path / "run")
+    shutil.copytree(folder / "fsdp", tmp_path / "run")
     newest = tmp_path / "run" / "checkpoints" / "4"
-    # What one process wrote: with the state split over both, the other need not read it.
-    for file in (newest / "default" / "ocdbt.process_1" / "d").iterdir():
+    for file in (newest / "state" / "ocdbt.process_1" / "d").iterdir():
         data = bytearray(file.read_bytes())
         for place in range(0, len(data), 500):
             data[place] ^= 4
         file.write_bytes(data)
-    fsdp = f"--config.training.fsdp={1 + (by_two == 'fsdp')}"
-    (_, err), _ = finish(*start_two("sample", tmp_path / "run", fsdp))
-    assert "taking the checkpoint of step 2" in err and newest.is_dir()
-    (_, err), _ = finish(*start_two("train", tmp_path / "run", fsdp))
+    program = in_turn("sample", "train")
+    two = start_two("eval", tmp_path / "run", "--config.training.fsdp=2", program=program)
+    (_, err), _ = finish(*two)
+    assert "taking the checkpoint of step 2" in err
     assert "going on from the checkpoint of step 2" in err
     assert len(list((tmp_path / "run" / "damaged_checkpoints").iterdir())) == 1
-    resumed, straight = arrays(tmp_path / "run", 4), arrays(folder / by_two, 4)
+    resumed, straight = arrays(tmp_path / "run", 4), arrays(folder / "fsdp", 4)
     assert tiny.max_difference(resumed, straight) == 0.0
 
 
@@ -268,20 +285,24 @@ def test_sigterm_to_one_stops_both(tmp_path):
     assert steps == list(range(2, until + 1, 2)), "no line is lost or doubled"
 
 
-@pytest.mark.parametrize(("mode", "folder"), [("eval", "eval"), ("sample", "samples"), ("score", "scores")])
-def test_sigterm_to_one_stops_the_other_modes(runs, tmp_path, mode, folder):
-    """Both end with 143; the same command goes on after what is kept."""
+def test_sigterm_to_one_stops_passes_of_both(runs, tmp_path):
+    """Evaluation and sampling end with 143; the same commands go on after what is kept."""
     checkpoint = f"--checkpoint={runs[0] / 'two' / 'checkpoints' / '4'}"
-    many = [f"--config.{name}=200" for name in ("eval.num_images", "score.num_images", "sample.num_images")]
+    many = [f"--config.{name}=200" for name in ("eval.num_images", "sample.num_images")]
     more = (checkpoint, *many, "--config.eval.batch_size=2", "--config.sample.batch_size=2")
+    done = {}
+    for mode, folder in (("eval", "eval"), ("sample", "samples")):
 
-    def chunks():
-        return [p for p in (tmp_path / folder).glob("*.partial/*.npz") if p.name[0] != "."]
+        def chunks(folder=folder):
+            return [p for p in (tmp_path / folder).glob("*.partial/*.npz") if p.name[0] != "."]
 
-    stop_by_one(start_two(mode, tmp_path, *more), lambda: len(chunks()) >= 2)
-    done = 2 * len(chunks())
-    assert 4 <= done < 200
-    (_, err), _ = finish(*start_two(mode, tmp_path, *more))
-    assert f"continuing after image {done} of 200" in err
-    assert not list((tmp_path / folder).glob("*.partial"))
-    assert any("200" in path.name for path in (tmp_path / folder).iterdir())
+        stop_by_one(start_two(mode, tmp_path, *more), lambda chunks=chunks: len(chunks()) >= 2)
+        done[folder] = 2 * len(chunks())
+        assert 4 <= done[folder] < 200
+    (_, err), _ = finish(*start_two("eval", tmp_path, *more, program=in_turn("evaluate", "sample")))
+    continued = [line for line in err.splitlines() if "continuing after image" in line]
+    for line, images in zip(continued, done.values(), strict=True):
+        assert f"continuing after image {images} of 200" in line
+    for folder in done:
+        assert not list((tmp_path / folder).glob("*.partial"))
+        assert any("200" in path.name for path in (tmp_path / folder).iterdir())

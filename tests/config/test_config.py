@@ -1,6 +1,7 @@
 """Configs: every field is read, every file trains, resumption rules."""
 
 import dataclasses
+import json
 import pathlib
 import re
 import runpy
@@ -13,11 +14,10 @@ from ml_collections import ConfigDict
 
 from jvdm import config as config_lib
 from jvdm import model as model_lib
-from jvdm.cli import command_line
+from jvdm.cli import config_file
 from jvdm.config import overrides
 from jvdm.core import sharding
 from jvdm.core.errors import UserError
-from jvdm.core.records import Batch
 from jvdm.data import AUGMENTATIONS, TrainBatches
 from jvdm.training.loop import check_intervals
 from jvdm.training.step import init_state, make_train_step
@@ -66,6 +66,56 @@ ARGUMENTS = {
     "idode_imagenet32_new": ["finetune"],
 }
 CASES = [(path, *a) for path in config_files() for a in ([()] + [(x,) for x in ARGUMENTS.get(path.stem, [])])]
+# Of each objective and network one; the others are `long`.
+QUICK = {"digits", "cifar10:finetune", "sdeflow_cifar10:debiased", "swissroll"}
+
+
+def named(case):
+    return ":".join([case[0].stem, *case[1:]])
+
+
+def load(case):
+    path, *arguments = case
+    return runpy.run_path(str(path))["get_config"](*arguments)
+
+
+def data_of(c):
+    """(shape, levels) of a config's data."""
+    shapes = {"digits": (8, 8, 1), "swissroll": (1, 1, 2), "mnist": (28, 28, 1)}
+    return shapes.get(c.data.source, (32, 32, 3)), 0 if c.data.source == "swissroll" else 256
+
+
+def shrunk(case):
+    """The config with the sizes made small, and of all images alike."""
+    c = load(case)
+    small = {
+        "vdm_unet": {"channels": 8, "num_blocks": 1, "num_groups": 2},
+        "ddpm_unet": {"channels": 8, "multipliers": (1, 2), "num_res_blocks": 1, "num_groups": 2},
+        "mlp": {"hidden": 8, "num_layers": 1},
+    }
+    c.network.update(small[c.network.name])
+    c.encoder.update(small["vdm_unet"])
+    if "hidden" in c.schedule:
+        c.schedule.hidden = 8
+    c.training.batch_size, c.training.steps_per_dispatch = 4, 2
+    c.data.source = "swissroll" if c.data.source == "swissroll" else "images"
+    return c
+
+
+def trained_cases():
+    """One of those that take the same two steps: the others differ in data, evaluation, or how often."""
+    cases = {}
+    for case in CASES:
+        fields = shrunk(case).to_dict()
+        for name in ("eval", "sample", "score"):
+            del fields[name]
+        training = fields["training"].items()
+        fields["training"] = {
+            k: v for k, v in training if not k.startswith(("eval_", "sample_", "log_", "checkpoint_"))
+        }
+        cases.setdefault(json.dumps(fields, sort_keys=True), case)
+    marks = {True: [], False: pytest.mark.long}
+    return [pytest.param(case, id=named(case), marks=marks[named(case) in QUICK]) for case in cases.values()]
 
 
 def some_state(model, c):
@@ -78,35 +128,29 @@ def some_state(model, c):
     return dataclasses.replace(zeros, root_key=key, params=params, ema_params=params)
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: ":".join([case[0].stem, *case[1:]]))
-def test_every_config_trains(case):
-    """Two steps of every config: its own choices, with the sizes made small."""
-    path, *arguments = case
-    c = runpy.run_path(str(path))["get_config"](*arguments)
+@pytest.mark.parametrize("case", CASES, ids=named)
+def test_every_config_builds(case):
+    """At full size, shapes only."""
+    c = load(case)
     config_lib.check_complete(c)
     check_intervals(c)
-    # At full size, shapes only.
-    shape = {"digits": (8, 8, 1), "swissroll": (1, 1, 2), "mnist": (28, 28, 1)}.get(
-        c.data.source, (32, 32, 3)
-    )
-    num_levels = 0 if c.data.source == "swissroll" else 256
-    full = model_lib.build(c, shape, num_levels)
+    full = model_lib.build(c, *data_of(c))
     count = sum(np.prod(a.shape) for a in jax.tree.leaves(jax.eval_shape(full.init, jax.random.key(0))))
     assert count > 5e4
 
-    small = {
-        "vdm_unet": {"channels": 8, "num_blocks": 1, "num_groups": 2},
-        "ddpm_unet": {"channels": 8, "multipliers": (1, 2), "num_res_blocks": 1, "num_groups": 2},
-        "mlp": {"hidden": 8, "num_layers": 1},
-    }
-    c.network.update(small[c.network.name])
-    c.encoder.update(small["vdm_unet"])
-    if "hidden" in c.schedule:
-        c.schedule.hidden = 8
-    c.training.batch_size, c.training.steps_per_dispatch = 4, 2
-    if num_levels:
-        # Of all images alike, so that configs that differ in the data alone share a program.
-        shape = (8, 8, 3)
+
+TRAINED = trained_cases()
+
+
+def test_quick_cases_are_cases():
+    assert {case.id for case in TRAINED} >= QUICK
+
+
+@pytest.mark.parametrize("case", TRAINED)
+def test_every_config_trains(case):
+    """Two steps of every config: its own choices, with the sizes made small."""
+    c = shrunk(case)
+    shape, num_levels = ((1, 1, 2), 0) if c.data.source == "swissroll" else ((8, 8, 3), 256)
     model, mesh = model_lib.build(c, shape, num_levels), tiny.mesh()
     rng = np.random.default_rng(0)
     images = rng.normal(size=(6, *shape)).astype(np.float32)
@@ -114,7 +158,7 @@ def test_every_config_trains(case):
         images = rng.integers(0, 256, (6, *shape), dtype=np.uint8)
     batches = TrainBatches(images, batch_size=4, seed=0, augmentation=AUGMENTATIONS.build(c.augmentation))
     parts = [batches[i] for i in range(2)]
-    batch = Batch(*(np.stack([part[name] for part in parts]) for name in Batch._fields))
+    batch = jax.tree.map(lambda *a: np.stack(a), *parts)
     batch = sharding.to_devices(batch, sharding.split(mesh, axis=1))
     # Two steps are not worth an optimised program.
     quick = {"xla_backend_optimization_level": 0}
@@ -156,11 +200,13 @@ def test_another_component_keeps_what_both_have():
 def test_each_argument_of_a_config_file_has_a_workdir_of_its_own():
     for given, name in (
         ("configs/digits.py", "digits"),
+        ("digits", "digits"),
+        ("swissroll:debiased", "swissroll-debiased"),
         ("configs/mulan_tiny.py:vdm_fixed", "mulan_tiny-vdm_fixed"),
         ("configs/mnist_tiny.py:/data/set.npz", "mnist_tiny-set"),
         ("configs/mnist_tiny.py:debiased,/data/set.npz", "mnist_tiny-debiased-set"),
     ):
-        assert command_line.config_name(given) == name
+        assert config_file.run_name(given) == name
 
 
 def test_what_may_change_on_resume(tmp_path):

@@ -8,7 +8,7 @@ import hypothesis
 import pytest
 from absl import flags
 from hypothesis import strategies as st
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 from jvdm import config as config_lib
 from jvdm import model as model_lib
@@ -17,7 +17,6 @@ from jvdm.core.errors import UserError
 from jvdm.core.registry import Config
 from jvdm.training.loop import check_intervals
 
-MODES = ("train", "eval", "report")
 DIGITS = "configs/digits.py"
 
 # Too slow for any example to be shrunk for long; derandomized, so that a run is the same everywhere.
@@ -69,17 +68,12 @@ OVERRIDES = st.one_of(
 
 
 def parsed(arguments: list[str]) -> Config:
-    """The config that main.py would have of these arguments; a mistake ends the process, in one line."""
+    """The config that the command would have of these arguments; a mistake ends the process, in one line."""
     values = flags.FlagValues()
-    flags.DEFINE_enum("mode", None, MODES, "", flag_values=values)
-    flags.DEFINE_string("workdir", None, "", flag_values=values)
-    flags.DEFINE_multi_string("compare", [], "", flag_values=values)
+    command_line.define_flags(values)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(command_line, "FLAGS", values)
-        define = functools.partial(config_flags.DEFINE_config_dict, flag_values=values)
-        patch.setattr(config_flags, "DEFINE_config_dict", define)
-        patch.setattr("sys.path", [])  # what a config file lies beside is put on it
-        command_line.parse(["main.py", "--mode=train", *arguments], usage="", modes=MODES)
+        patch.setattr("sys.path", [])  # the folder of a config file is added to it
+        command_line.parse(["jvdm", "train", *arguments], values)
     return values.config
 
 

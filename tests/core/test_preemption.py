@@ -31,7 +31,7 @@ PIECES = [
     )
 ]
 PROMISED_S = 20.0
-STOPPED = "jvdm: stopped by SIGTERM; the same command goes on where it was"
+STOPPED = "jvdm: stopped by SIGTERM; the same command continues from where it stopped"
 
 
 @pytest.fixture(scope="module")
@@ -103,10 +103,11 @@ def trained(command, tmp_path_factory):
 def arrays(workdir):
     """Of the last checkpoint, without the generator's key, which no step changes."""
     with ocp.PyTreeCheckpointer() as checkpointer:
-        tree = checkpointer.restore(workdir / "checkpoints" / str(STEPS) / "default")
+        tree = checkpointer.restore(workdir / "checkpoints" / str(STEPS) / "state")
     return {field: tree[field] for field in ("step", "params", "ema_params", "opt_state")}
 
 
+@pytest.mark.long
 # Orbax tells how a checkpoint was laid out over devices, which does not matter here.
 @pytest.mark.filterwarnings("ignore:Sharding info not provided")
 def test_training(command, trained, tmp_path):
@@ -125,6 +126,7 @@ def test_training(command, trained, tmp_path):
     assert lines == expected
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("mode", "folder"), [("eval", "eval"), ("sample", "samples"), ("score", "scores")])
 def test_other_modes(command, trained, mode, folder):
     def chunks():
@@ -141,7 +143,7 @@ def test_a_piece_that_takes_too_long():
     """The main thread is in a compiled loop, where no handler of Python's runs."""
     code = (
         "import jax, jax.numpy as jnp\n"
-        "from jvdm import preemption\n"
+        "from jvdm.core import preemption\n"
         "preemption.GRACE_S = 0.5\n"
         "preemption.install()\n"
         "print('ready', flush=True)\n"

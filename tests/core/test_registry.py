@@ -2,17 +2,25 @@
 
 import dataclasses
 import json
+import re
+from typing import Any, ClassVar, Protocol
 
 import pytest
 from flax import linen as nn
 
+from jvdm.core import options
 from jvdm.core.errors import UserError, unknown
+from jvdm.core.options import option
 from jvdm.core.registry import Registry
+
+
+class Anything(Protocol):
+    """A contract that every class fulfils."""
 
 
 @pytest.fixture
 def shapes():
-    registry = Registry("shape")
+    registry = Registry("shape", Anything)
 
     @registry.register("square")
     @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -120,3 +128,174 @@ def test_a_name_is_registered_once(shapes):
 def test_far_names_have_no_hint():
     assert str(unknown("shape", "zzz", ["net"])) == "unknown shape 'zzz' (choices: net)"
     assert str(unknown("shape", "zzz", [])) == "unknown shape 'zzz' (choices: none)"
+
+
+class Shape(Protocol):
+    """A contract with two members that are required and two that are not."""
+
+    sides: int
+    is_convex: ClassVar[bool] = False
+    inverse = None
+
+    def __call__(self, x): ...
+
+    @property
+    def area(self): ...
+
+
+def registered(component, protocol: type = Shape):
+    registry = Registry("shape", protocol)
+    return registry, registry.register("mine")(component)
+
+
+def test_what_a_component_lacks_is_said_when_it_is_registered():
+    @dataclasses.dataclass(frozen=True)
+    class Empty:
+        pass
+
+    with pytest.raises(TypeError, match="^shape 'mine' lacks sides, __call__, area$"):
+        registered(Empty)
+
+    class NoDataclass:
+        pass
+
+    with pytest.raises(TypeError, match="^shape 'mine' is neither a dataclass nor a linen module$"):
+        registered(NoDataclass)
+
+
+class Methods:
+    """The members of `Shape` that are no value."""
+
+    def __call__(self, x):
+        return x
+
+    @property
+    def area(self):
+        return 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class WithOption(Methods):
+    sides: int = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class WithGiven(Methods):
+    sides: int
+
+
+@dataclasses.dataclass(frozen=True)
+class WithConstant(Methods):
+    sides: ClassVar[int] = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class WithProperty(Methods):
+    @property
+    def sides(self):
+        return 3
+
+
+class WithModule(Methods, nn.Module):
+    sides: int
+
+
+@pytest.mark.parametrize("component", [WithOption, WithGiven, WithConstant, WithProperty, WithModule])
+def test_a_member_may_be_any_kind_of_field_or_a_property(component):
+    registry, _ = registered(component)
+    assert registry.component("mine") is component
+
+
+def test_capabilities_that_a_component_does_not_state_are_those_of_the_protocol():
+    @dataclasses.dataclass(frozen=True)
+    class Convex(WithConstant):
+        is_convex: ClassVar[bool] = True
+
+        def inverse(self, y):
+            return y
+
+    @dataclasses.dataclass(frozen=True)
+    class Plain(WithConstant):
+        pass
+
+    registry, _ = registered(Plain)
+    registry.register("convex")(Convex)
+    plain: Any = Plain()
+    assert (plain.is_convex, plain.inverse) == (False, None)
+    assert Convex().is_convex and Convex().inverse(2) == 2
+    assert registry.names(lambda c: c.is_convex) == ["convex"]
+    assert registry.names() == ["convex", "mine"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Bounded:
+    low: int = option(2, low=1)
+    both: float = option(0.5, low=0.0, high=1.0)
+    open: float = option(0.5, above=0.0, below=1.0)
+    half: float = option(0.5, low=0.0, below=1.0)
+    positive: float = option(0.5, above=0.0)
+    colour: str = option("red", choices=("red", "blue"), help="of the inside")
+    free: str = "anything"
+
+    def __post_init__(self):
+        options.check(self)
+
+
+class BoundedNet(nn.Module):
+    low: int = option(2, low=1)
+    dtype: str = option("float32", choices=("float32", "bfloat16"), part_of_model=False)
+
+    def __post_init__(self):
+        options.check(self)
+        super().__post_init__()
+
+
+@pytest.mark.parametrize(
+    ("component", "name", "value", "message"),
+    [
+        (Bounded, "low", 0, "low is 0: give 1 or more"),
+        (Bounded, "both", 1.5, "both is 1.5: give a number from 0 to 1"),
+        (Bounded, "both", -1, "both is -1: give a number from 0 to 1"),
+        (Bounded, "both", float("nan"), "both is nan: give a number from 0 to 1"),
+        (Bounded, "open", 0.0, "open is 0.0: give a number between 0 and 1"),
+        (Bounded, "open", 1.0, "open is 1.0: give a number between 0 and 1"),
+        (Bounded, "half", 1.0, "half is 1.0: give 0 or more, below 1"),
+        (Bounded, "positive", 0.0, "positive is 0.0: give a positive number"),
+        (Bounded, "colour", "rad", "unknown colour 'rad'; did you mean 'red'? (choices: blue, red)"),
+        (BoundedNet, "low", 0, "low is 0: give 1 or more"),
+        (BoundedNet, "dtype", "int8", "unknown dtype 'int8' (choices: bfloat16, float32)"),
+    ],
+)
+def test_ranges_and_choices_hold_for_build_and_for_the_class_itself(component, name, value, message):
+    registry, _ = registered(component, Anything)
+    with pytest.raises(UserError) as refused:
+        registry.build(registry.spec("mine", **{name: value}))
+    assert str(refused.value) == f"shape 'mine': {message}"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        component(**{name: value})
+
+
+def test_build_checks_options_of_a_class_that_does_not():
+    @dataclasses.dataclass(frozen=True)
+    class Careless:
+        size: int = option(1, low=1)
+
+    registry, _ = registered(Careless, Anything)
+    with pytest.raises(UserError, match="^shape 'mine': size is 0: give 1 or more$"):
+        registry.build(registry.spec("mine", size=0))
+
+
+def test_values_at_the_ends_of_a_range_are_in_it():
+    Bounded(low=1, both=0.0, half=0.0)
+    Bounded(both=1.0, open=1e-30, positive=1e30, colour="blue", free="")
+
+
+def test_metadata_of_a_component():
+    registry, _ = registered(Bounded, Anything)
+    assert registry.options("mine")["colour"] == "red"
+    known = registry.metadata("mine")
+    assert known["colour"].help == "of the inside" and known["colour"].limits() == "red | blue"
+    assert known["free"].limits() == "" and known["low"].limits() == "1 or more"
+    registry, _ = registered(BoundedNet, Anything)
+    assert list(registry.metadata("mine")) == ["low", "dtype"]
+    assert not registry.metadata("mine")["dtype"].part_of_model

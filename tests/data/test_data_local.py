@@ -35,7 +35,7 @@ def test_digits_is_a_fixed_split_of_the_bundled_images():
     np.testing.assert_array_equal(digits.train, bundled[order[:1500]])
     np.testing.assert_array_equal(digits.test, bundled[order[1500:]])
     assert digits.test.shape == (297, 8, 8, 1)
-    assert digits.image_shape == (8, 8, 1)
+    assert digits.data_shape == (8, 8, 1)
     assert digits.train.dtype == np.uint8
     assert digits.num_levels == 17
     assert max(digits.train.max(), digits.test.max()) == 16
@@ -53,7 +53,7 @@ def test_npz(tmp_path):
     np.testing.assert_array_equal(data.train, train)
     np.testing.assert_array_equal(data.test, test)
     assert (data.name, data.version, data.num_levels) == ("npz:mine.npz", "-", 256)
-    assert data.image_shape == (4, 5, 3)
+    assert data.data_shape == (4, 5, 3)
 
 
 def test_npz_with_fewer_levels(tmp_path):

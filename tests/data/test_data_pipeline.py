@@ -1,5 +1,6 @@
 """Training batches are a function of (seed, step); evaluation sees every image exactly once."""
 
+import jax
 import numpy as np
 import pytest
 
@@ -31,11 +32,11 @@ def test_batch_depends_on_seed_and_step_only(augmentation):
     reader = batches(images, 16, augmentation=augmentation)
     for step in (7, 0, 3, 3, 6):  # any order, one reader, caches warm or not
         batch = reader[step]
-        np.testing.assert_array_equal(batch["images"], forward[step]["images"])
-        np.testing.assert_array_equal(batch["conditioning"], forward[step]["conditioning"])
+        np.testing.assert_array_equal(batch.x, forward[step].x)
+        np.testing.assert_array_equal(batch.conditioning.augmented, forward[step].conditioning.augmented)
     other = batches(images, 16, augmentation=augmentation, seed=1)[0]
-    assert (other["images"] != forward[0]["images"]).any()
-    assert (forward[1]["images"] != forward[0]["images"]).any()
+    assert (other.x != forward[0].x).any()
+    assert (forward[1].x != forward[0].x).any()
 
 
 @pytest.mark.parametrize(("count", "batch_size"), [(20, 5), (20, 7), (7, 20), (1, 3), (6, 6)])
@@ -44,7 +45,7 @@ def test_every_image_once_per_epoch(count, batch_size):
     reader = batches(images, batch_size)
     epochs = 4
     steps = -(-epochs * count // batch_size)
-    stream = np.concatenate([positions(reader[step]["images"]) for step in range(steps)])
+    stream = np.concatenate([positions(reader[step].x) for step in range(steps)])
     for epoch in range(epochs):
         seen = stream[epoch * count : (epoch + 1) * count]
         np.testing.assert_array_equal(np.sort(seen), np.arange(count))
@@ -67,8 +68,8 @@ def test_augmentation_does_not_repeat_from_step_to_step():
     images = np.repeat(numbered(1, size=8), 64, axis=0)
     reader = batches(images, 64, augmentation="vdm")
     first, second = reader[0], reader[1]
-    assert (first["conditioning"] != second["conditioning"]).any()
-    assert (first["images"] != second["images"]).any()
+    assert (first.conditioning.augmented != second.conditioning.augmented).any()
+    assert (first.x != second.x).any()
 
 
 @pytest.mark.parametrize("augmentation", AUGMENTATIONS.names())
@@ -82,9 +83,9 @@ def test_processes_together_read_the_global_batch(augmentation, process_count):
     ]
     for step in (0, 1, 5):
         slices = [part[step] for part in parts]
-        assert all(s["images"].shape == (24 // process_count, 4, 4, 3) for s in slices)
-        for key, value in whole[step].items():
-            np.testing.assert_array_equal(np.concatenate([s[key] for s in slices]), value)
+        assert all(s.x.shape == (24 // process_count, 4, 4, 3) for s in slices)
+        together = jax.tree.map(lambda *parts: np.concatenate(parts), *slices)
+        jax.tree.map(np.testing.assert_array_equal, together, whole[step])
 
 
 def test_batch_types_and_memory_maps(tmp_path):
@@ -93,13 +94,12 @@ def test_batch_types_and_memory_maps(tmp_path):
     mapped = np.load(tmp_path / "images.npy", mmap_mode="r")
     for augmentation in AUGMENTATIONS.names():
         batch = batches(mapped, 4, augmentation=augmentation)[0]
-        assert type(batch["images"]) is np.ndarray
-        assert batch["images"].flags.writeable
-        assert batch["images"].dtype == np.uint8
-        assert batch["conditioning"].dtype == np.float32
-        np.testing.assert_array_equal(
-            batch["images"], batches(images, 4, augmentation=augmentation)[0]["images"]
-        )
+        assert type(batch.x) is np.ndarray
+        assert batch.x.flags.writeable
+        assert batch.x.dtype == np.uint8
+        told = batch.conditioning.augmented
+        assert (told is None) == (augmentation != "vdm") and (told is None or told.dtype == np.float32)
+        np.testing.assert_array_equal(batch.x, batches(images, 4, augmentation=augmentation)[0].x)
     first = next(evaluation_batches(mapped, batch_size=4))
     assert type(first["images"]) is np.ndarray
     np.testing.assert_array_equal(first["images"], images[:4])

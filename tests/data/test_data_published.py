@@ -60,7 +60,7 @@ def test_prepare_and_read(name, place, tmp_path):
     assert isinstance(data.train, np.memmap)
     assert not data.train.flags.writeable
     assert (data.name, data.version, data.num_levels) == (name, PREPARED_VERSION, 256)
-    assert data.image_shape == PUBLISHED[name].image_shape
+    assert data.data_shape == PUBLISHED[name].image_shape
     folder = tmp_path / "jvdm_images" / name / PREPARED_VERSION
     assert len(list(folder.glob("*.array_record*"))) == 2
 
@@ -101,7 +101,7 @@ def load_elsewhere(root, *, before=""):
     code = (
         "import sys, warnings; warnings.simplefilter('error'); from pathlib import Path\n"
         f"sys.path.insert(0, {str(Path(__file__).parents[1])!r})\n"
-        "import published_archives as archives\n"
+        "from helpers import published_archives as archives\n"
         "from jvdm.data import load\n"
         "from jvdm.data.published import PUBLISHED\n"
         "from jvdm.core.errors import UserError\n"
@@ -308,10 +308,10 @@ def test_damaged_array_records(place, tmp_path):
 
 
 def test_shape_and_levels_need_no_archive():
-    from jvdm.data import image_spec
+    from jvdm.data import data_spec
 
-    assert image_spec("imagenet64") == ((64, 64, 3), 256)
-    assert image_spec("mnist") == ((28, 28, 1), 256)
-    assert image_spec("digits") == ((8, 8, 1), 17)
+    assert data_spec("imagenet64") == ((64, 64, 3), 256)
+    assert data_spec("mnist") == ((28, 28, 1), 256)
+    assert data_spec("digits") == ((8, 8, 1), 17)
     with pytest.raises(UserError, match="has 256 levels, not 17"):
-        image_spec("cifar10", num_levels=17)
+        data_spec("cifar10", num_levels=17)

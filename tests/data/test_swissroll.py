@@ -14,7 +14,7 @@ def dataset():
 
 
 def test_shapes_and_repeatability(dataset):
-    assert dataset.num_levels == 0 and dataset.image_shape == (1, 1, 2)
+    assert dataset.num_levels == 0 and dataset.data_shape == (1, 1, 2)
     assert dataset.train.shape == (100_000, 1, 1, 2) and dataset.test.shape == (5_000, 1, 1, 2)
     assert dataset.train.dtype == np.float32
     again = data.load("swissroll")
@@ -65,4 +65,4 @@ def test_levels_are_refused(levels, message):
 
 
 def test_shape_without_the_data():
-    assert data.image_spec("swissroll") == ((1, 1, 2), 0)
+    assert data.data_spec("swissroll") == ((1, 1, 2), 0)

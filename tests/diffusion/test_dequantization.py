@@ -13,12 +13,12 @@ from jvdm.core.errors import UserError
 from jvdm.diffusion import losses
 from jvdm.diffusion.dequantization import (
     DEQUANTIZATIONS,
-    Start,
     TruncatedNormal,
     UniformDequantization,
     Variational,
 )
 from jvdm.diffusion.paths import PATHS
+from jvdm.diffusion.process import coefficients
 from jvdm.diffusion.transforms import SCALING
 
 EPS32 = np.finfo(np.float32).eps
@@ -33,7 +33,7 @@ WITH_ENTROPY = [TruncatedNormal, Variational]
 def start(path, gamma=GAMMA_0, dtype=jnp.float32):
     """[1, 1, 1, 1] coefficients on a path by name."""
     gamma = jnp.full((1, 1, 1, 1), gamma, dtype)
-    return Start(*PATHS.build(PATHS.spec(path)).alpha_sigma(gamma), gamma)
+    return coefficients(PATHS.build(PATHS.spec(path)), gamma, jnp.ones_like(gamma))
 
 
 def build(name, **options):
@@ -258,6 +258,6 @@ def test_continuous_data_are_scaled_to_the_start(path, key):
 
 
 def test_an_unknown_decoder_is_an_error():
-    with pytest.raises(UserError, match="give one of exact, idode_released") as error:
+    with pytest.raises(UserError, match="choices: exact, idode_released") as error:
         build("variational", decoder="idode")
     assert "\n" not in str(error.value)

@@ -440,7 +440,7 @@ def test_bounds_and_gradients_by_name():
         ("k_hot_surrogate", {"noise": "gamma"}, "unknown noise 'gamma'"),
         ("gumbel", {"size": 1}, "size is 1: give 2 or more"),
         ("gumbel", {"min_temperature": 0.0}, "min_temperature is 0.0: give a positive number"),
-        ("gumbel", {"decay": -1.0}, "decay is -1.0: give 0 or a positive number"),
+        ("gumbel", {"decay": -1.0}, "decay is -1.0: give 0 or more"),
         ("gaussian", {"size": 0}, "size is 0: give 1 or more"),
     ],
 )

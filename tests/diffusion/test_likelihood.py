@@ -12,6 +12,7 @@ from helpers.known import NUM_DIMS, ORACLES, PATH_NAMES, SHAPE
 from jvdm.diffusion import likelihood
 from jvdm.diffusion.dequantization import DEQUANTIZATIONS
 from jvdm.diffusion.divergence import ExactTrace, Hutchinson
+from jvdm.diffusion.process import Normal
 from jvdm.diffusion.solvers import Adaptive
 
 EPS32 = np.finfo(np.float32).eps
@@ -21,7 +22,7 @@ BITS = NUM_DIMS * math.log(2)  # nats in one bit/dim
 def test_normal_log_density():
     z = np.random.default_rng(0).normal(size=SHAPE).astype(np.float32)
     for log_sigma in (np.float32(0.3), np.full(SHAPE, -0.2, np.float32), np.full((1, 1, 1), 2.0, np.float32)):
-        value = likelihood.normal_log_density(jnp.asarray(z), jnp.asarray(log_sigma))
+        value = Normal(jnp.zeros(()), jnp.asarray(log_sigma)).log_density(jnp.asarray(z)).sum()
         s = np.exp(np.broadcast_to(log_sigma, SHAPE).astype(float))
         exact = np.sum(-0.5 * (z / s) ** 2 - np.log(s) - 0.5 * math.log(2 * math.pi))
         # Sums of a dozen numbers below 10.
@@ -33,14 +34,14 @@ def test_a_linear_drift(trace, key):
     """dz/dt = r z from t = 0.25: log p = log N(z e^(0.75 r); 0, sigma_1^2) + 0.75 sum r, with any sigma_1."""
     rates = np.array([0.5, -1.0, 2.0, 0.1], np.float32).reshape(SHAPE)
     z = np.random.default_rng(0).normal(size=SHAPE).astype(np.float32)
+    probes = trace.draw(key, SHAPE)
     result = jax.jit(
-        lambda z: likelihood.log_density(
-            lambda z, t: rates * z,
+        lambda z: likelihood.integrate(
+            likelihood.batched_field(lambda shared, z, t, context: rates * z, trace)((), (), probes),
             z,
+            num_probes=len(probes),
             start=jnp.float32(0.25),
-            log_sigma_1=jnp.log(jnp.float32(0.7)),
-            trace=trace,
-            probes=trace.draw(key, SHAPE),
+            prior=Normal(jnp.zeros(()), jnp.log(jnp.float32(0.7))),
             solver=Adaptive(tolerance=1e-6),
         )
     )(jnp.asarray(z))
@@ -83,7 +84,8 @@ def test_the_field_of_a_batch_is_that_of_its_examples(key):
         def alone(z, t, i=i):
             return drift(shared, z[None], t[None], context[i : i + 1])[0]
 
-        expected = likelihood.field_with_trace(alone, trace, probes[i])(t[i], (z[i], start))
+        value, traces = trace(lambda z, alone=alone, i=i: alone(z, t[i]), z[i], probes[i])
+        expected = value, traces / z[i].size
         for a, c, e in zip(together, one(z[i], t[i], context[i], probes[i]), expected, strict=True):
             # Sums of four terms below 30 in another order.
             np.testing.assert_allclose(a[i], e, rtol=1e-5, atol=1e-5)
@@ -174,7 +176,9 @@ def test_noise_that_samples_share_costs_nothing():
 NUM = {"fine_mixture": 420, "gaussian": 160}
 PROBES = {"fine_mixture": 28, "gaussian": 4}
 # The third path with the data that compile faster.
-CASES = [("fine_mixture", path) for path in ("variance_preserving", "straight")]
+CASES = [
+    pytest.param("fine_mixture", path, marks=pytest.mark.long) for path in ("variance_preserving", "straight")
+]
 CASES += [("gaussian", path) for path in PATH_NAMES]
 
 

@@ -5,13 +5,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import oracles
+from helpers.compose import predicted
 
 from jvdm.core.records import LossTerms
+from jvdm.core.shapes import sum_example
 from jvdm.diffusion import losses
+from jvdm.diffusion.paths import VariancePreserving
+from jvdm.diffusion.process import Encoded, GaussianProcess, Normal, coefficients, diffuse
 from jvdm.diffusion.times import stratify
 
 EPS32 = np.finfo(np.float32).eps
 GAMMA_0, GAMMA_1 = -13.3, 5.0
+STANDARD = Normal(jnp.zeros(()), jnp.zeros(()))
 SPAN = 10.0  # of the Monte-Carlo test: gamma from -5 to 5, where a Gaussian's terms are decided
 GAUSSIAN = oracles.Gaussian(np.array([0.2, -0.3, 0.0, 0.5]), np.array([0.6, 0.2, 0.05, 0.01]))
 SHAPE = (2, 2, 1)
@@ -31,7 +36,7 @@ def test_encode(num_levels):
 @pytest.mark.parametrize("shape", [(3,), (3, 2), (3, 2, 2, 1)])
 def test_sum_example_keeps_the_first_axis(shape):
     a = np.arange(np.prod(shape), dtype=np.float32).reshape(shape)
-    np.testing.assert_array_equal(losses.sum_example(jnp.asarray(a)), a.reshape(3, -1).sum(-1))
+    np.testing.assert_array_equal(sum_example(jnp.asarray(a)), a.reshape(3, -1).sum(-1))
 
 
 def reconstruction_case(num_levels):
@@ -106,25 +111,28 @@ def test_prior(gamma_1):
     # alpha^2 = 1 - sigma^2: with l = ln sigma^2, expm1(l) - l without cancellation by its series.
     small = sum(log_variance**n / np.prod(np.arange(1.0, n + 1)) for n in range(2, 25))
     exact = 0.5 * (alpha2 * f.astype(np.float64) ** 2 + small).reshape(3, -1).sum(-1)
-    value = losses.prior(jnp.asarray(f), jnp.float32(np.sqrt(alpha2)), jnp.float32(0.5 * log_variance))
+    marginal = Normal(jnp.float32(np.sqrt(alpha2)) * f, jnp.float32(0.5 * log_variance))
+    value = losses.prior(marginal, STANDARD)
     # expm1(l) - l leaves an absolute error of an ulp of l per element; naively it would be an ulp of 1,
     # 2000 times more at gamma_1 = 10.
     np.testing.assert_allclose(value, exact, rtol=4 * EPS32, atol=16 * EPS32 * abs(log_variance))
     assert np.all(value > 0)
+    # Of the path's own noise the squares are left, over its variance.
+    of_path = losses.prior(marginal, Normal(jnp.zeros(()), marginal.log_sigma))
+    exact = 0.5 * (alpha2 / np.exp(log_variance) * f.astype(np.float64) ** 2).reshape(3, -1).sum(-1)
+    np.testing.assert_allclose(of_path, exact, rtol=4 * EPS32)
 
 
 def test_prior_of_a_standard_normal_is_zero():
-    f = jnp.ones((2, 3, 3, 1))
-    np.testing.assert_array_equal(losses.prior(f, jnp.zeros(()), jnp.zeros(())), np.zeros(2))
+    marginal = Normal(jnp.zeros((2, 3, 3, 1)), jnp.zeros(()))
+    np.testing.assert_array_equal(losses.prior(marginal, STANDARD), np.zeros(2))
 
 
 @pytest.mark.parametrize("shape", [(), (3, 1, 1, 1), (3, 4, 4, 1)])
 def test_diffusion_terms_are_their_formulas(shape):
     rng = np.random.default_rng(0)
     error = rng.uniform(size=(3, 4, 4, 1)).astype(np.float32)
-    slope, gamma_s, step = (rng.uniform(0.01, 1, shape).astype(np.float32) for _ in range(3))
-    continuous = losses.diffusion_continuous(jnp.asarray(slope), jnp.asarray(error))
-    np.testing.assert_allclose(continuous, 0.5 * (slope * error).reshape(3, -1).sum(-1), rtol=1e-6)
+    gamma_s, step = (rng.uniform(0.01, 1, shape).astype(np.float32) for _ in range(2))
     gamma_t = gamma_s + step
     discrete = losses.diffusion_discrete(50, jnp.asarray(gamma_s), jnp.asarray(gamma_t), jnp.asarray(error))
     exact = 25 * (np.expm1(gamma_t.astype(float) - gamma_s) * error).reshape(3, -1).sum(-1)
@@ -155,7 +163,11 @@ def gaussian_errors(key, u, timesteps):
     gamma = gamma[..., None, None]
     if timesteps:
         return losses.diffusion_discrete(timesteps, gamma - SPAN / timesteps, gamma, error)
-    return losses.diffusion_continuous(jnp.full_like(gamma, SPAN), error)
+    c = coefficients(VariancePreserving(), gamma, jnp.full_like(gamma, SPAN))
+    x, eps, eps_hat = (a.reshape(error.shape) for a in (x, eps, eps_hat))
+    prediction = predicted(eps_hat, diffuse(x, eps, c), c)
+    process = GaussianProcess(schedule=None, path=VariancePreserving())
+    return sum_example(process.integrand(Encoded(x, 0.0 * x), eps, prediction))
 
 
 @pytest.mark.parametrize("timesteps", [0, 10, 100])

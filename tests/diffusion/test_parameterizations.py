@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 from helpers import oracles
 
-from jvdm.core.records import Coefficients
-from jvdm.diffusion import schedules
 from jvdm.diffusion.parameterizations import PARAMETERIZATIONS
 from jvdm.diffusion.paths import PATHS
+from jvdm.diffusion.process import GaussianProcess, coefficients
 from jvdm.diffusion.schedules import SCHEDULES
 
 EPS32 = np.finfo(np.float32).eps
@@ -34,7 +33,7 @@ def draw(path, dtype, per_pixel):
     gamma = GAMMA[:, None, None, None] + (rng.uniform(size=(b, *shape)) if per_pixel else 0.0)
     gamma = jnp.asarray(gamma, dtype)
     slope = jnp.asarray(rng.uniform(10, 20, size=gamma.shape), dtype)
-    c = Coefficients(*path.alpha_sigma(gamma), gamma, slope)
+    c = coefficients(path, gamma, slope)
     return x, eps, disturbance, c, c.alpha * x + c.sigma * eps
 
 
@@ -81,8 +80,8 @@ def test_drift_at_the_time_without_noise(path_name):
     schedule = SCHEDULES.build(SCHEDULES.spec("linear_beta"), noise_path=path)
     drift = PARAMETERIZATIONS.build(PARAMETERIZATIONS.spec("drift"), path=path)
     t = jnp.array([0.0, 1e-12, 1e-6, 1e-3])
-    at = schedules.at(schedule, t)
-    c = Coefficients(*path.alpha_sigma(at.gamma), *at)
+    process = GaussianProcess(schedule=schedule, path=path, rank=0)
+    at = c = process.at({}, t)
     out, z = jnp.full(4, -3.0), jnp.ones(4)
     eps_hat = drift(c).to_eps(out, z)
     assert at.dgamma_dt[0] == jnp.inf and eps_hat[0] == 0.0
@@ -135,9 +134,7 @@ def test_float32_squared_error_keeps_its_digits(parameterization, path):
     with jax.enable_x64(True):
         x, eps, out = (jnp.asarray(np.asarray(a), jnp.float64) for a in (x, eps, out))
         gamma = jnp.asarray(np.asarray(c.gamma), jnp.float64)
-        exact_c = Coefficients(
-            *path.alpha_sigma(gamma), gamma, jnp.asarray(np.asarray(c.dgamma_dt), jnp.float64)
-        )
+        exact_c = coefficients(path, gamma, jnp.asarray(np.asarray(c.dgamma_dt), jnp.float64))
         exact = parameterization(exact_c).squared_error(out, x, eps)
     # Differences of 0.01 and more, of numbers rounded to half an ulp of 4: 5e-5, doubled by the square.
     large = np.abs(disturbance) > 0.1

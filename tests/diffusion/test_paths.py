@@ -11,7 +11,7 @@ GAMMA = np.linspace(-20.0, 20.0, 401, dtype=np.float32)
 EPS32 = np.finfo(np.float32).eps
 
 
-WITH_CUMULATIVE = [name for name in PATHS.names() if hasattr(PATHS.component(name), "alpha2_cumulative")]
+WITH_CUMULATIVE = [name for name in PATHS.names() if PATHS.component(name).alpha2_cumulative is not None]
 
 
 @pytest.fixture(params=PATHS.names())
@@ -45,7 +45,11 @@ def test_shape_and_dtype_of_gamma(path, shape):
     functions = (path.log_alpha, path.log_sigma, path.dlogalpha_dgamma, path.gamma_of_log_alpha)
 
     def every(gamma):
-        return *path.alpha_sigma(gamma), *path.velocity(gamma), *(function(gamma) for function in functions)
+        return (
+            *path.alpha_sigma(gamma),
+            *path.velocity(gamma)[:4],
+            *(function(gamma) for function in functions),
+        )
 
     values = jax.eval_shape(every, jax.ShapeDtypeStruct(shape, jnp.float32))
     assert all(a.shape == shape and a.dtype == jnp.float32 for a in values)
@@ -150,12 +154,12 @@ def test_velocity_is_the_general_formula(path, x64):
     v = path.velocity(gamma)
     # 1 - k sigma is alpha^2 >= 4.5e-5 or twice as much, from numbers near 1: 2e-16 / 4.5e-5, a few times.
     expected = (n, k, (1 - k * sigma) / n, -k * alpha / n)
-    for name, value in zip(v._fields, expected, strict=True):
+    for name, value in zip(v._fields[:4], expected, strict=True):
         np.testing.assert_allclose(getattr(v, name), value, rtol=2e-11, err_msg=name)
-    np.testing.assert_allclose(v.on_eps**2 + v.on_x**2, 1.0, rtol=1e-14)
+    np.testing.assert_allclose(v.eps_coeff**2 + v.x_coeff**2, 1.0, rtol=1e-14)
     x, eps = np.random.default_rng(0).normal(size=(2, len(gamma)))
     # The affine relation itself, with the cancellation of scale F against skip z.
-    recovered = v.scale * (v.on_eps * eps + v.on_x * x) + v.skip * (alpha * x + sigma * eps)
+    recovered = v.scale * (v.eps_coeff * eps + v.x_coeff * x) + v.skip * (alpha * x + sigma * eps)
     np.testing.assert_allclose(recovered, eps, atol=1e-14)
 
 
@@ -165,7 +169,7 @@ def test_velocity_keeps_its_digits(path):
     value = path.velocity(jnp.asarray(gamma))
     with jax.enable_x64(True):
         exact = path.velocity(jnp.asarray(gamma, jnp.float64))
-    for name in value._fields:
+    for name in value._fields[:4]:
         # exp of a log alpha of up to 10, rounded to an ulp of that.
         np.testing.assert_allclose(getattr(value, name), getattr(exact, name), rtol=16 * EPS32, err_msg=name)
 

@@ -8,14 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import tiny
+from helpers.compose import predicted, step
 
 from jvdm.core.errors import UserError
-from jvdm.core.records import Coefficients, Context
+from jvdm.core.records import Conditioning, Context
 from jvdm.diffusion import schedules
 from jvdm.diffusion.latents import LATENTS
 from jvdm.diffusion.paths import PATHS
 from jvdm.diffusion.per_pixel_schedules import SCHEDULES
-from jvdm.diffusion.samplers import Ancestral, Step
+from jvdm.diffusion.process import coefficients
+from jvdm.diffusion.samplers import Ancestral
 
 EPS32 = np.finfo(np.float32).eps
 NAMES = [name for name in SCHEDULES.names() if getattr(SCHEDULES.component(name), "per_pixel", False)]
@@ -24,16 +26,16 @@ SPAN = ENDS["gamma_max"] - ENDS["gamma_min"]
 SHAPE, M, B, HIDDEN = (2, 3, 2), 5, 4, 8
 
 
-def build(name, image_shape=SHAPE, **options):
+def build(name, data_shape=SHAPE, **options):
     return SCHEDULES.build(
-        SCHEDULES.spec(name, **{**ENDS, "hidden": HIDDEN, **options}), image_shape=image_shape
+        SCHEDULES.spec(name, **{**ENDS, "hidden": HIDDEN, **options}), data_shape=data_shape
     )
 
 
 def context(seed=0, b=B):
     """Of latents [b, M], in the precision that is switched on."""
     latent = np.random.default_rng(seed).normal(size=(b, M))
-    return Context(jnp.zeros(b), jnp.asarray(latent, float))
+    return Context(latent=jnp.asarray(latent, float))
 
 
 @functools.cache
@@ -83,7 +85,7 @@ def test_signature_is_that_of_a_schedule(name):
     arguments = inspect.signature(SCHEDULES.component(name).__call__).parameters
     assert list(arguments) == ["self", "t", "context"]
     component = SCHEDULES.component(name)
-    assert component.has_interior and not component.endpoints and not hasattr(component, "inverse")
+    assert component.has_interior and not component.endpoints and component.inverse is None
 
 
 def test_increasing_at_every_pixel(name, scale, x64):
@@ -160,7 +162,7 @@ def test_images_of_a_batch_are_apart(name):
     t = jnp.linspace(0.1, 0.9, B)[:, None, None, None]
     whole = apply(schedule, params, t, known)
     for i in range(B):
-        one = apply(schedule, params, t[i : i + 1], Context(jnp.zeros(1), known.latent[i : i + 1]))
+        one = apply(schedule, params, t[i : i + 1], Context(latent=known.latent[i : i + 1]))
         # A matrix product of one row may be summed in another order: some ulp of |gamma| up to 13.3.
         np.testing.assert_allclose(one[0], whole[i], atol=16 * 13.3 * EPS32)
 
@@ -169,7 +171,7 @@ def test_conditioning_is_not_looked_at(name):
     """An augmented image has the schedule of its latent."""
     schedule, params, known = build(name), parameters(name, 1.0), context()
     t = jnp.full((B, 1, 1, 1), 0.4)
-    other = known._replace(conditioning=jnp.ones(B), charge=jnp.ones(B))
+    other = known._replace(conditioning=Conditioning(augmented=jnp.ones(B)))
     np.testing.assert_array_equal(apply(schedule, params, t, known), apply(schedule, params, t, other))
 
 
@@ -296,12 +298,9 @@ def test_a_step_of_almost_nothing_has_no_noise():
     gamma = jnp.array([-2.0, -2.0, 1.0]).reshape(3, 1, 1, 1)
     turned = jnp.array([-2.0 + 5e-7, -2.0, 0.5]).reshape(3, 1, 1, 1)
 
-    def coefficients(gamma):
-        return Coefficients(*path.alpha_sigma(gamma), gamma, jnp.ones_like(gamma))
-
-    where = Step(coefficients(gamma), coefficients(turned), 0.01, path.dlogalpha_dgamma(gamma), (-1.0, 1.0))
+    at_t, at_s = (coefficients(path, g, jnp.ones_like(g)) for g in (gamma, turned))
     z, noise = jnp.full((3, 2, 2, 1), 0.3), jnp.ones((3, 2, 2, 1))
-    out = Ancestral().step(jnp.zeros_like(z), z, noise, where)
+    out = Ancestral().step(predicted(jnp.zeros_like(z), z, at_t), z, noise, step(path, at_s))
     assert np.all(np.isfinite(out))
     # alpha of the two gammas differs by 1e-7.
     np.testing.assert_allclose(out[:2], 0.3, atol=1e-6)
@@ -310,7 +309,7 @@ def test_a_step_of_almost_nothing_has_no_noise():
 
 def test_without_a_latent_there_is_no_schedule(name):
     with pytest.raises(ValueError, match="a schedule of every pixel needs a latent"):
-        jax.eval_shape(build(name).init, jax.random.key(0), jnp.zeros((B, 1, 1, 1)), Context(jnp.zeros(B)))
+        jax.eval_shape(build(name).init, jax.random.key(0), jnp.zeros((B, 1, 1, 1)), Context())
 
 
 def test_a_model_has_the_ends_of_its_schedule(name):
@@ -318,7 +317,7 @@ def test_a_model_has_the_ends_of_its_schedule(name):
     c.schedule, c.latent = SCHEDULES.spec(name, hidden=4, **ENDS), LATENTS.spec("k_subset", size=4, k=2)
     model = tiny.model(c)
     assert model.per_pixel and model.has_bound
-    np.testing.assert_allclose(model.ends({}), [ENDS["gamma_min"], ENDS["gamma_max"]], rtol=1e-6)
+    np.testing.assert_allclose(model.process.ends({}), [ENDS["gamma_min"], ENDS["gamma_max"]], rtol=1e-6)
 
 
 @pytest.mark.parametrize(

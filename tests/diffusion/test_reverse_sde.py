@@ -15,10 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import oracles
+from helpers.compose import predicted, step
 
-from jvdm.core.records import Coefficients, Prediction
+from jvdm.core.records import Context
 from jvdm.diffusion import samplers
 from jvdm.diffusion.paths import PATHS
+from jvdm.diffusion.process import GaussianProcess, coefficients
 from jvdm.diffusion.samplers import ReverseSDE
 from jvdm.diffusion.schedules import LinearBeta, at
 
@@ -36,29 +38,31 @@ def parts(path_name):
     return path, LinearBeta(noise_path=path, beta_min=0.5, beta_max=8.0)
 
 
-def coefficients(path_name, t):
+def coefficients_at(path_name, t):
     path, schedule = parts(path_name)
     gamma, slope = at(schedule, t)
-    return Coefficients(*path.alpha_sigma(gamma), gamma, slope)
+    return coefficients(path, gamma, slope)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def draw(path_name, lam, num_steps, every, keys):
-    path, _ = parts(path_name)
+    path, schedule = parts(path_name)
+    process = GaussianProcess(schedule=schedule, path=path, prior_name="standard")
 
     def predict(z, t):
-        c = coefficients(path_name, t[:, None, None, None])
+        c = process.at({}, t)
         alpha, sigma = (a.reshape(-1, 1) for a in (c.alpha, c.sigma))
-        return Prediction(DATA.eps_hat(z.reshape(len(z), -1), alpha, sigma, jnp).reshape(z.shape), c)
+        return predicted(DATA.eps_hat(z.reshape(len(z), -1), alpha, sigma, jnp).reshape(z.shape), z, c)
 
     return samplers.sample(
         predict,
-        lambda t: coefficients(path_name, t[:, None, None, None]),
+        process,
+        {},
+        Context(),
         ReverseSDE(lam=lam),
         keys,
         shape=SHAPE,
         num_steps=num_steps,
-        path=path,
         data_range=(-1.0, 1.0),
         every=every,
     )
@@ -68,7 +72,7 @@ def recursion(path_name, lam, num_steps):
     """Mean and variance [2] after `num_steps` from a standard normal."""
     path, _ = parts(path_name)
     mean, variance, h = np.zeros(2), np.ones(2), 1.0 / num_steps
-    c = coefficients(path_name, jnp.arange(num_steps, 0, -1) / num_steps)
+    c = coefficients_at(path_name, jnp.arange(num_steps, 0, -1) / num_steps)
     at_steps = [np.asarray(a, np.float64) for a in (c.alpha, c.sigma, c.dgamma_dt)]
     for alpha, sigma, slope, k_a in zip(*at_steps, np.asarray(path.dlogalpha_dgamma(c.gamma)), strict=True):
         v = alpha**2 * DATA.variance + sigma**2
@@ -115,11 +119,11 @@ def test_the_flow_has_no_noise():
     """With lam = 1 a step does not look at its noise; with less it does, by sqrt(h (1 - lam)) g."""
     rng = np.random.default_rng(0)
     z, noise, other = (jnp.asarray(a, jnp.float32) for a in rng.normal(size=(3, 4, *SHAPE)))
-    c = coefficients("variance_preserving", jnp.full((4, 1, 1, 1), 0.4))
+    c = coefficients_at("variance_preserving", jnp.full((4, 1, 1, 1), 0.4))
     path, _ = parts("variance_preserving")
-    where = samplers.Step(c, c, 0.01, path.dlogalpha_dgamma(c.gamma), (-1.0, 1.0))
+    where = step(path, c, length=0.01)
     for lam in LAMS:
-        one, two = (ReverseSDE(lam=lam).step(z, z, e, where) for e in (noise, other))
+        one, two = (ReverseSDE(lam=lam).step(predicted(z, z, c), z, e, where) for e in (noise, other))
         g = c.sigma * jnp.sqrt(c.dgamma_dt)
         np.testing.assert_allclose(one - two, jnp.sqrt(0.01 * (1 - lam)) * g * (noise - other), atol=1e-6)
 
@@ -131,13 +135,13 @@ def test_a_constant_error_costs_more_the_further_from_the_middle(path_name, x64)
     Of a step, |difference of means|^2 / (2 variance); that of lam = 0 is h / 2 gamma' d^2 (2106.02808).
     """
     d, h = 0.3, 0.01
-    c = coefficients(path_name, jnp.linspace(0.05, 1.0, 20)[:, None, None, None])
-    where = samplers.Step(c, c, h, parts(path_name)[0].dlogalpha_dgamma(c.gamma), (-1.0, 1.0))
+    c = coefficients_at(path_name, jnp.linspace(0.05, 1.0, 20)[:, None, None, None])
+    where = step(parts(path_name)[0], c, length=h)
     z, eps, zero = (jnp.full((20, 1, 1, 1), a) for a in (0.4, -0.8, 0.0))
     for lam in (0.0, 0.3, 0.5, 0.9):
         sampler = ReverseSDE(lam=lam)
-        mean, other = (sampler.step(e, z, zero, where) for e in (eps, eps + d))
-        variance = (sampler.step(eps, z, zero + 1.0, where) - mean) ** 2
+        mean, other = (sampler.step(predicted(e, z, c), z, zero, where) for e in (eps, eps + d))
+        variance = (sampler.step(predicted(eps, z, c), z, zero + 1.0, where) - mean) ** 2
         factor = 1.0 + lam**2 / (4.0 * (1.0 - lam))
         np.testing.assert_allclose(
             (mean - other) ** 2 / (2.0 * variance), factor * 0.5 * h * c.dgamma_dt * d**2, rtol=1e-10

@@ -8,12 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import known, oracles
+from helpers.compose import predicted, step
 
 from jvdm.core.errors import UserError
-from jvdm.core.records import Coefficients, Context, Prediction
+from jvdm.core.records import Context
 from jvdm.diffusion import losses, samplers, transforms
 from jvdm.diffusion.paths import VariancePreserving
+from jvdm.diffusion.process import GaussianProcess, Normal
 from jvdm.diffusion.samplers import SAMPLERS
+from jvdm.diffusion.schedules import FixedLinear
 
 GAMMA_0, GAMMA_1 = -8.0, 8.0
 SHAPE = (2, 2, 1)
@@ -24,22 +27,24 @@ BY_STEPS = [name for name in SAMPLERS.names() if "clip" in SAMPLERS.options(name
 PATH, RANGE = VariancePreserving(), (-1.0, 1.0)
 
 
-def where(at_t, at_s):
+PROCESS = GaussianProcess(
+    schedule=FixedLinear(gamma_min=GAMMA_0, gamma_max=GAMMA_1), path=PATH, prior_name="standard"
+)
+
+
+def where(at_s):
     """Of a step whose length does not matter."""
-    return samplers.Step(at_t, at_s, jnp.nan, jnp.nan, RANGE)
+    return step(PATH, at_s, length=jnp.nan)
 
 
 def coefficients(t):
-    gamma = GAMMA_0 + (GAMMA_1 - GAMMA_0) * t[:, None, None, None]
-    return Coefficients(
-        *oracles.variance_preserving(gamma, jnp), gamma, jnp.full_like(gamma, GAMMA_1 - GAMMA_0)
-    )
+    return PROCESS.at({}, t)
 
 
 def predict(z, t):
     c = coefficients(t)
     alpha, sigma = (a.reshape(-1, 1) for a in (c.alpha, c.sigma))
-    return Prediction(GAUSSIAN.eps_hat(z.reshape(len(z), -1), alpha, sigma).reshape(z.shape), c)
+    return predicted(GAUSSIAN.eps_hat(z.reshape(len(z), -1), alpha, sigma).reshape(z.shape), z, c)
 
 
 def sampler(name, clip=False):
@@ -50,12 +55,13 @@ def sampler(name, clip=False):
 def draw(keys, name, num_steps=NUM_STEPS, clip=False):
     return samplers.sample(
         predict,
-        coefficients,
+        PROCESS,
+        {},
+        Context(),
         sampler(name, clip),
         keys,
         shape=SHAPE,
         num_steps=num_steps,
-        path=PATH,
         data_range=RANGE,
     )
 
@@ -92,9 +98,8 @@ def test_step_is_the_posterior_of_the_estimate(name):
     rng = np.random.default_rng(0)
     z, noise = rng.normal(size=(2, 3, *SHAPE)).astype(np.float32)
     t, s = jnp.array([0.9, 0.5, 0.11]), jnp.array([0.8, 0.2, 0.1])
-    eps_hat = predict(jnp.asarray(z), t).eps
     value = sampler(name).step(
-        eps_hat, jnp.asarray(z), jnp.asarray(noise), where(coefficients(t), coefficients(s))
+        predict(jnp.asarray(z), t), jnp.asarray(z), jnp.asarray(noise), where(coefficients(s))
     )
     for i in range(3):
         gammas = [GAMMA_0 + (GAMMA_1 - GAMMA_0) * float(a[i]) for a in (t, s)]
@@ -136,12 +141,11 @@ def test_ddim_is_deterministic():
     rng = np.random.default_rng(0)
     z, noise, other = (jnp.asarray(a, jnp.float32) for a in rng.normal(size=(3, 2, *SHAPE)))
     t, s = jnp.array([0.6, 0.3]), jnp.array([0.5, 0.1])
-    args = predict(z, t).eps, z
-    at = coefficients(t), coefficients(s)
+    args, to = (predict(z, t), z), where(coefficients(s))
     np.testing.assert_array_equal(
-        sampler("ddim").step(*args, noise, where(*at)), sampler("ddim").step(*args, other, where(*at))
+        sampler("ddim").step(*args, noise, to), sampler("ddim").step(*args, other, to)
     )
-    ancestral = [sampler("ancestral").step(*args, n, where(*at)) for n in (noise, other)]
+    ancestral = [sampler("ancestral").step(*args, n, to) for n in (noise, other)]
     assert np.abs(ancestral[0] - ancestral[1]).min() > 1e-4
 
 
@@ -169,7 +173,9 @@ def test_clip_eps():
     z, eps = (jnp.asarray(a, jnp.float32) for a in 2 * rng.normal(size=(2, 50, *SHAPE)))
     c = coefficients(jnp.linspace(0.1, 0.9, 50))
     x = (z - c.sigma * eps) / c.alpha
-    clipped = samplers.clip_eps(eps, z, c, RANGE)
+    prediction = samplers.clipped(predicted(eps, z, c), z, PROCESS, RANGE)
+    clipped = prediction.eps
+    np.testing.assert_allclose(prediction.g2_score, -c.dgamma_dt * c.sigma * clipped, rtol=1e-6)
     x_clipped = (z - c.sigma * clipped) / c.alpha
     # alpha is at least 0.04: an ulp of z over alpha.
     np.testing.assert_allclose(x_clipped, np.clip(x, -1, 1), atol=3e-5)
@@ -184,8 +190,9 @@ def test_clip_bounds_a_wild_denoiser(name):
     z, wild = jnp.zeros((1, *SHAPE)), jnp.full((1, *SHAPE), -100.0)
     t, s = jnp.array([0.5]), jnp.array([0.0])
     noise = jnp.zeros_like(z)
-    clipped = sampler(name, clip=True).step(wild, z, noise, where(coefficients(t), coefficients(s)))
-    free = sampler(name).step(wild, z, noise, where(coefficients(t), coefficients(s)))
+    wild = predicted(wild, z, coefficients(t))
+    clipped = sampler(name, clip=True).step(wild, z, noise, where(coefficients(s)))
+    free = sampler(name).step(wild, z, noise, where(coefficients(s)))
     # x_hat = 1, so z_0 is at most alpha_0 + the part of the old noise.
     assert np.all(np.abs(clipped) < 1.05)
     assert np.all(np.abs(clipped) > 0.9)
@@ -206,7 +213,7 @@ def flow(keys, log_likelihood=True, **options):
     """Samples of the ODE whose drift is the Gaussian oracle's."""
 
     def drift(shared, z, t, context):
-        eps, c = predict(z, t)
+        eps, c, *_ = predict(z, t)
         return c.dgamma_dt * (-0.5 * jax.nn.sigmoid(c.gamma) * z + 0.5 * c.sigma * eps)
 
     return samplers.flow(
@@ -216,7 +223,7 @@ def flow(keys, log_likelihood=True, **options):
         SAMPLERS.build(SAMPLERS.spec("ode", **options)),
         keys,
         shape=SHAPE,
-        log_sigma_1=jnp.log(oracles.variance_preserving(GAMMA_1, jnp)[1]),
+        prior=Normal(jnp.zeros(()), jnp.log(oracles.variance_preserving(GAMMA_1, jnp)[1])),
         num_steps=50,
         log_likelihood=log_likelihood,
     )
@@ -260,24 +267,24 @@ def test_the_ode_reaches_the_time_without_noise(parameterization):
     """Where gamma' is infinite. Of Gaussian data each dimension keeps its quantile."""
     oracle, path = known.ORACLES["continuous_gaussian"], "sub_variance_preserving"
     model = known.build("continuous_gaussian", path, parameterization, schedule="linear_beta")
-    log_sigma_1 = model.path.log_sigma(jnp.full((1, 1, 1), model.schedule.gamma_max))
+    prior = model.prior(known.EMPTY)
     keys = jax.random.split(jax.random.key(0), 5)
     result = jax.jit(
         lambda keys: samplers.flow(
             model.ode_drift,
             known.EMPTY,
-            Context(jnp.zeros(5)),
+            Context(),
             SAMPLERS.build(SAMPLERS.spec("ode")),
             keys,
             shape=SHAPE,
-            log_sigma_1=log_sigma_1,
+            prior=prior,
             num_steps=50,
             log_likelihood=True,
         )
     )(keys)
     assert result.ok.all()
     z_1 = jnp.stack([jax.random.normal(jax.random.split(key)[0], SHAPE) for key in keys])
-    z_1 = np.asarray(jnp.exp(log_sigma_1) * z_1, np.float64).reshape(5, -1)
+    z_1 = np.asarray(prior.sample(z_1), np.float64).reshape(5, -1)
     alpha, sigma = oracles.sub_variance_preserving(oracles.linear_beta_gamma(path, np.ones(1))[0])
     quantile = (z_1 - alpha * oracle.mean) / np.sqrt(alpha**2 * oracle.variance + sigma**2)
     z_0 = oracle.mean + np.sqrt(oracle.variance) * quantile

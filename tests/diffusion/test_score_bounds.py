@@ -14,6 +14,7 @@ from scipy.stats import norm
 from jvdm.core.records import Coefficients
 from jvdm.diffusion import score_bounds
 from jvdm.diffusion.paths import PATHS
+from jvdm.diffusion.process import GaussianProcess, Normal
 
 # Schedule, path, and the parameterization of a network that errs by a constant. Each is one program for all
 # checks: compiling it is half of the time they take.
@@ -40,13 +41,21 @@ def gaps(case, **options):
     )
 
 
-def coefficients(path, gamma, slope=1.0):
+def coefficients(path, gamma, slope=1.0, k_a=0.0):
     """float64, from the oracle."""
     gamma = np.asarray(gamma)
-    return Coefficients(*oracles.ALPHA_SIGMA[path](gamma), gamma, np.full(gamma.shape, slope))
+    alpha, sigma = oracles.ALPHA_SIGMA[path](gamma)
+    slope = np.broadcast_to(slope, gamma.shape)
+    return Coefficients(alpha, sigma, gamma, slope, slope * k_a, sigma**2 * slope)
 
 
-@pytest.mark.parametrize("case", CASES)
+def process(path):
+    return GaussianProcess(schedule=None, path=PATHS.build(PATHS.spec(path)))
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(c, marks=[pytest.mark.long] * c.startswith("sub-variance")) for c in CASES]
+)
 def test_bounds_of_a_perfect_model_are_tight(case):
     """Within 3 standard errors of at most 0.005 bits/dim, by every trace and density of times."""
     every = gaps(case)
@@ -117,26 +126,26 @@ def test_transition(path, x64):
     one, zero = jnp.ones(()), jnp.zeros(())
 
     def moments(start, end):
-        mean = score_bounds.transition(one, zero, start, end)
-        return mean, score_bounds.transition(zero, one, start, end)
+        normal = process(path).forward(one, None, None, start, end)
+        return normal.mean, jnp.exp(normal.log_sigma)
 
     (m1, s1), (m2, s2), (m, s) = moments(at_s, at_r), moments(at_r, at_t), moments(at_s, at_t)
     np.testing.assert_allclose(m, m1 * m2, rtol=1e-14)
     np.testing.assert_allclose(s**2, (m2 * s1) ** 2 + s2**2, rtol=1e-14)
-    clean = Coefficients(one, zero, -jnp.inf * one, jnp.inf * one)
+    clean = Coefficients(one, zero, -jnp.inf * one, jnp.inf * one, -one, one)
     np.testing.assert_allclose(moments(clean, at_t), (at_t.alpha, at_t.sigma), rtol=1e-14)
     np.testing.assert_allclose(s**2 + (m * at_s.sigma) ** 2, at_t.sigma**2, rtol=1e-14)
 
 
 def test_priors():
     z = np.random.default_rng(0).normal(size=(3, 2, 2, 1)).astype(np.float32)
-    log_sigma = jnp.log(jnp.full((1, 1, 1, 1), 0.9))
-    assert set(score_bounds.PRIORS) == {"noise", "sdeflow_released"}
-    value = score_bounds.noise_prior(jnp.asarray(z), log_sigma)
+    prior = Normal(jnp.zeros(()), jnp.log(jnp.full((1, 1, 1, 1), 0.9)))
+    assert set(score_bounds.PRIORS) == {"model", "sdeflow_released"}
+    value = score_bounds.process_prior(jnp.asarray(z), prior)
     exact = -norm.logpdf(z.astype(float), scale=0.9).reshape(3, -1).sum(-1)
     np.testing.assert_allclose(value, exact, rtol=1e-6)
     # As released, N(0, 1) whatever the path says: at most 5e-6 of the squares too low (MATH.md section 9).
-    released = np.asarray(score_bounds.released_prior(jnp.asarray(z), log_sigma), np.float64)
+    released = np.asarray(score_bounds.released_prior(jnp.asarray(z), prior), np.float64)
     standard = -norm.logpdf(z.astype(float)).reshape(3, -1).sum(-1)
     np.testing.assert_allclose(released, standard, rtol=4e-6)
     squares = np.sum(z.astype(float) ** 2, axis=(1, 2, 3))
@@ -164,8 +173,9 @@ def test_terms_by_hand(x64):
     rate, k_a = rng.uniform(5, 9, shape), -rng.uniform(0.1, 0.4, shape)
     span = rng.uniform(0.5, 1.5, 3)
     gammas = (np.full(shape, -4.0), rng.uniform(-1, 1, shape), np.full(shape, 6.0))
-    at_s, at_t, at_1 = (coefficients(path, gamma)._replace(dgamma_dt=rate) for gamma in gammas)
+    at_s, at_t, at_1 = (coefficients(path, gamma, rate, k_a) for gamma in gammas)
     trace, sigma_1 = Recorded(), at_1.sigma
+    prior = Normal(jnp.zeros(()), jnp.log(sigma_1))
 
     terms = score_bounds.random_slice(
         lambda z: 0.7 * z - 0.1,
@@ -175,11 +185,11 @@ def test_terms_by_hand(x64):
         probes=None,
         trace=trace,
         span=jnp.asarray(span),
-        dlogalpha_dgamma=jnp.asarray(k_a),
         at_s=at_s,
         at_t=at_t,
         at_1=at_1,
-        log_sigma_1=jnp.log(sigma_1),
+        process=process(path),
+        prior=prior,
     )
     total = {
         c: at_c.alpha / at_s.alpha * z
@@ -206,11 +216,10 @@ def test_terms_by_hand(x64):
         eps_1=jnp.asarray(eps_1),
         eps_e=jnp.asarray(eps_e),
         span=jnp.asarray(span),
-        dlogalpha_dgamma=jnp.asarray(k_a),
         at_t=at_t,
         at_e=late,
         at_1=at_1,
-        log_sigma_1=jnp.log(sigma_1),
+        prior=prior,
     )
     z_t, z_1, z_e = (c.alpha * z + c.sigma * e for c, e in ((at_t, eps), (at_1, eps_1), (late, eps_e)))
     np.testing.assert_allclose(terms.prior, -each(norm.logpdf(z_1, scale=sigma_1)), rtol=1e-12)

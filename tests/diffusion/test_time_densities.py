@@ -48,7 +48,6 @@ def test_every_density_is_among_the_cases():
     assert {case[0] for case in CASES} | {"debiased_released"} == set(TIME_DENSITIES.names())
     for name in TIME_DENSITIES.names():
         component = TIME_DENSITIES.component(name)
-        assert component.needs in ("", "fixed_linear", "inverse")
         assert component.unbiased == (name != "debiased_released")
 
 

@@ -1,7 +1,9 @@
 """Data maps: round trips, slopes, cells, and the decoder and the dequantizations under each of them."""
 
+import dataclasses
 import functools
 import math
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -10,8 +12,9 @@ import pytest
 
 from jvdm.core.errors import UserError
 from jvdm.diffusion import losses, transforms
-from jvdm.diffusion.dequantization import DEQUANTIZATIONS, Start
-from jvdm.diffusion.paths import PATHS
+from jvdm.diffusion.dequantization import DEQUANTIZATIONS
+from jvdm.diffusion.paths import PATHS, VariancePreserving
+from jvdm.diffusion.process import coefficients
 from jvdm.diffusion.transforms import DATA_MAPS
 
 EPS32 = np.finfo(np.float32).eps
@@ -220,7 +223,7 @@ LOGIT = DATA_MAPS.build(DATA_MAPS.spec("logit"))
 
 def start(gamma, dtype=jnp.float64):
     gamma = jnp.full((1, 1, 1, 1), gamma, dtype)
-    return Start(*PATHS.build(PATHS.spec("variance_preserving")).alpha_sigma(gamma), gamma)
+    return coefficients(PATHS.build(PATHS.spec("variance_preserving")), gamma, jnp.ones_like(gamma))
 
 
 @pytest.mark.parametrize("level", [0, 8, 16])
@@ -288,3 +291,43 @@ def test_a_logit_that_is_none(a):
     with pytest.raises(UserError, match="data map 'logit': a is") as error:
         build("logit", a=a)
     assert "\n" not in str(error.value)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Wide:
+    """y = 3 u - 1: another map with cells of equal width."""
+
+    equal_cells: bool = True
+    discrete: ClassVar[bool] = True
+    range: ClassVar[tuple[float, float]] = (-1.0, 2.0)
+
+    def __call__(self, u):
+        return transforms.Mapped(3.0 * u - 1.0, jnp.full_like(u, math.log(3.0)))
+
+    def inverse(self, y):
+        return (y + 1.0) / 3.0
+
+    def difference(self, levels, others, num_levels):
+        return 3.0 / num_levels * (levels.astype(jnp.float32) - others)
+
+
+@pytest.mark.parametrize("num_levels", [2, 17, 256])
+def test_closed_forms_of_equal_cells_are_those_of_any_cells(num_levels):
+    """Of a map that is not jvdm's own."""
+    short, long = Wide(), Wide(equal_cells=False)
+    levels = jnp.arange(num_levels, dtype=jnp.uint8)
+    # Nothing within rounding of an edge.
+    y = 3.0 * (jnp.arange(40 * num_levels) + 0.5) / (40 * num_levels) - 1.0
+    nearest = transforms.nearest_level(y, num_levels, short)
+    np.testing.assert_array_equal(nearest, transforms.nearest_level(y, num_levels, long))
+    np.testing.assert_array_equal(nearest, transforms.level_of(y, num_levels, short))
+    one = jnp.ones(())
+    at = coefficients(VariancePreserving(), jnp.float32(-1.5), one)
+    for a, b in zip(
+        *(
+            DEQUANTIZATIONS.build(DEQUANTIZATIONS.spec("truncated_normal")).bounds(levels, at, num_levels, m)
+            for m in (short, long)
+        ),
+        strict=True,
+    ):
+        np.testing.assert_allclose(a, b, rtol=1e-3)

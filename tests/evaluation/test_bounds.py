@@ -5,7 +5,7 @@ must average at least the entropy, and reach it in continuous time over a wide r
 """
 
 import functools
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +32,7 @@ class Concentrated(nn.Module):
 
     gamma_min: float
     gamma_max: float
+    per_pixel: ClassVar[bool] = False
 
     def __call__(self, t, context=None):
         k, half = 0.995, 0.5 * (self.gamma_max - self.gamma_min)
@@ -83,7 +84,7 @@ def bits_per_dim(parameterization, **options):
     model = build(parameterization, **options)
     params = model.init(jax.random.key(1))
     levels = jnp.asarray(np.repeat(MIXTURE.levels, BATCH, axis=0), jnp.uint8).reshape(-1, *SHAPE)
-    batch = Batch(levels, jnp.zeros(len(levels)))
+    batch = Batch(levels)
 
     def one(key):
         k_time, k_noise = jax.random.split(key)
@@ -158,7 +159,13 @@ VELOCITY = {
 }
 
 
-@pytest.mark.parametrize("name", VELOCITY)
+# Each is a combination of what the others have.
+COMBINED = ("straight, T = 1000", "straight, importance")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.long] * (name in COMBINED)) for name in VELOCITY]
+)
 def test_velocity_bound_is_tight(name):
     bound = bits_per_dim("velocity", **VELOCITY[name])
     # The density serves a network whose velocity errs at all gamma alike. A perfect one errs in the middle.
@@ -238,7 +245,7 @@ def test_predict_is_the_denoiser_and_its_coefficients():
             model.init(jax.random.key(0)),
             jnp.asarray(z).reshape(3, *SHAPE),
             jnp.asarray(t),
-            Context(jnp.zeros(3)),
+            Context(),
         )
         alpha, sigma = oracles.variance_preserving(gamma[:, None])
         c = prediction.coefficients
@@ -259,7 +266,7 @@ def test_terms_of_an_example_do_not_depend_on_its_batch():
 
     @jax.jit
     def total(keys, u, levels):
-        draws, batch = model.draw(keys, u), Batch(levels, jnp.zeros(len(u)))
+        draws, batch = model.draw(keys, u), Batch(levels)
         return objectives.bound(model, {"network": {}, "schedule": {}}, draws, batch).total
 
     whole = total(keys, u, levels)

@@ -13,6 +13,7 @@ from helpers import tiny
 from helpers.known_latents import Enumerated
 from helpers.tiny_latents import K, M, batch, draws_of, setting
 
+from jvdm.core import formats
 from jvdm.core.errors import UserError
 from jvdm.diffusion import transforms
 from jvdm.diffusion.latents import LATENTS
@@ -20,7 +21,8 @@ from jvdm.diffusion.solvers import SOLVERS
 from jvdm.evaluation import passes
 from jvdm.evaluation.elbo import RandomSliceELBO
 from jvdm.evaluation.ode import ODE
-from jvdm.evaluation.record import Surrogate, ode_result, vlb_result
+from jvdm.evaluation.record import Surrogate
+from jvdm.evaluation.record import result as result_of
 from jvdm.evaluation.vlb import VLB, for_evaluation
 
 N = 11
@@ -52,8 +54,8 @@ def ode(name, *, num_samples=1, batch_size=N, num_devices=1):
 def charges(name):
     """[N] KL of the images' latents, bits/dim."""
     model, params = setting(name)
-    context = jax.jit(model.context)(params, batch(b=N), draws_of(model, b=N).latent)
-    return model.units_per_nat * np.asarray(context.charge)
+    _, cost = jax.jit(model.encode_latent)(params, batch(b=N), draws_of(model, b=N).latent)
+    return model.units_per_nat * np.asarray(cost.charge)
 
 
 @pytest.mark.parametrize("name", ["k_subset", "k_hot_surrogate"])
@@ -74,6 +76,7 @@ def test_the_variational_bound_is_independent_of_batch_and_devices(name):
         np.testing.assert_allclose(one["surrogate"][:, 0], charges(name), rtol=1e-4)
 
 
+@pytest.mark.long
 def test_the_ode_is_independent_of_batch_and_devices():
     (estimator, one), (_, other) = ode("k_subset"), ode("k_subset", batch_size=8, num_devices=8)
     assert estimator.terms == (*ODE.terms, "latent")
@@ -106,6 +109,7 @@ def test_several_samples_are_charged_one_by_one():
     assert np.all(np.isfinite(passes.bits_per_dim(rows, estimator.terms)))
 
 
+@pytest.mark.long
 def test_the_surrogates_charge_is_that_of_the_mode_for_any_number_of_samples():
     _, rows = ode("k_hot_surrogate", num_samples=2)
     model, _ = setting("k_hot_surrogate")
@@ -137,6 +141,9 @@ class Estimator:
     name: str = "vlb"
     terms: tuple[str, ...] = (*VLB.terms, "latent")
 
+    def description(self):
+        return "VLB, continuous"
+
 
 def latent_of(name):
     return setting(name)[0].latent
@@ -157,9 +164,7 @@ def rows(surrogate=None):
 
 
 def record(name, made):
-    return vlb_result(
-        Estimator(latent_of(name)), made, tiny.provenance(), timesteps=0, time_density="uniform"
-    )
+    return result_of(Estimator(latent_of(name)), made, tiny.provenance(), prior="N(0, I)")
 
 
 @pytest.mark.parametrize("name", ["gaussian", "gumbel", "k_subset"])
@@ -177,7 +182,7 @@ def test_without_a_latent_there_is_no_charge():
     made = rows()
     del made["latent"]
     estimator = Estimator(None, terms=VLB.terms)
-    result = vlb_result(estimator, made, tiny.provenance(), timesteps=0, time_density="uniform")
+    result = result_of(estimator, made, tiny.provenance(), prior="N(0, I)")
     assert result.latent_charge == "none" and result.value == pytest.approx(6.0)
 
 
@@ -196,7 +201,7 @@ def test_a_record_of_the_surrogate(tmp_path):
     path = tmp_path / "a.json"
     result.write(path)
     saved = json.loads(path.read_text())
-    assert saved == json.loads(json.dumps(dataclasses.asdict(result)))
+    assert saved == {"format": formats.RECORD, **json.loads(json.dumps(dataclasses.asdict(result)))}
     assert saved["surrogate"] == {
         "value": 6.25,
         "charge": 0.25,
@@ -211,14 +216,9 @@ def test_a_record_of_the_surrogate(tmp_path):
 )
 def test_the_record_of_an_ode(num_samples, charge):
     estimator, made = ode("k_subset", num_samples=num_samples)
-    settings = {
-        "dequantization": {"name": "truncated_normal"},
-        "importance_samples": num_samples,
-        "trace": {"name": "hutchinson", "probes": 2},
-        "share_probes": True,
-        "solver": {"name": "fixed", "method": "rk4", "num_steps": 4},
-    }
-    result = ode_result(estimator, made, tiny.provenance(), settings=settings, error=None)
+    estimator.config.check_images = 0
+    given = {"params": {}, "images": tiny.images(1), "key": jax.random.key(0)}
+    result = estimator.result(made, tiny.provenance(), **given)
     assert result.latent_charge == charge
     assert sum(term.mean for term in result.terms.values()) == pytest.approx(result.value)
     assert result.terms["latent"].mean == pytest.approx(made["latent"].mean())

@@ -13,7 +13,7 @@ from helpers.known_latents import log_sum_exp
 
 from jvdm.core.records import Context
 from jvdm.core.tables import with_error
-from jvdm.evaluation.record import vlb_result
+from jvdm.evaluation.record import result as result_of
 from jvdm.evaluation.vlb import VLB
 
 # Bits/dim by which the ODE's solver may be off on average: 6e-4 are measured at its tolerance of 1e-5, of
@@ -61,7 +61,7 @@ def test_the_schedule_depends_on_the_latent(schedule):
     """At the middle of time, gamma varies over subsets, at every pixel."""
     model, params = models.build(schedule=schedule)
     subsets = ORACLES["subsets"].q.subsets.astype(np.float32)
-    gamma = model.gamma(params, np.float32(0.5), Context(np.zeros(len(subsets), np.float32), subsets))
+    gamma = model.gamma(params, np.float32(0.5), Context(latent=subsets))
     assert gamma.shape == (len(subsets), *known.SHAPE)
     deviation = np.std(gamma, axis=0)
     assert deviation.min() > 0.3 and deviation.mean() > 1.0
@@ -71,7 +71,7 @@ def test_the_schedule_depends_on_the_latent(schedule):
     ("oracle", "options"),
     [
         ("subsets", {}),
-        ("subsets, untrained", {"schedule": "pixel_monotone"}),
+        pytest.param("subsets, untrained", {"schedule": "pixel_monotone"}, marks=pytest.mark.long),
         ("classes", {"path": "straight", "parameterization": "velocity"}),
     ],
 )
@@ -86,6 +86,7 @@ def test_the_variational_bound(oracle, options):
     )
 
 
+@pytest.mark.long
 def test_few_steps_are_worse():
     """T = 50 of the discrete-time bound, with the same latents and noise."""
     continuous, discrete = (models.vlb(**VLB_OPTIONS, **options) for options in ({}, {"timesteps": 50}))
@@ -98,8 +99,12 @@ def test_few_steps_are_worse():
     ("oracle", "options"),
     [
         ("subsets", {}),
-        ("subsets, untrained", {"path": "straight", "parameterization": "velocity", "num_samples": 3}),
-        ("subsets", {"probes": 1, "repeats": 400}),
+        pytest.param(
+            "subsets, untrained",
+            {"path": "straight", "parameterization": "velocity", "num_samples": 3},
+            marks=pytest.mark.long,
+        ),
+        pytest.param("subsets", {"probes": 1, "repeats": 400}, marks=pytest.mark.long),
     ],
 )
 def test_the_ode(oracle, options):
@@ -108,6 +113,7 @@ def test_the_ode(oracle, options):
     check(estimate, SOLVER)
 
 
+@pytest.mark.long
 def test_several_samples_of_the_posterior_are_the_truth():
     """Each of them: log p(x | c) + log p(c) - log q(c | x) = log P(x), which with the KL it would not be."""
     estimate = models.ode("classes, posterior", num_samples=2, repeats=20, schedule="pixel_monotone")
@@ -121,7 +127,7 @@ def test_several_samples_of_the_posterior_are_the_truth():
     assert spread > 0.1, "with the KL, samples would be that far from each other"
 
 
-@pytest.mark.parametrize("estimator", ["vlb", "ode"])
+@pytest.mark.parametrize("estimator", ["vlb", pytest.param("ode", marks=pytest.mark.long)])
 def test_the_surrogate_is_below_the_truth(estimator):
     """Where x tells c: with what the released code charges, and with what the likeliest c costs."""
     run, options = (models.vlb, VLB_OPTIONS) if estimator == "vlb" else (models.ode, {"repeats": 20})
@@ -144,7 +150,7 @@ def test_the_record_says_both():
     estimate = models.vlb("telling", latent="k_hot_surrogate", **VLB_OPTIONS)
     model, _ = models.build("telling", latent="k_hot_surrogate")
     estimator = VLB(model, tiny.mesh(), batch_size=8, draws=1)
-    result = vlb_result(estimator, estimate.rows, tiny.provenance(), timesteps=0, time_density="uniform")
+    result = result_of(estimator, estimate.rows, tiny.provenance(), prior="N(0, I)")
     truth = estimate.truth.mean()
     assert result.is_bound and result.value > truth - 3 * estimate.gap[1]
     assert result.surrogate is not None and result.surrogate.value < truth - 0.5

@@ -1,12 +1,14 @@
 """The ODE likelihood of a network: independent of batch and devices, resumable, errors that are errors."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import known, oracles, tiny
+from helpers.compose import with_process
 
 from jvdm.core.errors import UserError
 from jvdm.diffusion.dequantization import DEQUANTIZATIONS
@@ -16,7 +18,7 @@ from jvdm.diffusion.solvers import SOLVERS
 from jvdm.diffusion.transforms import Identity
 from jvdm.evaluation import passes
 from jvdm.evaluation.ode import ODE
-from jvdm.evaluation.record import independent_errors, kind_name, ode_result
+from jvdm.evaluation.rows import independent_errors
 from jvdm.evaluation.vlb import for_evaluation
 
 N = 5
@@ -59,7 +61,7 @@ def whole(setting):
     return in_double(setting, batch_size=N)
 
 
-@pytest.mark.parametrize(("batch_size", "num_devices"), [(2, 1), (8, 8)])
+@pytest.mark.parametrize(("batch_size", "num_devices"), [(8, 8), pytest.param(2, 1, marks=pytest.mark.long)])
 def test_independent_of_batch_and_devices(setting, whole, batch_size, num_devices):
     rows = in_double(setting, batch_size=batch_size, num_devices=num_devices)
     np.testing.assert_array_equal(rows["nfe"], whole["nfe"])
@@ -122,16 +124,20 @@ def test_every_dequantization(setting, name):
     assert (rows["reconstruction"].max() > 0) == (name == "variational")
 
 
+@pytest.mark.long
 def test_uniform_starts_where_it_should(setting):
     """At gamma = -3 of a schedule from -7: the path from there is shorter, and the number another."""
     spec = DEQUANTIZATIONS.spec
-    at_end, _ = evaluate(setting, batch_size=N, dequantization=spec("uniform", start_gamma=-20.0))
-    also, _ = evaluate(setting, batch_size=N, dequantization=spec("uniform", start_gamma=-7.0))
-    inside, _ = evaluate(setting, batch_size=N, dequantization=spec("uniform", start_gamma=-3.0))
+    # Beyond the schedule's end is its end.
+    at_end, also, inside = (
+        evaluate(setting, batch_size=N, dequantization=spec("uniform", start_gamma=gamma))[0]
+        for gamma in (-20.0, -7.0, -3.0)
+    )
     np.testing.assert_allclose(at_end["trace"], also["trace"], rtol=1e-5)
     assert np.abs(inside["trace"] - at_end["trace"]).min() > 1e-2
 
 
+@pytest.mark.long
 def test_solver_error(setting):
     """Few steps are off by what many steps say; twice many steps say the same of many."""
     model, params = setting
@@ -186,7 +192,7 @@ def test_dequantizations_of_other_models(setting):
     ODE(continuous, tiny.mesh(), section(dequantization=DEQUANTIZATIONS.spec("none")))
     with pytest.raises(UserError, match="uniform is not for continuous data: choose none"):
         ODE(continuous, tiny.mesh(), section(dequantization=DEQUANTIZATIONS.spec("uniform")))
-    noise_free = dataclasses.replace(model, schedule=LinearBeta(noise_path=model.path))
+    noise_free = with_process(model, schedule=LinearBeta(noise_path=model.path))
     ODE(noise_free, tiny.mesh(), section(dequantization=DEQUANTIZATIONS.spec("uniform")))
     with pytest.raises(UserError, match="truncated_normal needs noise at time 0") as error:
         ODE(noise_free, tiny.mesh(), section())
@@ -223,8 +229,12 @@ def test_a_pass_goes_on_where_it_was_stopped(setting, tmp_path):
     settings = {"anything": 1}
     computed = []
 
+    @functools.cache
+    def estimator_of(batch_size):
+        return ODE(model, tiny.mesh(), section(batch_size=batch_size))
+
     def run(batch_size, stop_after=None, settings=settings):
-        estimator = ODE(model, tiny.mesh(), section(batch_size=batch_size))
+        estimator = estimator_of(batch_size)
 
         def on_chunk(done, values):
             computed.append(done)
@@ -239,7 +249,7 @@ def test_a_pass_goes_on_where_it_was_stopped(setting, tmp_path):
     assert computed == [1, 2]
     resumed = run(2)
     assert computed == [1, 2, 4, 5]
-    straight, _ = evaluate(setting, batch_size=2)
+    straight = passes.run(estimator_of(2), params, images, key)
     for name in ODE.terms:
         np.testing.assert_allclose(resumed[name], straight[name], rtol=2e-5, atol=2e-5)
     np.testing.assert_array_equal(run(2)["trace"], resumed["trace"])
@@ -252,32 +262,37 @@ def test_a_pass_goes_on_where_it_was_stopped(setting, tmp_path):
 
 
 def test_record(whole, setting):
-    estimator = ODE(setting[0], tiny.mesh(), section())
-    settings = {
-        "dequantization": {"name": "truncated_normal"},
-        "importance_samples": 1,
-        "trace": {"name": "hutchinson", "probes": 1},
-        "share_probes": True,
-        "solver": {"name": "adaptive", "method": "dopri5", "tolerance": 1e-3, "max_steps": 100},
-    }
-    result = ode_result(estimator, whole, tiny.provenance(step=3), settings=settings, error=None)
-    assert result.name == f"ode_truncated_normal_K1_dopri5_0.001_step3_{N}x1_seed0"
+    solver = SOLVERS.spec("adaptive", tolerance=1e-3, max_steps=100)
+    estimator = ODE(setting[0], tiny.mesh(), section(solver=solver, check_images=0))
+    given = {"params": setting[1], "images": tiny.images(N), "key": jax.random.key(7)}
+    result = estimator.result(whole, tiny.provenance(step=3), **given)
+    assert estimator.file_name() == "ode_truncated_normal_K1_dopri5_0.001"
+    assert result.description == "ODE, truncated normal, K = 1"
     for change, name in (
-        ({"trace": {"name": "exact", "at_a_time": 64}}, "_exact_trace"),
-        ({"trace": {"name": "hutchinson", "probes": 2, "distribution": "gaussian"}}, "_2_probes_gaussian"),
-        ({"dequantization": {"name": "truncated_normal", "analytic_entropy": True}}, "_analytic_entropy"),
+        ({"trace": TRACES.spec("exact")}, "_exact_trace"),
+        ({"trace": TRACES.spec("hutchinson", probes=2, distribution="gaussian")}, "_2_probes_gaussian"),
+        (
+            {"dequantization": DEQUANTIZATIONS.spec("truncated_normal", analytic_entropy=True)},
+            "_analytic_entropy",
+        ),
     ):
-        kind = kind_name("ode", 0, dataclasses.asdict(result.ode) | change)
-        assert kind == f"ode_truncated_normal_K1_dopri5_0.001{name}"
+        other = ODE(setting[0], tiny.mesh(), section(solver=solver, **change))
+        assert other.file_name() == f"ode_truncated_normal_K1_dopri5_0.001{name}"
+    assert result.ode.solver_error is None and result.slices is None
+    settings = {
+        name: value for name, value in dataclasses.asdict(result.ode).items() if name in estimator.settings()
+    }
+    assert settings == estimator.settings()
     assert result.monte_carlo_error is None
     assert result.ode.max_nfe >= result.ode.mean_nfe > 10
     assert sum(term.mean for term in result.terms.values()) == pytest.approx(result.value)
-    assert dataclasses.asdict(result)["ode"]["prior"] == "N(0, sigma_1^2 I)"
+    assert result.prior == "N(0, sigma_1^2 I)"
     assert result.row()["NFE"] == f"{result.ode.mean_nfe:.0f}"
     values = np.array([[1.0, 2.0, 6.0]])
     assert independent_errors(values)[0] == pytest.approx(np.std([1, 2, 6], ddof=1) / np.sqrt(3))
 
 
+@pytest.mark.long
 def test_lower_precision_would_move_the_number(setting):
     """What float32 evaluation is for: rounding z to bfloat16 before the network moves bits/dim."""
     model, params = setting

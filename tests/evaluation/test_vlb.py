@@ -11,7 +11,7 @@ from jvdm.core.errors import UserError
 from jvdm.diffusion.schedules import SCHEDULES
 from jvdm.diffusion.times import TIME_DENSITIES, UniformDensity, jittered
 from jvdm.evaluation import passes
-from jvdm.evaluation.record import of_mean, standard_error, stratified_errors, vlb_result
+from jvdm.evaluation.rows import of_mean, standard_error, stratified_errors
 from jvdm.evaluation.vlb import VLB, for_evaluation
 
 N = 21
@@ -40,7 +40,9 @@ def whole(setting):
     return evaluate(setting, batch_size=N)
 
 
-@pytest.mark.parametrize(("batch_size", "num_devices"), [(1, 1), (5, 1), (8, 8), (20, 8)])
+@pytest.mark.parametrize(
+    ("batch_size", "num_devices"), [(5, 1), (8, 8), pytest.param(20, 8, marks=pytest.mark.long)]
+)
 def test_independent_of_batch_and_devices(setting, whole, batch_size, num_devices):
     result = evaluate(setting, batch_size=batch_size, num_devices=num_devices)
     assert result["gamma"].shape == (N, 3)
@@ -129,14 +131,18 @@ def test_record(tmp_path):
     one = np.array([[1.0, 3.0], [4.0, 4.0]], np.float32)
     gamma = np.array([[0.0, 1.0], [0.0, 1.0]], np.float32)
     rows = {"reconstruction": one, "prior": 0 * one, "diffusion": one, "gamma": gamma}
-    result = vlb_result(VLB, rows, tiny.provenance(step=5), timesteps=0, time_density="uniform")
+    c = tiny.config()
+    estimator = VLB.from_config(c, tiny.model(c), tiny.mesh())
+    given = {"params": {}, "images": tiny.images(2), "key": jax.random.key(0)}
+    result = estimator.result(rows, tiny.provenance(step=5), **given)
     assert result.value == pytest.approx(6.0)
     assert result.standard_error == pytest.approx(np.std([4.0, 8.0], ddof=1) / np.sqrt(2))
     # Image 1: (6 - 2)^2 / 2 = 8, image 2: 0; sqrt(8 / 2 draws) / 2 images.
     assert result.monte_carlo_error == pytest.approx(1.0)
     assert result.terms["reconstruction"].mean == pytest.approx(3.0)
     assert sum(term.mean for term in result.terms.values()) == pytest.approx(result.value)
-    assert result.name == "vlb_continuous_step5_2x2_seed0"
+    assert (estimator.file_name(), result.description) == ("vlb_continuous", "VLB, continuous")
+    assert (result.timesteps, result.time_density, result.prior) == (0, "uniform", "N(0, sigma_1^2 I)")
     path = tmp_path / "eval" / "a.json"
     result.write(path)
     saved = json.loads(path.read_text())
@@ -177,3 +183,28 @@ def test_evaluation_is_float32():
     c = tiny.config()
     c.network.dtype = "bfloat16"
     assert for_evaluation(tiny.model(c)).network == for_evaluation(tiny.model(tiny.config())).network
+
+
+@pytest.mark.parametrize(
+    ("change", "name", "settings"),
+    [
+        ({"eval.timesteps": 7}, "vlb_T7", {"timesteps": 7, "time_density": None}),
+        ({"model.timesteps": 5}, "vlb_T5", {"timesteps": 5, "time_density": None}),
+        (
+            {"model.timesteps": 5, "eval.timesteps": 0},
+            "vlb_continuous",
+            {"timesteps": 0, "time_density": "uniform"},
+        ),
+        ({"model.prior": "standard"}, "vlb_continuous", {"timesteps": 0, "time_density": "uniform"}),
+    ],
+)
+def test_what_it_says_of_itself(change, name, settings):
+    c = tiny.config()
+    with c.unlocked():
+        c.update_from_flattened_dict(change)
+    one = VLB.from_config(c, tiny.model(c), tiny.mesh())
+    assert one.settings() == settings
+    assert one.file_name() == name
+    assert one.description() == ("VLB, continuous" if name == "vlb_continuous" else f"VLB, T = {name[5:]}")
+    assert one.model.process.prior_text == ("N(0, I)" if "model.prior" in change else "N(0, sigma_1^2 I)")
+    assert one.draws == c.eval.draws

@@ -17,9 +17,11 @@ import subprocess
 import sys
 import tempfile
 
-from helpers import quick
-
 ROOT = pathlib.Path(__file__).resolve().parents[2]
+if __name__ == "__main__":  # run by its path, so that the first folder of sys.path is this one
+    sys.path[0] = str(ROOT / "tests")
+
+from helpers import quick  # noqa: E402
 
 
 def run(*arguments, timeout=300):
@@ -47,10 +49,11 @@ def _server():
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     cache = tempfile.mkdtemp(prefix="jvdm-xla-")
     process = subprocess.Popen(
-        [sys.executable, __file__, str(theirs.fileno())],
+        [sys.executable, "-m", "helpers.forked", str(theirs.fileno())],
         cwd=ROOT,
         env={
             **os.environ,
+            "PYTHONPATH": os.pathsep.join([str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]),
             "XLA_FLAGS": quick.FLAGS,
             "JAX_PLATFORMS": "cpu",
             "JAX_COMPILATION_CACHE_DIR": cache,

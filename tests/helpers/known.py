@@ -14,17 +14,17 @@ import numpy as np
 from flax import linen as nn
 
 from helpers import oracles
+from helpers.compose import compose
 from jvdm.core.records import Context
 from jvdm.diffusion import likelihood
-from jvdm.diffusion.dequantization import Start
 from jvdm.diffusion.divergence import ExactTrace, Hutchinson
 from jvdm.diffusion.parameterizations import PARAMETERIZATIONS
 from jvdm.diffusion.paths import PATHS
+from jvdm.diffusion.process import coefficients
 from jvdm.diffusion.schedules import SCHEDULES
 from jvdm.diffusion.solvers import Adaptive
 from jvdm.diffusion.times import TIME_DENSITIES
 from jvdm.diffusion.transforms import DATA_MAPS
-from jvdm.model import Model
 
 ORACLES = {
     # Levels are 193 standard deviations apart at gamma = -13.3: the decoder costs nothing.
@@ -55,7 +55,7 @@ class ExactDenoiser(nn.Module):
     parameterization: str
     offset: float = 0.0
 
-    def __call__(self, z, gamma, conditioning, *, train=False):
+    def __call__(self, z, gamma, context, *, train=False):
         oracle, flat = ORACLES[self.oracle_name], z.reshape(-1, NUM_DIMS)
         alpha, sigma = oracles.ALPHA_SIGMA[self.path_name](gamma[:, None], jnp)
         x_hat = oracle.x_hat(flat, alpha, sigma, jnp)
@@ -76,6 +76,7 @@ def build(
     time_density="uniform",
     timesteps=0,
     offset=0.0,
+    prior="path",
 ):
     """A perfect model; the schedule is linear over WIDE if none is given, linear beta if that is its name."""
     path_component = PATHS.build(PATHS.spec(path))
@@ -84,17 +85,18 @@ def build(
     elif schedule == "linear_beta":
         schedule = SCHEDULES.build(SCHEDULES.spec("linear_beta"), noise_path=path_component)
     num_levels = getattr(ORACLES[oracle], "num_levels", 0)
-    return Model(
+    return compose(
         network=ExactDenoiser(oracle, path, parameterization, offset),
         schedule=schedule,
         path=path_component,
         parameterization=PARAMETERIZATIONS.build(
             PARAMETERIZATIONS.spec(parameterization), path=path_component
         ),
-        image_shape=SHAPE,
+        data_shape=SHAPE,
         num_levels=num_levels,
         data_map=DATA_MAPS.build(DATA_MAPS.spec("scaling" if num_levels else "identity")),
         timesteps=timesteps,
+        prior=prior,
         time_density=TIME_DENSITIES.build(TIME_DENSITIES.spec(time_density)),
     )
 
@@ -142,16 +144,16 @@ class Scored(NamedTuple):
 def density_program(oracle, path, parameterization, trace, solver):
     """([n] z, start, [n] probes) -> LogDensity, compiled."""
     model = build(oracle, path, parameterization)
-    log_sigma_1 = model.path.log_sigma(jnp.float32(WIDE[1]))
+    prior = model.prior(EMPTY)
     field = likelihood.batched_field(model.ode_drift, trace)
 
     def one(z, start, probes):
         return likelihood.integrate(
-            field(EMPTY, Context(jnp.zeros(())), probes),
+            field(EMPTY, Context(), probes),
             z,
             num_probes=len(probes),
             start=start,
-            log_sigma_1=log_sigma_1,
+            prior=prior,
             solver=solver,
         )
 
@@ -161,7 +163,8 @@ def density_program(oracle, path, parameterization, trace, solver):
 def start_of(path: Any, dequantization: Any):
     """Coefficients and time at which the ODE starts."""
     gamma = max(WIDE[0], dequantization.start_gamma)
-    at = Start(*path.alpha_sigma(jnp.full((1, 1, 1, 1), gamma)), jnp.full((1, 1, 1, 1), gamma))
+    gamma_0 = jnp.full((1, 1, 1, 1), gamma)
+    at = coefficients(path, gamma_0, jnp.full_like(gamma_0, WIDE[1] - WIDE[0]))
     return at, jnp.float32((gamma - WIDE[0]) / (WIDE[1] - WIDE[0]))
 
 

@@ -55,13 +55,13 @@ def program(oracle, path, schedule, parameterization):
         model = known.build(oracle, path, parameterization, schedule=schedule, offset=offset)
         n, (k_eps, k_1, k_e, k_probe) = len(x), jax.random.split(key, 4)
         eps, eps_1, eps_e = (jax.random.normal(k, x.shape) for k in (k_eps, k_1, k_e))
-        context, one = Context(jnp.zeros(n)), jnp.ones(n)
+        context, one = Context(), jnp.ones(n)
 
         def coefficients(t):
-            return model.coefficients(model.time_gamma(EMPTY, t))
+            return model.at(EMPTY, t)
 
         at_1 = coefficients(one)
-        at_end = {"at_1": at_1, "log_sigma_1": model.path.log_sigma(at_1.gamma), "eps": eps, "eps_1": eps_1}
+        at_end = {"at_1": at_1, "prior": model.prior(EMPTY), "eps": eps, "eps_1": eps_1}
 
         def eps_hat_fn(t):
             return lambda z: model.predict(EMPTY, z, t, context).eps
@@ -75,8 +75,8 @@ def program(oracle, path, schedule, parameterization):
                 at_s.alpha * x,
                 probes=trace.draw(k_probe, x.shape),
                 trace=trace,
+                process=model.process,
                 span=one,
-                dlogalpha_dgamma=model.path.dlogalpha_dgamma(at_t.gamma),
                 at_s=at_s,
                 at_t=at_t,
                 **at_end,
@@ -98,7 +98,6 @@ def program(oracle, path, schedule, parameterization):
                 x,
                 eps_e=eps_e,
                 span=span,
-                dlogalpha_dgamma=model.path.dlogalpha_dgamma(at_t.gamma),
                 at_t=at_t,
                 at_e=at_e,
                 **at_end,

@@ -27,6 +27,7 @@ import numpy as np
 from flax import linen as nn
 
 from helpers import known, oracles
+from helpers.compose import compose
 from helpers.known import NUM_DIMS, SHAPE, WIDE
 from helpers.known_latents import Enumerated, TableModel, enumerate_subsets, random_table, telling_table
 from jvdm import config as config_lib
@@ -40,7 +41,6 @@ from jvdm.diffusion.per_pixel_schedules import SCHEDULES
 from jvdm.evaluation import passes
 from jvdm.evaluation.ode import ODE
 from jvdm.evaluation.vlb import VLB, for_evaluation
-from jvdm.model import Model
 from jvdm.networks import GammaInput
 
 BITS = NUM_DIMS * math.log(2)  # nats in one bit/dim
@@ -121,13 +121,13 @@ class ExactDenoiser(nn.Module):
     parameterization: str
     dtype: str = "float32"
 
-    def __call__(self, z, gamma, conditioning, *, train=False):
+    def __call__(self, z, gamma, context, *, train=False):
         oracle, flat = ORACLES[self.oracle], z.reshape(-1, NUM_DIMS)
         alpha, sigma = oracles.ALPHA_SIGMA[self.path_name](
             jnp.broadcast_to(gamma, z.shape).reshape(flat.shape), jnp
         )
         subsets = jnp.asarray(enumerate_subsets(oracle.table.m, oracle.table.k), jnp.float32)
-        c = jnp.argmax(conditioning[:, 1:] @ subsets.T, axis=-1)
+        c = jnp.argmax(context.latent @ subsets.T, axis=-1)
         points = jnp.asarray(oracle.mixture.points, jnp.float32)
         residual = (flat[:, None] - alpha[:, None] * points) / sigma[:, None]
         log_joint = jnp.asarray(oracle.table.log_table.T, jnp.float32)[c] - 0.5 * jnp.sum(
@@ -168,16 +168,16 @@ def build(
     options = {} if latent == "gumbel" else {"k": table.k}
     small = {"hidden": 8} if "hidden" in SCHEDULES.options(schedule) else {}
     path_component = PATHS.build(PATHS.spec(path))
-    model = Model(
+    model = compose(
         network=ExactDenoiser(oracle, path, parameterization),
         schedule=SCHEDULES.build(
-            SCHEDULES.spec(schedule, gamma_min=WIDE[0], gamma_max=WIDE[1], **small), image_shape=SHAPE
+            SCHEDULES.spec(schedule, gamma_min=WIDE[0], gamma_max=WIDE[1], **small), data_shape=SHAPE
         ),
         path=path_component,
         parameterization=PARAMETERIZATIONS.build(
             PARAMETERIZATIONS.spec(parameterization), path=path_component
         ),
-        image_shape=SHAPE,
+        data_shape=SHAPE,
         num_levels=NUM_LEVELS,
         timesteps=timesteps,
         time_input=GammaInput(of_pixels=True),

@@ -6,10 +6,9 @@ import pathlib
 import numpy as np
 
 from helpers import tiny
-from jvdm import config as config_lib
-from jvdm.evaluation.ode import SolverError
-from jvdm.evaluation.record import ODESettings, Provenance, Result, Surrogate, Term
+from jvdm.evaluation.record import ODESettings, Provenance, Result, SolverError, Surrogate, Term
 from jvdm.reporting import images as image_lib
+from jvdm.runs import saved
 
 HOSTILE = "</title></script></style><img src=x onerror=alert(1)>\"'&\u202e"
 
@@ -37,7 +36,9 @@ def vlb(**changed):
     """A record of a variational bound."""
     fields = {
         "estimator": "vlb",
+        "description": "VLB, continuous",
         "is_bound": True,
+        "prior": "N(0, sigma_1^2 I)",
         "latent_charge": "exact KL(q || p)",
         "timesteps": 0,
         "time_density": "uniform",
@@ -67,31 +68,37 @@ def ode(**changed):
         trace={"name": "hutchinson", "probes": 2},
         share_probes=True,
         solver={"name": "adaptive", "method": "dopri5", "tolerance": 1e-5},
-        prior="N(0, sigma_1^2 I)",
         mean_nfe=336.2,
         max_nfe=412.0,
         solver_error=SolverError(
             bias=0.0012, standard_error=0.0008, rms=0.002, num_images=16, finer="dopri5 at 1e-06"
         ),
     )
-    return vlb(estimator="ode", ode=settings, time_density=None, num_draws=1, surrogate=None, **changed)
+    fields = {"estimator": "ode", "description": "ODE, truncated normal, K = 4", "ode": settings}
+    return vlb(**fields, time_density=None, num_draws=1, surrogate=None, **changed)
+
+
+def name(record: Result) -> str:
+    """A file name, as an evaluation makes it."""
+    kind = "ode_K4" if record.ode else f"vlb_T{record.timesteps}" if record.timesteps else "vlb_continuous"
+    return f"{kind}_step{record.provenance.step}_{record.num_images}x{record.num_draws}_seed0"
 
 
 def write(path: pathlib.Path, *, config=None, lines=None, records=None, total="bpd") -> pathlib.Path:
     """The workdir: config, metrics, two records, grids, plots."""
     path.mkdir(parents=True)
     c = tiny.config(num_steps=400) if config is None else config
-    (path / "config.json").write_text(config_lib.to_json(c))
+    (path / "config.json").write_text(saved.config_text(c))
     lines = metrics(total=total) if lines is None else lines
     (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     for record in [vlb(), ode()] if records is None else records:
-        record.write(path / "eval" / f"{record.name}.json")
+        record.write(path / "eval" / f"{name(record)}.json")
     rng = np.random.default_rng(0)
-    for name in ("step_00000100", "step_00000200", "samples_16x8x8x1"):
+    for grid in ("step_00000100", "step_00000200", "samples_16x8x8x1"):
         image_lib.write_png(
-            path / "samples" / f"{name}.png", rng.integers(0, 255, (64, 64, 3), dtype=np.uint8)
+            path / "samples" / f"{grid}.png", rng.integers(0, 255, (64, 64, 3), dtype=np.uint8)
         )
-    for name in ("schedule", "pixel_schedules", f"loss_against_gamma_{vlb().name}"):
-        image_lib.write_png(path / "plots" / f"{name}.png", np.full((80, 200, 3), 200, np.uint8))
+    for plot in ("schedule", "pixel_schedules", f"loss_against_gamma_{name(vlb())}"):
+        image_lib.write_png(path / "plots" / f"{plot}.png", np.full((80, 200, 3), 200, np.uint8))
     (path / "checkpoints" / "300").mkdir(parents=True)
     return path

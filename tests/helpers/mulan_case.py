@@ -9,8 +9,9 @@ import numpy as np
 
 from helpers import peers, replays
 from helpers.replays import ROUNDING, jit, per_image
-from jvdm.core.records import Coefficients, Context, Draws, TimeGamma
+from jvdm.core.records import Coefficients, Context, Draws
 from jvdm.diffusion import losses, schedules
+from jvdm.diffusion.process import coefficients
 from jvdm.importers import mulan
 from jvdm.networks import GammaInput
 
@@ -45,7 +46,7 @@ class Replay(replays.Replay):
         self.context = self.context_of(self.io["latent_embedding"])
 
         def encode(params, batch):
-            f = losses.encode(batch.images, model.num_levels)
+            f = losses.encode(batch.x, model.num_levels)
             return model.encoder.apply({"params": params["encoder"]}, f, batch.conditioning)
 
         def schedule(params, t, context):
@@ -56,7 +57,8 @@ class Replay(replays.Replay):
 
     def context_of(self, latent: Any) -> Context:
         """Of the first images, with given latents."""
-        return Context(self.batch.conditioning[: len(latent)], latent=jnp.asarray(latent))
+        first = jax.tree.map(lambda a: a[: len(latent)], self.batch.conditioning)
+        return Context(first, latent=jnp.asarray(latent))
 
     def draws(self, prefix: str = "") -> Draws:
         """As of the other codes, and the latent's."""
@@ -97,7 +99,7 @@ class Replay(replays.Replay):
 
     def coefficients_at(self, t: jax.Array, context: Context) -> Coefficients:
         """At times [b, 1, 1, 1]."""
-        return self.model.coefficients(TimeGamma(*self.schedule(self.ema_params["schedule"], t, context)))
+        return coefficients(self.model.path, *self.schedule(self.ema_params["schedule"], t, context))
 
     def schedule_noise(self, t: jax.Array, context: Context) -> tuple[float, float]:
         """How far a rounding of its weights moves gamma and dgamma/dt at most."""

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from helpers.compose import compose
 from jvdm.diffusion.latents import Gaussian, Gumbel, KHotSurrogate
 from jvdm.diffusion.parameterizations import Noise, Velocity, VelocityFromNoise
 from jvdm.diffusion.paths import Straight, VariancePreserving
@@ -95,16 +96,20 @@ def _ends(settings: dict[str, Any]) -> dict[str, float]:
 
 
 def _model(case: Case, **parts: Any) -> Model:
-    """The model with the parts that all those codes name alike, and the given others."""
+    """The model with the parts that all those codes name alike, and the given others.
+
+    The prior of their variational bounds is N(0, I).
+    """
     settings = case.config["model"]
     common = {
         "network": VDMUNet(num_blocks=settings["sm_n_layer"], **_blocks(settings)),
-        "image_shape": case.io["images"].shape[1:],
+        "data_shape": case.io["images"].shape[1:],
         "num_levels": settings["vocab_size"],
         "timesteps": settings["sm_n_timesteps"],
         "time_input": GammaInput(**_ends(settings)),
+        "prior": "standard",
     }
-    return Model(**(common | parts))
+    return compose(**(common | parts))
 
 
 def _scalar_schedule(case: Case) -> Any:
@@ -118,8 +123,11 @@ def vdm_model(case: Case) -> Model:
     return _model(case, schedule=_scalar_schedule(case), path=VariancePreserving(), parameterization=Noise())
 
 
-def idode_model(case: Case) -> Model:
-    """The model that the settings of a case of the official i-DODE code stand for."""
+def idode_model(case: Case, prior: str = "standard") -> Model:
+    """The model that the settings of a case of the official i-DODE code stand for.
+
+    The prior of its ODE is another than that of its bound: "path", N(0, sigma_1^2 I).
+    """
     settings = case.config["model"]
     path = PATHS[settings["schedule"]]
     return _model(
@@ -129,6 +137,7 @@ def idode_model(case: Case) -> Model:
         parameterization=Velocity(path=path) if settings["velocity"] else Noise(),
         time_density=Importance() if settings["importance"] else UniformDensity(),
         decoder="idode_released",
+        prior=prior,
     )
 
 
@@ -157,7 +166,7 @@ def mulan_model(case: Case) -> Model:
     return _model(
         case,
         schedule=schedules[settings["gamma_type"]](
-            image_shape=case.io["images"].shape[1:],
+            data_shape=case.io["images"].shape[1:],
             hidden=case.config["gamma_n_features"],
             **_ends(settings),
         ),

@@ -17,11 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax.traverse_util import flatten_dict
 
 from helpers import peers, quick
 from jvdm import importers
-from jvdm.core.records import Batch, Context, Draws, LossTerms
-from jvdm.diffusion import divergence, losses
+from jvdm.core.records import Batch, Coefficients, Conditioning, Context, Draws, LossTerms
+from jvdm.diffusion import divergence, losses, samplers
 from jvdm.diffusion.times import stratify
 from jvdm.importers import flax_checkpoint, vdm
 from jvdm.model import Model, objectives
@@ -110,7 +111,9 @@ class Replay:
         self.source = flax_checkpoint.read(case.checkpoint)
         self.params = jax.tree.map(jnp.asarray, self.imported.params)
         self.ema_params = jax.tree.map(jnp.asarray, self.imported.ema_params)
-        self.batch = Batch(jnp.asarray(self.io["images"]), jnp.asarray(self.io["conditioning"]))
+        self.batch = Batch(
+            jnp.asarray(self.io["images"]), Conditioning(augmented=jnp.asarray(self.io["conditioning"]))
+        )
         self.context = Context(self.batch.conditioning)
         self.output = jit(self.model.output)
 
@@ -152,7 +155,14 @@ class Replay:
         """Coefficients of the EMA weights' schedule at times [n]; if it depends on images, the first n's."""
         context = jax.tree.map(lambda a: a[: len(t)], self.context)
         times = jnp.asarray(t, jnp.float32)
-        return self.model.coefficients(self.model.time_gamma(self.ema_params, times, context))
+        return self.model.at(self.ema_params, times, context)
+
+    def step_to(self, at_s: Coefficients, length: float, context: Context | None = None) -> samplers.Step:
+        """A sampler's step of the EMA weights' process."""
+        model = self.model
+        context = self.context if context is None else context
+        schedule, data_range = self.ema_params["schedule"], model.data_map.range
+        return samplers.Step(model.process, schedule, at_s, length, data_range, context)
 
     def need(self, key: str) -> None:
         """Skips a test of what the case does not have."""
@@ -230,13 +240,13 @@ class Replay:
         That is f times a rounding, the same in all dimensions.
         """
         slope, rounding = self._reconstruction_slope(draws)
-        f = np.asarray(losses.encode(self.batch.images, self.model.num_levels), np.float64)
+        f = np.asarray(losses.encode(self.batch.x, self.model.num_levels), np.float64)
         return rounding * np.abs(np.sum(slope * f, axis=(1, 2, 3)))
 
     def _reconstruction_slope(self, draws: Draws) -> tuple[np.ndarray, float]:
         """The term's gradient in eps_0, and two roundings of 1 in the units of eps_0."""
         gamma_0 = self.coefficients([0.0]).gamma
-        slope = np.asarray(self._slope(draws.eps_0, gamma_0, self.batch.images), np.float64)
+        slope = np.asarray(self._slope(draws.eps_0, gamma_0, self.batch.x), np.float64)
         return slope, 2.0 * ROUNDING * float(jnp.exp(-0.5 * gamma_0).ravel()[0])
 
     def prior_rounding(self) -> float:
@@ -264,14 +274,14 @@ class Replay:
 
     def by_source(self, tree: Any) -> dict[str, np.ndarray]:
         """Leaves of a tree like the model's parameters, un-stacked, by the peer's names, in float64."""
-        ours = self.like_source(flax_checkpoint.flatten(jax.device_get(tree)))
+        ours = self.like_source(flatten_dict(jax.device_get(tree), sep="/"))
         return {
             leaf.source: np.asarray(
                 ours[leaf.target] if leaf.entry is None else ours[leaf.target][leaf.entry]
             )
             .astype(np.float64)
             .ravel()
-            for leaf in self.correspondence(flax_checkpoint.flatten(self.source.params))
+            for leaf in self.correspondence(flatten_dict(self.source.params, sep="/"))
         }
 
     def like_source(self, ours: dict[str, Any]) -> dict[str, Any]:
@@ -300,7 +310,7 @@ def check_weights(replay: Replay) -> None:
         (imported.params, replay.source.params),
         (imported.ema_params, replay.source.ema_params),
     ):
-        ours, theirs = replay.by_source(ours), flax_checkpoint.flatten(theirs)
+        ours, theirs = replay.by_source(ours), flatten_dict(theirs, sep="/")
         assert set(ours) == set(theirs)
         for name, array in theirs.items():
             np.testing.assert_array_equal(ours[name], array.ravel(), err_msg=name)
@@ -343,7 +353,7 @@ def check_gradient(replay: Replay, relative: float) -> None:
     note("gradient, part of tolerance", used)
 
 
-def check_optimizer_step(replay: Replay, relative: float, *, product: float = 0.0) -> None:
+def check_optimizer_step(replay: Replay, relative: float) -> None:
     """AdamW with the released mask: weight decay on every leaf that is not called bias; then the EMA.
 
     Adam's first update is g / (|g| + 1e-8), the sign of g unless g is tiny. It grows with g, so a
@@ -353,8 +363,6 @@ def check_optimizer_step(replay: Replay, relative: float, *, product: float = 0.
     Args:
         replay: the case.
         relative: of `gradient_tolerance`.
-        product: 1 counts the product of both errors in the dot product of update and gradient, for cases
-            in which all of a leaf's gradient is noise, theirs many times ours.
     """
     rate, eps, ema_rate = 2e-4, 1e-8, 0.9999
     # All of it is elementwise: two long leaves compile sooner than a hundred.
@@ -405,7 +413,9 @@ def check_optimizer_step(replay: Replay, relative: float, *, product: float = 0.
         delta = new[name] - p
         close(name, np.linalg.norm(delta), io["train_step_delta_params_l2"][i], np.linalg.norm(off))
         close(name, delta @ p, io["train_step_delta_params_dot_params"][i], off @ np.abs(p))
-        bound = off @ (np.abs(g) + product * d) + d * np.sum(np.abs(delta))
+        # |delta' . g' - delta . g| <= off . |g'| + d |delta|. Where all of a leaf's gradient is noise, theirs
+        # may be many times ours, and |g'| as large as d.
+        bound = off @ (np.abs(g) + d) + d * np.sum(np.abs(delta))
         close(name, delta @ g, io["train_step_delta_params_dot_grad"][i], bound)
         if not with_ema:
             continue

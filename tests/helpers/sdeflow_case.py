@@ -5,10 +5,10 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict
 
 from helpers import peers
-from jvdm.importers import sdeflow, torch_archive
-from jvdm.importers.flax_checkpoint import flatten
+from jvdm.importers import sdeflow, torch_archive, torch_modules
 from jvdm.networks.ddpm_unet import DDPMUNet
 
 
@@ -55,7 +55,7 @@ def load_case(case: peers.Case | str) -> Case:
         config=case.config,
         io=case.io,
         step=imported.step,
-        source=torch_archive.state_dict(torch_archive.read(path)[0]),
+        source=torch_modules.state_dict(torch_archive.read(path)[0]),
     )
 
 
@@ -87,7 +87,7 @@ def by_source(case: Case, tree: Any) -> dict[str, np.ndarray]:
 
     What belongs to the conditioning, which sdeflow does not have, is left out.
     """
-    leaves = flatten(tree)
+    leaves = flatten_dict(tree, sep="/")
     result = {}
     for leaf in sdeflow.correspondence(case.source):
         array, shape = np.asarray(leaves[leaf.target]), case.source[leaf.source].shape

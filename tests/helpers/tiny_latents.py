@@ -43,7 +43,7 @@ def setting(name, schedule="polynomial"):
 
 def batch(seed=0, b=B):
     """Images that are noise."""
-    return Batch(jnp.asarray(tiny.images(b, seed)), jnp.zeros(b))
+    return Batch(jnp.asarray(tiny.images(b, seed)))
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -4,15 +4,17 @@ import dataclasses
 
 import numpy as np
 import pytest
-from test_torch_archive import Name, Zip, encode, tensor
+from flax.traverse_util import flatten_dict
+from helpers.compose import compose, with_process
+from helpers.torch_files import Name, Zip, encode, tensor
 
 from jvdm import importers
 from jvdm.core.errors import UserError
 from jvdm.diffusion.parameterizations import DataPrediction, Noise
 from jvdm.diffusion.paths import Straight, VariancePreserving
 from jvdm.diffusion.schedules import FixedLinear, LearnedScalar, MonotoneNetworkReleased
-from jvdm.importers import addtt, flax_checkpoint
-from jvdm.model import Model
+from jvdm.diffusion.transforms import Logit
+from jvdm.importers import addtt
 from jvdm.networks import GammaInput, TimeInput
 from jvdm.networks.unet import VDMUNet
 
@@ -32,7 +34,7 @@ SETTINGS = {
 }
 
 
-def model(schedule=None, image_shape=(8, 8, IMAGE_CHANNELS), **network):
+def model(schedule=None, data_shape=(8, 8, IMAGE_CHANNELS), **network):
     options = {
         "channels": CHANNELS,
         "num_blocks": DEPTH,
@@ -42,13 +44,13 @@ def model(schedule=None, image_shape=(8, 8, IMAGE_CHANNELS), **network):
         "fourier_last": 6,
         "norm_epsilon": 1e-5,
     }
-    return Model(
+    return compose(
         network=VDMUNet(**{**options, **network}),
         schedule=schedule or LearnedScalar(),
         time_input=GammaInput(gamma_min=-13.3, gamma_max=5.0),
         path=VariancePreserving(),
         parameterization=Noise(),
-        image_shape=image_shape,
+        data_shape=data_shape,
         num_levels=256,
     )
 
@@ -143,19 +145,16 @@ def write(tmp_path):
     return write
 
 
+EMA = {"initted": np.ones(1, np.float32), "step": np.array([7])}
+EMA_0_8 = {"initted": np.array(True), "step": np.array(7)}  # as ema-pytorch 0.8 writes it
+
+
 @pytest.mark.parametrize(
-    ("options", "schedule"),
+    ("options", "schedule", "ema"),
     [
-        ({"depth": 1, "attention": True}, LearnedScalar()),
-        ({"depth": 11, "dropout": False, "schedule": "fixed"}, FixedLinear()),
-        ({"fourier": False, "attention": True, "dropout": False}, LearnedScalar()),
-    ],
-)
-@pytest.mark.parametrize(
-    "ema",
-    [
-        {"initted": np.ones(1, np.float32), "step": np.array([7])},
-        {"initted": np.array(True), "step": np.array(7)},  # as ema-pytorch 0.8 writes it
+        ({"depth": 1, "attention": True}, LearnedScalar(), EMA),
+        ({"depth": 11, "dropout": False, "schedule": "fixed"}, FixedLinear(), EMA_0_8),
+        ({"fourier": False, "attention": True, "dropout": False}, LearnedScalar(), EMA),
     ],
 )
 def test_every_leaf_arrives(write, options, schedule, ema):
@@ -171,7 +170,7 @@ def test_every_leaf_arrives(write, options, schedule, ema):
     imported = importers.load("addtt", write(params, ema_params, settings=settings, ema=ema), target)
     assert imported.step == 7
     for found, ours in ((params, imported.params), (ema_params, imported.ema_params)):
-        values = np.concatenate([a.ravel() for a in flax_checkpoint.flatten(ours).values()])
+        values = np.concatenate([a.ravel() for a in flatten_dict(ours, sep="/").values()])
         assert values.dtype == np.float32
         # All of them, and the row of the conditioning.
         expected = np.concatenate([*(a.ravel() for a in found.values()), np.zeros(4 * CHANNELS)])
@@ -180,7 +179,7 @@ def test_every_leaf_arrives(write, options, schedule, ema):
 
 def test_order_of_axes():
     found = source(attention=True)
-    ours = flax_checkpoint.flatten(addtt.convert(found))
+    ours = flatten_dict(addtt.convert(found), sep="/")
 
     def same(path, expected):
         np.testing.assert_array_equal(ours[path], expected, err_msg=path)
@@ -200,7 +199,7 @@ def test_order_of_axes():
         packed = found["model.down_blocks.1.attention_block.layers.1.weight"][part, :, 0, 0].T
         np.testing.assert_array_equal(ours[f"network/down/attention/{name}/kernel"][1], packed)
         same(f"network/middle_attention/{name}/bias", found["model.mid_attn_block.layers.1.bias"][part])
-    # sin 5: z0 z1 z2, sin 6: z0 z1 z2, cos likewise -> sin z0: 5 6, sin z1: 5 6, ...
+    # sin 5: z0 z1 z2, sin 6: z0 z1 z2, and the cosines -> sin z0: 5 6, sin z1: 5 6, ...
     order = [0, 1, 2, 3, 6, 4, 7, 5, 8, 9, 12, 10, 13, 11, 14]
     same("network/conv_in/kernel", found["model.conv_in.weight"].transpose(2, 3, 1, 0)[:, :, order])
     assert ours["schedule/b"].shape == ours["schedule/w"].shape == ()
@@ -218,26 +217,26 @@ def test_forms_of_the_path(write, tmp_path, form):
     assert importers.load("addtt", str(path), model()).step == 7
 
 
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
-def test_other_precisions_become_float32(dtype):
-    import ml_dtypes
+def test_other_precisions_become_float32():
+    for dtype in ["float16", "bfloat16", "float64"]:
+        import ml_dtypes
 
-    found = {name: a.astype(getattr(ml_dtypes, dtype, dtype)) for name, a in source().items()}
-    leaves = flax_checkpoint.flatten(addtt.convert(found)).values()
-    assert {a.dtype for a in leaves} == {np.dtype(np.float32)}
-
-
-@pytest.mark.parametrize("step", [5, np.array(5), np.array([5])])
-def test_forms_of_the_step(write, step):
-    storages = {"step": step} if isinstance(step, np.ndarray) else {}
-    path = write(source(), step=tensor("step", step) if storages else step, ema=storages or None)
-    assert addtt.read(path).step == 5
+        found = {name: a.astype(getattr(ml_dtypes, dtype, dtype)) for name, a in source().items()}
+        leaves = flatten_dict(addtt.convert(found), sep="/").values()
+        assert {a.dtype for a in leaves} == {np.dtype(np.float32)}
 
 
-@pytest.mark.parametrize("step", [-1, True, 1.5, "5", None])
-def test_not_a_step(write, step):
-    with pytest.raises(UserError, match=r"model\.pt: 'step' is a \w+, not a number of steps"):
-        addtt.read(write(source(), step=step))
+def test_forms_of_the_step(write):
+    for step in [5, np.array(5), np.array([5])]:
+        storages = {"step": step} if isinstance(step, np.ndarray) else {}
+        path = write(source(), step=tensor("step", step) if storages else step, ema=storages or None)
+        assert addtt.read(path).step == 5
+
+
+def test_not_a_step(write):
+    for step in [-1, True, 1.5, "5", None]:
+        with pytest.raises(UserError, match=r"model\.pt: 'step' is (an? \w+|None), not a number of steps"):
+            addtt.read(write(source(), step=step))
 
 
 STATES = {
@@ -246,67 +245,67 @@ STATES = {
     "empty": ({}, "it has no 'step' (keys: none)"),
     "no average": ({"step": 1, "model": {}}, "it has no 'ema'"),
     "average": ({"step": 1, "model": {}, "ema": [1]}, "'ema' is a list, not a dict"),
-    "model": ({"step": 1, "model": 3, "ema": {}}, "'model' is a int, not a dict"),
+    "model": ({"step": 1, "model": 3, "ema": {}}, "'model' is an int, not a dict"),
     "empty model": (
         {"step": 1, "model": {}, "ema": {}},
-        "'model' has not the parameters of addtt's VDM code",
+        "'model' does not have the parameters of addtt's VDM code",
     ),
-    "no tensor": ({"step": 1, "model": {"a": 3}, "ema": {}}, "'model' has a int at 'a', not a tensor"),
-    "no name": ({"step": 1, "model": {3: 3}, "ema": {}}, "'model' has a int at 3, not a tensor"),
+    "no tensor": ({"step": 1, "model": {"a": 3}, "ema": {}}, "'model' has an int at 'a', not a tensor"),
+    "no name": ({"step": 1, "model": {3: 3}, "ema": {}}, "'model' has an int at 3, not a tensor"),
 }
 
 
-@pytest.mark.parametrize("state", STATES)
-def test_another_file_of_pytorch(tmp_path, state):
-    value, message = STATES[state]
-    (tmp_path / "model.pt").write_bytes(Zip(value).data())
-    with pytest.raises(UserError) as caught:
-        addtt.read(tmp_path)
-    assert message in str(caught.value) and "model.pt" in str(caught.value)
-    assert len(str(caught.value).splitlines()) == 1
+def test_another_file_of_pytorch(tmp_path):
+    for state in STATES:
+        value, message = STATES[state]
+        (tmp_path / "model.pt").write_bytes(Zip(value).data())
+        with pytest.raises(UserError) as caught:
+            addtt.read(tmp_path)
+        assert message in str(caught.value) and "model.pt" in str(caught.value)
+        assert len(str(caught.value).splitlines()) == 1
 
 
 def test_an_average_that_lacks_a_leaf(write):
     ema_params = source(1)
     del ema_params["model.conv_in.bias"]
     with pytest.raises(
-        UserError, match=r"'ema' has not the parameters .*: 'model\.conv_in\.bias' is missing"
+        UserError, match=r"'ema' does not have the parameters .*: 'model\.conv_in\.bias' is missing"
     ):
         addtt.read(write(source(), ema_params))
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "model.down_blocks.1.resnet_block.net1.2.weight",
-        "model.up_blocks.2.resnet_block.skip_conv.bias",
-        "model.down_blocks.0.attention_block.layers.1.bias",
-        "model.mid_resnet_block_1.net2.3.weight",
-        "model.conv_out.2.bias",
-        "gamma.w",
-    ],
-)
-def test_missing_leaf(name):
-    found = source(attention=True)
-    del found[name]
-    with pytest.raises(UserError, match=f"'{name}' is missing"):
-        addtt.convert(found)
+MISSING = [
+    "model.down_blocks.1.resnet_block.net1.2.weight",
+    "model.up_blocks.2.resnet_block.skip_conv.bias",
+    "model.down_blocks.0.attention_block.layers.1.bias",
+    "model.mid_resnet_block_1.net2.3.weight",
+    "model.conv_out.2.bias",
+    "gamma.w",
+]
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "model.down_blocks.0.resnet_block.skip_conv.weight",
-        "model.mid_resnet_block_1.net2.2.weight",
-        "model.conv_in.scale",
-        "gamma.gamma",
-        "encoder.weight",
-    ],
-)
-def test_surplus_leaf(name):
-    found = {**source(), name: np.zeros(3, np.float32)}
-    with pytest.raises(UserError, match=f"'{name}' is not expected"):
-        addtt.convert(found)
+def test_missing_leaf():
+    for name in MISSING:
+        found = source(attention=True)
+        del found[name]
+        with pytest.raises(UserError, match=f"'{name}' is missing"):
+            addtt.convert(found)
+
+
+SURPLUS = [
+    "model.down_blocks.0.resnet_block.skip_conv.weight",
+    "model.mid_resnet_block_1.net2.2.weight",
+    "model.conv_in.scale",
+    "gamma.gamma",
+    "encoder.weight",
+]
+
+
+def test_surplus_leaf():
+    for name in SURPLUS:
+        found = {**source(), name: np.zeros(3, np.float32)}
+        with pytest.raises(UserError, match=f"'{name}' is unexpected"):
+            addtt.convert(found)
 
 
 def test_absurd_number_of_a_block():
@@ -315,41 +314,41 @@ def test_absurd_number_of_a_block():
         addtt.convert(found)
 
 
-@pytest.mark.parametrize(
-    ("name", "value", "message"),
-    [
-        ("model.conv_in.bias", np.zeros(8, np.int32), "holds int32, not floating point"),
-        ("model.conv_in.bias", np.full(8, np.nan, np.float32), "has values that are not finite"),
-        ("model.conv_in.bias", np.zeros((8, 1), np.float32), r"has shape \(8, 1\)"),
-        ("model.conv_in.weight", np.zeros((8, 15, 5, 5), np.float32), r"has shape \(8, 15, 5, 5\)"),
-        ("model.conv_in.weight", np.zeros((8, 15), np.float32), r"has shape \(8, 15\)"),
-        (
-            "model.conv_in.weight",
-            np.zeros((8, 10, 3, 3), np.float32),
-            "has 10 inputs, which are not of 3 channels",
-        ),
-        (
-            "model.conv_in.weight",
-            np.zeros((8, 2, 3, 3), np.float32),
-            "has 2 inputs, which are not of 3 channels",
-        ),
-        ("model.conv_in.weight", np.zeros((0, 15, 3, 3), np.float32), r"has shape \(0, 15, 3, 3\)"),
-        ("model.conv_out.2.bias", np.zeros(0, np.float32), "which are not of 0 channels"),
-        ("model.mid_attn_block.layers.1.bias", np.zeros(25, np.float32), "has 25 outputs"),
-        (
-            "model.up_blocks.1.resnet_block.net1.0.bias",
-            np.zeros(9, np.float32),
-            "has not the shape of its fellow",
-        ),
-        ("model.embed_conditioning.0.weight", np.array(1.0, np.float32), r"has shape \(\)"),
-        ("gamma.b", np.zeros(2, np.float32), r"has shape \(2,\)"),
-    ],
-)
-def test_leaf_that_fits_nowhere(name, value, message):
-    with pytest.raises(
-        UserError, match=f"'model': '{name}' {message}" if "not of 0" not in message else message
-    ):
-        addtt.convert({**source(), name: value})
+LEAVES = [
+    ("model.conv_in.bias", np.zeros(8, np.int32), "holds int32, not floating point"),
+    ("model.conv_in.bias", np.full(8, np.nan, np.float32), "has values that are not finite"),
+    ("model.conv_in.bias", np.zeros((8, 1), np.float32), r"has shape \(8, 1\)"),
+    ("model.conv_in.weight", np.zeros((8, 15, 5, 5), np.float32), r"has shape \(8, 15, 5, 5\)"),
+    ("model.conv_in.weight", np.zeros((8, 15), np.float32), r"has shape \(8, 15\)"),
+    (
+        "model.conv_in.weight",
+        np.zeros((8, 10, 3, 3), np.float32),
+        "has 10 inputs, which cannot be of 3 channels",
+    ),
+    (
+        "model.conv_in.weight",
+        np.zeros((8, 2, 3, 3), np.float32),
+        "has 2 inputs, which cannot be of 3 channels",
+    ),
+    ("model.conv_in.weight", np.zeros((0, 15, 3, 3), np.float32), r"has shape \(0, 15, 3, 3\)"),
+    ("model.conv_out.2.bias", np.zeros(0, np.float32), "which cannot be of 0 channels"),
+    ("model.mid_attn_block.layers.1.bias", np.zeros(25, np.float32), "has 25 outputs"),
+    (
+        "model.up_blocks.1.resnet_block.net1.0.bias",
+        np.zeros(9, np.float32),
+        r"has shape \(9,\), but entry 0 of its stack has \(16,\)",
+    ),
+    ("model.embed_conditioning.0.weight", np.array(1.0, np.float32), r"has shape \(\)"),
+    ("gamma.b", np.zeros(2, np.float32), r"has shape \(2,\)"),
+]
+
+
+def test_leaf_that_fits_nowhere():
+    for name, value, message in LEAVES:
+        with pytest.raises(
+            UserError, match=f"'model': '{name}' {message}" if "of 0 channels" not in message else message
+        ):
+            addtt.convert({**source(), name: value})
 
 
 # Settings, and models that do not fit.
@@ -379,7 +378,7 @@ MISFITS = {
     ),
     "images": (
         {},
-        {"image_shape": (8, 8, 1)},
+        {"data_shape": (8, 8, 1)},
         "images have 1 channels, but input_channels of config.yaml is 3",
     ),
     "ends": (
@@ -395,13 +394,13 @@ MISFITS = {
 }
 
 
-@pytest.mark.parametrize("misfit", MISFITS)
-def test_settings_of_another_model(write, misfit):
-    settings, options, message = MISFITS[misfit]
-    with pytest.raises(UserError) as caught:
-        importers.load("addtt", write(source(), settings=settings), model(**options))
-    assert message in str(caught.value)
-    assert len(str(caught.value).splitlines()) == 1
+def test_settings_of_another_model(write):
+    for misfit in MISFITS:
+        settings, options, message = MISFITS[misfit]
+        with pytest.raises(UserError) as caught:
+            importers.load("addtt", write(source(), settings=settings), model(**options))
+        assert message in str(caught.value)
+        assert len(str(caught.value).splitlines()) == 1
 
 
 SHAPES = {
@@ -410,7 +409,7 @@ SHAPES = {
     "attention": ({"attention": True}, "config.network.attention? the checkpoint's is False"),
     "fourier": ({"fourier": False}, "config.network.fourier?"),
     "schedule": ({"schedule": FixedLinear()}, "config.schedule.name? the checkpoint's is learned_scalar"),
-    "images": ({"image_shape": (8, 8, 1)}, "for images of 3 channels, not 1"),
+    "images": ({"data_shape": (8, 8, 1)}, "for images of 3 channels, not 1"),
 }
 
 
@@ -425,26 +424,29 @@ def test_model_of_other_shape_without_settings(write, tmp_path, misfit):
 
 
 NEEDS = {
-    "epsilon": (model(norm_epsilon=1e-6), "config.network.norm_epsilon=1e-5, not 1e-06"),
+    "epsilon": (model(norm_epsilon=1e-6), "config.network.norm_epsilon=1e-05, not 1e-06"),
     "exponents": (
         model(fourier_first=6, fourier_last=7),
-        "config.network.fourier_first=5 and config.network.fourier_last=6, not 6 and 7",
+        "config.network.fourier_first=5, not 6",
     ),
+    "last exponent": (model(fourier_last=7), "config.network.fourier_last=6, not 7"),
+    "network": (dataclasses.replace(model(), network=FixedLinear()), "config.network.name=vdm_unet"),
+    "data map": (dataclasses.replace(model(), data_map=Logit()), "config.data_map.name=scaling"),
     "output": (
         dataclasses.replace(model(), parameterization=DataPrediction()),
         "config.parameterization.name=noise",
     ),
-    "path": (dataclasses.replace(model(), path=Straight()), "config.path.name=variance_preserving"),
+    "path": (with_process(model(), path=Straight()), "config.path.name=variance_preserving"),
     "time": (dataclasses.replace(model(), time_input=TimeInput()), "config.model.time_input=gamma"),
 }
 
 
-@pytest.mark.parametrize("need", NEEDS)
-def test_settings_that_no_shape_reveals(write, need):
-    target, message = NEEDS[need]
-    with pytest.raises(UserError) as caught:
-        importers.load("addtt", write(source()), target)
-    assert f"a checkpoint of addtt's VDM code needs {message}" in str(caught.value)
+def test_settings_that_no_shape_reveals(write):
+    for need in NEEDS:
+        target, message = NEEDS[need]
+        with pytest.raises(UserError) as caught:
+            importers.load("addtt", write(source()), target)
+        assert f"a checkpoint of addtt's VDM code needs {message}" in str(caught.value)
 
 
 def test_exponents_do_not_matter_without_fourier_features(write):
@@ -470,5 +472,5 @@ def test_names_of_the_average_that_are_no_text(tmp_path):
     params = source()
     value = {"step": 1, "model": {name: tensor(name, a) for name, a in params.items()}, "ema": ema}
     (tmp_path / "model.pt").write_bytes(Zip(value, params).data())
-    with pytest.raises(UserError, match="'ema' has not the parameters"):
+    with pytest.raises(UserError, match="'ema' does not have the parameters"):
         addtt.read(tmp_path)

@@ -2,13 +2,17 @@
 
 import dataclasses
 
+import ml_dtypes
 import msgpack
 import numpy as np
 import pytest
 from flax import serialization
+from flax.traverse_util import flatten_dict
 
 from jvdm.core.errors import UserError
 from jvdm.importers import flax_checkpoint
+
+DTYPES = ("bfloat16", "float16", "float64", "uint8", "bool")
 
 
 def example_state():
@@ -45,7 +49,7 @@ def with_leaf(leaf):
 
 
 def check_equal(ours, theirs):
-    ours, theirs = flax_checkpoint.flatten(ours), flax_checkpoint.flatten(theirs)
+    ours, theirs = flatten_dict(ours, sep="/"), flatten_dict(theirs, sep="/")
     assert set(ours) == set(theirs)
     for path, array in theirs.items():
         assert ours[path].dtype == array.dtype
@@ -77,50 +81,44 @@ def test_arrays_in_chunks(monkeypatch):
     check_equal(flax_checkpoint.decode(data, "FILE").params, state["params"])
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64", "uint8", "bool"])
-def test_dtypes(dtype):
-    import jax.numpy as jnp
-
-    array = np.asarray(jnp.array([0, 1, 1]), dtype=jnp.dtype(dtype))
-    checkpoint = flax_checkpoint.decode(written(params={"a": array}), "FILE")
-    check_equal(checkpoint.params, {"a": array})
+def test_dtypes():
+    arrays = {dtype: np.array([0, 1, 1]).astype(getattr(ml_dtypes, dtype, dtype)) for dtype in DTYPES}
+    check_equal(flax_checkpoint.decode(written(params=arrays), "FILE").params, arrays)
 
 
-@pytest.mark.parametrize("step", [np.int32(5), np.array(5, np.int64), 5])
-def test_forms_of_the_step(step):
-    assert flax_checkpoint.decode(written(step=step), "FILE").step == 5
+def test_forms_of_the_step():
+    for step in (np.int32(5), np.array(5, np.int64), 5):
+        assert flax_checkpoint.decode(written(step=step), "FILE").step == 5
 
 
-@pytest.mark.parametrize("step", [-1, True, 1.5, "5", None, np.float32(5), np.array([5])])
-def test_not_a_step(step):
-    assert "'step'" in error_of(written(step=step))
+def test_not_a_step():
+    for step in (-1, True, 1.5, "5", None, np.float32(5), np.array([5])):
+        assert "'step' is" in error_of(written(step=step))
 
 
-@pytest.mark.parametrize("key", ["step", "params", "ema_params"])
-def test_missing_key(key):
-    state = example_state()
-    del state[key]
-    assert f"no '{key}'" in error_of(serialization.msgpack_serialize(state))
+def test_missing_key():
+    for key in ["step", "params", "ema_params"]:
+        state = example_state()
+        del state[key]
+        assert f"no '{key}'" in error_of(serialization.msgpack_serialize(state))
 
 
-@pytest.mark.parametrize("cut", [0, 1, 10, 0.5, -1])
-def test_truncated(cut):
+def test_truncated():
     data = written()
-    assert "truncated or corrupt" in error_of(data[: int(len(data) * cut) if isinstance(cut, float) else cut])
+    for cut in (0, 1, 10, len(data) // 2, -1):
+        assert "truncated or corrupt" in error_of(data[:cut])
 
 
 def test_trailing_bytes():
     assert "truncated or corrupt" in error_of(written() + b"\0")
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("tree", ["params", "ema_params"])
-def test_not_finite(tree, value):
-    state = example_state()
-    state[tree]["net"]["conv"]["kernel"][1, 2, 0, 3] = value
-    message = error_of(written(state))
-    assert f"'{tree}/net/conv/kernel'" in message
-    assert "not finite" in message
+def test_not_finite(tree):
+    for value in (np.nan, np.inf, -np.inf):
+        state = example_state()
+        state[tree]["net"]["conv"]["kernel"][1, 2, 0, 3] = value
+        assert f"'{tree}/net/conv/kernel' has values that are not finite" in error_of(written(state))
 
 
 def test_the_optimizers_state_is_left_aside():
@@ -129,65 +127,93 @@ def test_the_optimizers_state_is_left_aside():
     assert {field.name for field in dataclasses.fields(read)} == {"step", "params", "ema_params"}
 
 
-@pytest.mark.parametrize("leaf", [1.0, "text", None, [1.0, 2.0], b"bytes", msgpack.ExtType(2, b""), True])
-def test_leaf_that_is_no_array(leaf):
-    assert "'params/net/kernel'" in error_of(with_leaf(leaf))
+def test_not_a_tree():
+    for tree in (5, [1], None):
+        assert "'ema_params' is" in error_of(msgpack.packb({"step": 1, "params": {}, "ema_params": tree}))
 
 
-@pytest.mark.parametrize(
-    "leaf",
-    [
+def test_leaf_that_is_not_an_array():
+    other = msgpack.ExtType(2, msgpack.packb(([4], "int8", b"1234")))
+    for leaf in (1.0, "text", None, [1.0, 2.0], b"bytes", other, True):
+        message = error_of(with_leaf(leaf))
+        assert "'params/net/kernel' is" in message and "not an array" in message
+
+
+# By message: leaves of the file.
+ARRAYS = {
+    "bytes; ": [
         array_extension([2, 2], "float32", b"\0" * 15),
         array_extension([2**40, 2**40], "float32", b"\0" * 16),
         array_extension([2**62, 4], "float32", b""),
-        array_extension([0, 2**62, 2**62], "float32", b""),
+        array_extension([1], "int8", b"\0" * 2),
+    ],
+    "has an impossible shape": [array_extension([0, 2**62, 2**62], "float32", b"")],
+    "has no valid shape": [
         array_extension([-1, -4], "float32", b"\0" * 16),
         array_extension([-1], "float32", b"\0" * 16),
         array_extension([True, 4], "float32", b"\0" * 16),
         array_extension([4.0], "float32", b"\0" * 16),
-        array_extension([1] * 65, "float32", b"\0" * 4),
-        array_extension([1] * 64 + [1], "float32", b"\0" * 4),
+        array_extension("4", "float32", b"\0" * 16),
+        array_extension(4, "float32", b"\0" * 16),
+    ],
+    "has dtype": [
         array_extension([4], "object", b"\0" * 32),
         array_extension([4], "V4", b"\0" * 16),
         array_extension([4], ["float32"], b"\0" * 16),
-        array_extension([4], "float32", "text"),
-        array_extension("4", "float32", b"\0" * 16),
+    ],
+    "holds a str, not bytes": [array_extension([4], "float32", "text")],
+    "is not an array of shape, dtype and bytes": [
         msgpack.ExtType(1, msgpack.packb([[4], "float32"])),
+        msgpack.ExtType(1, msgpack.packb("abc")),
+    ],
+    "is not an array (": [
+        array_extension([1] * 65, "float32", b"\0" * 4),
         msgpack.ExtType(1, b"\xdd\xff\xff\xff\xff"),  # a list of 2^32 - 1
         msgpack.ExtType(1, b"\x91" * 5000),
+        msgpack.ExtType(1, b"\x81\x01\x01"),  # a map
         msgpack.ExtType(1, b""),
     ],
-)
-def test_hostile_array(leaf):
-    assert "'params/net/kernel'" in error_of(with_leaf(leaf))
+}
 
 
-@pytest.mark.parametrize(
-    ("shape", "chunks"),
-    [
+@pytest.mark.parametrize("message", ARRAYS)
+def test_hostile_arrays(message):
+    for leaf in ARRAYS[message]:
+        found = error_of(with_leaf(leaf))
+        assert "'params/net/kernel'" in found and message in found
+
+
+TWO = array_extension([2], "float32", b"\0" * 8)
+# By message: shape and chunks of a leaf.
+CHUNKS = {
+    "does not have flat chunks of one dtype": [
         ({"0": 4}, {}),
-        ({"0": 2**62, "1": 2**62}, {"0": array_extension([2], "float32", b"\0" * 8)}),
-        ({"0": 0, "1": 2**62, "2": 2**62}, {"0": array_extension([0], "float32", b"")}),
-        ({"1": 2}, {"0": array_extension([2], "float32", b"\0" * 8)}),
-        ({"0": 2}, {"1": array_extension([2], "float32", b"\0" * 8)}),
         ({"0": 2}, {"0": array_extension([1, 2], "float32", b"\0" * 8)}),
-        ({"0": 2}, {"0": 1.0}),
-        ({"0": "2"}, {"0": array_extension([2], "float32", b"\0" * 8)}),
-        (None, None),
-        ([2], [array_extension([2], "float32", b"\0" * 8)]),
+        ({"0": 4}, {"0": TWO, "1": array_extension([2], "int32", b"\0" * 8)}),
     ],
-)
-def test_hostile_chunks(shape, chunks):
-    leaf = {"__msgpack_chunked_array__": True, "shape": shape, "chunks": chunks}
-    assert "'params/net/kernel" in error_of(with_leaf(leaf))
+    "chunks of 2 values": [({"0": 2**62, "1": 2**62}, {"0": TWO}), ({"0": 3}, {"0": TWO})],
+    "has an impossible shape": [
+        ({"0": 0, "1": 2**62, "2": 2**62}, {"0": array_extension([0], "float32", b"")})
+    ],
+    "shape' is not a sequence": [({"1": 2}, {"0": TWO}), (None, None), ([2], [TWO])],
+    "chunks' is not a sequence": [({"0": 2}, {"1": TWO})],
+    "chunks/0' is a float, not an array": [({"0": 2}, {"0": 1.0})],
+    "has no valid shape": [({"0": "2"}, {"0": TWO})],
+}
 
 
-@pytest.mark.parametrize(
-    "data",
-    [
-        b"\x80",
-        b"\x93\x01\x02\x03",
-        b"\xc0",
+@pytest.mark.parametrize("message", CHUNKS)
+def test_hostile_chunks(message):
+    for shape, chunks in CHUNKS[message]:
+        found = error_of(with_leaf({"__msgpack_chunked_array__": True, "shape": shape, "chunks": chunks}))
+        assert "'params/net/kernel" in found and message in found
+
+
+# By message: whole files.
+FILES = {
+    "not a training state": [b"\x93\x01\x02\x03", b"\xc0", b"\x01"],
+    "has no 'step' (keys: none)": [b"\x80"],
+    "truncated or corrupt": [
         b"not a checkpoint",
         b"\xdf\xff\xff\xff\xff",  # a map of 2^32 - 1
         b"\xdd\xff\xff\xff\xff" * 1000,
@@ -195,11 +221,15 @@ def test_hostile_chunks(shape, chunks):
         b"\x81\x81\xa1a\x01\x01",  # a map as a key
         b"\x81\xa2\xff\xfe\x01",  # a key that is not UTF-8
         b"\xc6\xff\xff\xff\xff",
-        b"\xd7\xff" + b"\xff" * 8,  # a time stamp
     ],
-)
-def test_hostile_file(data):
-    error_of(data)
+    "": [b"\xd7\xff" + b"\xff" * 8],  # a time stamp, which msgpack's versions read differently
+}
+
+
+@pytest.mark.parametrize("message", FILES)
+def test_hostile_files(message):
+    for data in FILES[message]:
+        assert message in error_of(data)
 
 
 def test_deep_nesting():
@@ -209,53 +239,14 @@ def test_deep_nesting():
     assert "nested deeper" in error_of(written(params=tree))
 
 
-@pytest.mark.parametrize("key", ["a/b", "", "line\nbreak/", "x" * 10_000 + "/"])
-def test_names_of_leaves(key):
-    error_of(written(params={key: np.zeros(1)}))
-
-
-def test_long_and_odd_names_are_one_line():
-    error_of(written(params={"a\nb" * 1000: 1.0}))
-
-
-def mutations(data, count):
-    """Files with a few changed bytes, a piece cut out, repeated or put elsewhere."""
-    rng = np.random.default_rng(0)
-    for i in range(count):
-        mutated = bytearray(data)
-        start, stop = sorted(rng.integers(0, len(data), size=2))
-        match i % 4:
-            case 0:
-                for position in rng.integers(0, len(data), size=rng.integers(1, 6)):
-                    mutated[position] = rng.integers(256)
-            case 1:
-                del mutated[start : min(stop, start + rng.integers(1, 40))]
-            case 2:
-                mutated[start:start] = mutated[stop : stop + rng.integers(1, 40)]
-            case 3:
-                del mutated[start:]
-        yield bytes(mutated)
-
-
-def outcome(data):
-    """The error's message, or the leaves that were read."""
-    try:
-        checkpoint = flax_checkpoint.decode(data, "FILE")
-    except UserError as error:
-        return str(error)
-    trees = (checkpoint.params, checkpoint.ema_params)
-    return [leaf for tree in trees for leaf in flax_checkpoint.flatten(tree).values()]
-
-
-@pytest.mark.parametrize("chunked", [False, True])
-def test_random_damage_is_a_user_error_or_harmless(chunked, monkeypatch):
-    if chunked:
-        monkeypatch.setattr(serialization, "MAX_CHUNK_SIZE", 64)
-    outcomes = [outcome(data) for data in mutations(written(), 600)]
-    messages = [o for o in outcomes if isinstance(o, str)]
-    assert len(messages) > 300
-    assert all(len(message.splitlines()) == 1 for message in messages)
-    assert all(isinstance(leaf, np.ndarray) for o in outcomes if not isinstance(o, str) for leaf in o)
+def test_names_of_leaves():
+    for key in ("a/b", "", "line\nbreak/", "x" * 10_000 + "/"):
+        assert "has an invalid key" in error_of(written(params={key: np.zeros(1)}))
+    leaf = array_extension([1], "int8", b"1")
+    assert "has an invalid key" in error_of(
+        msgpack.packb({"step": 1, "params": {b"a": leaf}, "ema_params": {}})
+    )
+    error_of(written(params={"a\nb" * 1000: 1.0}))  # a long and odd one is still one line
 
 
 @pytest.fixture
@@ -271,19 +262,21 @@ def folder(tmp_path):
     return files
 
 
-@pytest.mark.parametrize(
-    ("path", "step"),
-    [("ckpt-2.flax", 2), ("ckpt-9", 9), ("", 10), ("..", 10)],
-)
-def test_forms_of_the_path(folder, path, step):
-    assert flax_checkpoint.read(folder / path).step == step
-    assert flax_checkpoint.read(str(folder / path)).step == step
+def test_forms_of_the_path(folder):
+    for path, step in {"ckpt-2.flax": 2, "ckpt-9": 9, "": 10, "..": 10}.items():
+        assert flax_checkpoint.read(folder / path).step == step
+        assert flax_checkpoint.read(str(folder / path)).step == step
 
 
-@pytest.mark.parametrize("path", ["ckpt-3", "ckpt-3.flax", "ckpt-1", "nowhere/ckpt-2", "nul\0", "x" * 5000])
-def test_no_such_path(folder, path):
-    with pytest.raises(UserError, match="no checkpoint"):
-        flax_checkpoint.read(folder / path)
+def test_no_such_path(folder):
+    for path in ("ckpt-3", "ckpt-3.flax", "ckpt-1", "nowhere/ckpt-2", "nul\0", "x" * 5000):
+        with pytest.raises(UserError, match="no checkpoint"):
+            flax_checkpoint.read(folder / path)
+
+
+def test_nowhere(tmp_path):
+    with pytest.raises(UserError, match="the path does not exist"):
+        flax_checkpoint.read(tmp_path / "nowhere")
 
 
 def test_folder_without_checkpoints(tmp_path):

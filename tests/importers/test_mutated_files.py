@@ -21,10 +21,12 @@ from jvdm import importers
 from jvdm.core.errors import UserError
 from jvdm.importers import shapes
 
+pytestmark = pytest.mark.long
+
 SETTINGS = hypothesis.settings(
     derandomize=True,
     deadline=None,
-    max_examples=100,
+    max_examples=40,
     database=None,
     suppress_health_check=list(hypothesis.HealthCheck),
 )
@@ -118,7 +120,7 @@ def check_all(source, path, file, model, change, monkeypatch):
     check()
 
 
-@pytest.mark.parametrize("source", ["vdm", "idode", "mulan"])
+@pytest.mark.parametrize("source", ["vdm", "mulan"])
 def test_flax(write_flax, tmp_path, source, monkeypatch):  # noqa: F811
     if source == "mulan":
         options, model = test_mulan_import.CASES["attention"]

@@ -4,7 +4,9 @@ import dataclasses
 
 import numpy as np
 import pytest
-from test_torch_archive import Zip, module, tensor
+from flax.traverse_util import flatten_dict
+from helpers.compose import compose, with_process
+from helpers.torch_files import Zip, module, tensor
 
 from jvdm import importers
 from jvdm.core.errors import UserError
@@ -13,8 +15,6 @@ from jvdm.diffusion.paths import Straight, SubVariancePreserving, VariancePreser
 from jvdm.diffusion.schedules import FixedLinear, LinearBeta
 from jvdm.diffusion.transforms import SCALING, Logit
 from jvdm.importers import sdeflow
-from jvdm.importers.flax_checkpoint import flatten
-from jvdm.model import Model
 from jvdm.networks import GammaInput, TimeInput
 from jvdm.networks.ddpm_unet import DDPMUNet
 
@@ -32,13 +32,13 @@ NETWORK = {
 
 def model(network=None, **parts):
     """The model of a `Source`, with another network's options or other parts."""
-    return Model(
+    return compose(
         **{
             "network": DDPMUNet(**{**NETWORK, **(network or {})}),
             "schedule": LinearBeta(noise_path=PATH),
             "path": PATH,
             "parameterization": Drift(),
-            "image_shape": (8, 8, 1),
+            "data_shape": (8, 8, 1),
             "num_levels": 256,
             "time_input": TimeInput(),
             "data_map": Logit(),
@@ -172,15 +172,15 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES)
 def test_every_leaf_arrives(write, case):
-    source, network, image_shape = CASES[case]
+    source, network, data_shape = CASES[case]
     tree = Source().tree(**source)
     path = write(tree)
-    imported = importers.load("sdeflow", path, model(network, image_shape=image_shape))
+    imported = importers.load("sdeflow", path, model(network, data_shape=data_shape))
     assert imported.step == 7
     assert imported.ema_params is imported.params
     assert set(imported.params) == {"network", "schedule"}
     assert imported.params["schedule"] == {}
-    ours = flatten(imported.params["network"])
+    ours = flatten_dict(imported.params["network"], sep="/")
     assert {a.dtype for a in ours.values()} == {np.dtype(np.float32)}
     leaves = list(sdeflow.correspondence(tree))
     assert sorted(leaf.target for leaf in leaves) == sorted(ours)
@@ -204,46 +204,46 @@ def test_the_folder_of_the_file(write, tmp_path):
 
 def test_other_precisions_become_float32():
     tree = {name: a.astype(np.float64) for name, a in Source().tree().items()}
-    assert {a.dtype for a in flatten(sdeflow.convert(tree)).values()} == {np.dtype(np.float32)}
+    assert {a.dtype for a in flatten_dict(sdeflow.convert(tree), sep="/").values()} == {np.dtype(np.float32)}
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "a.begin_conv.bias",
-        "a.down_modules.0.0a_0a_block.norm1.weight",
-        "a.down_modules.1.1a_0a_block.shortcut.weight",
-        "a.down_modules.1.1a_0b_attn.attn_q.weight",
-        "a.down_modules.0.0b_downsample.bias",
-        "a.up_modules.0.1a_1b_attn.norm.bias",
-        "a.up_modules.0.1b_upsample.up_conv.weight",
-        "a.mid_modules.1.proj_out.weight",
-        "a.end_conv.2.weight",
-        "base_sde.T",
-    ],
-)
-def test_missing_leaf(name):
-    tree = Source().tree()
-    del tree[name]
-    with pytest.raises(UserError, match=f"has not the parameters of sdeflow: '{name}' is missing"):
-        sdeflow.convert(tree)
+MISSING = [
+    "a.begin_conv.bias",
+    "a.down_modules.0.0a_0a_block.norm1.weight",
+    "a.down_modules.1.1a_0a_block.shortcut.weight",
+    "a.down_modules.1.1a_0b_attn.attn_q.weight",
+    "a.down_modules.0.0b_downsample.bias",
+    "a.up_modules.0.1a_1b_attn.norm.bias",
+    "a.up_modules.0.1b_upsample.up_conv.weight",
+    "a.mid_modules.1.proj_out.weight",
+    "a.end_conv.2.weight",
+    "base_sde.T",
+]
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "a.down_modules.0.0a_0a_block.shortcut.weight",
-        "a.down_modules.1.1b_downsample.weight",
-        "a.up_modules.1.0b_upsample.up_conv.weight",
-        "a.begin_conv.scale",
-        "a.another.weight",
-        "encoder.weight",
-    ],
-)
-def test_surplus_leaf(name):
-    tree = {**Source().tree(), name: np.zeros(3, np.float32)}
-    with pytest.raises(UserError, match=f"{name}'? is not expected"):
-        sdeflow.convert(tree)
+def test_missing_leaf():
+    for name in MISSING:
+        tree = Source().tree()
+        del tree[name]
+        with pytest.raises(UserError, match=f"does not have the parameters of sdeflow: '{name}' is missing"):
+            sdeflow.convert(tree)
+
+
+SURPLUS = [
+    "a.down_modules.0.0a_0a_block.shortcut.weight",
+    "a.down_modules.1.1b_downsample.weight",
+    "a.up_modules.1.0b_upsample.up_conv.weight",
+    "a.begin_conv.scale",
+    "a.another.weight",
+    "encoder.weight",
+]
+
+
+def test_surplus_leaf():
+    for name in SURPLUS:
+        tree = {**Source().tree(), name: np.zeros(3, np.float32)}
+        with pytest.raises(UserError, match=f"'{name}' is unexpected"):
+            sdeflow.convert(tree)
 
 
 def test_a_perceptron_instead_of_the_network():
@@ -254,28 +254,32 @@ def test_a_perceptron_instead_of_the_network():
 def test_absurd_number_of_a_level():
     tree = Source().tree()
     tree["a.down_modules.999999999.0a_0a_block.conv1.weight"] = np.zeros((3, 3), np.float32)
-    with pytest.raises(UserError, match="is missing, and .*999999999.* is not expected"):
+    with pytest.raises(UserError, match="is missing, and .*999999999.* is unexpected"):
         sdeflow.convert(tree)
 
 
 LEAVES = {
-    "rank": ("a.begin_conv.weight", np.zeros((32, 1), np.float32), "shape (32, 1), not that of a conv"),
-    "window": ("a.begin_conv.weight", np.zeros((32, 1, 1, 1), np.float32), "not that of a conv layer"),
-    "empty": ("a.end_conv.0.bias", np.zeros(0, np.float32), "shape (0,), not that of a vector layer"),
+    "rank": (
+        "a.begin_conv.weight",
+        np.zeros((32, 1), np.float32),
+        "which is not that of a conv",
+    ),
+    "window": ("a.begin_conv.weight", np.zeros((32, 1, 1, 1), np.float32), "which is not that of a conv"),
+    "empty": ("a.end_conv.0.bias", np.zeros(0, np.float32), "shape (0,), which is not that of a vector"),
     "integers": ("a.end_conv.0.bias", np.zeros(32, np.int32), "holds int32, not floating point"),
     "infinite": ("a.end_conv.0.bias", np.full(32, np.inf, np.float32), "values that are not finite"),
     "time": ("T", np.full(1, 2.0, np.float32), "T is not 1"),
 }
 
 
-@pytest.mark.parametrize("leaf", LEAVES)
-def test_impossible_leaf(write, leaf):
-    name, array, message = LEAVES[leaf]
-    with pytest.raises(UserError) as caught:
-        sdeflow.read(write({**Source().tree(), name: array}))
-    assert message in str(caught.value)
-    assert "checkpoint.pt: " in str(caught.value)
-    assert len(str(caught.value).splitlines()) == 1
+def test_impossible_leaf(write):
+    for leaf in LEAVES:
+        name, array, message = LEAVES[leaf]
+        with pytest.raises(UserError) as caught:
+            sdeflow.read(write({**Source().tree(), name: array}))
+        assert message in str(caught.value)
+        assert "checkpoint.pt: " in str(caught.value)
+        assert len(str(caught.value).splitlines()) == 1
 
 
 MISFITS = {
@@ -299,23 +303,23 @@ MISFITS = {
 }
 
 
-@pytest.mark.parametrize("misfit", MISFITS)
-def test_model_of_other_options(write, misfit):
-    network, source, beta, message = MISFITS[misfit]
-    path = write(Source().tree(**source), **beta)
-    with pytest.raises(UserError) as caught:
-        importers.load("sdeflow", path, model(network))
-    assert message in str(caught.value)
-    assert len(str(caught.value).splitlines()) == 1
+def test_model_of_other_options(write):
+    for misfit in MISFITS:
+        network, source, beta, message = MISFITS[misfit]
+        path = write(Source().tree(**source), **beta)
+        with pytest.raises(UserError) as caught:
+            importers.load("sdeflow", path, model(network))
+        assert message in str(caught.value)
+        assert len(str(caught.value).splitlines()) == 1
 
 
 SETTINGS = {
     "network.name=ddpm_unet": lambda m: dataclasses.replace(m, network=FixedLinear()),
     "parameterization.name=drift": lambda m: dataclasses.replace(m, parameterization=Noise()),
-    "path.name=variance_preserving": lambda m: dataclasses.replace(m, path=SubVariancePreserving()),
-    "path.name=variance_preserving ": lambda m: dataclasses.replace(m, path=Straight()),
-    "schedule.name=linear_beta": lambda m: dataclasses.replace(m, schedule=FixedLinear()),
-    "schedule.t_min=0.0": lambda m: dataclasses.replace(m, schedule=LinearBeta(noise_path=PATH, t_min=1e-3)),
+    "path.name=variance_preserving": lambda m: with_process(m, path=SubVariancePreserving()),
+    "path.name=variance_preserving ": lambda m: with_process(m, path=Straight()),
+    "schedule.name=linear_beta": lambda m: with_process(m, schedule=FixedLinear()),
+    "schedule.t_min=0.0": lambda m: with_process(m, schedule=LinearBeta(noise_path=PATH, t_min=1e-3)),
     "model.time_input=t": lambda m: dataclasses.replace(m, time_input=GammaInput()),
     "data_map.name=logit": lambda m: dataclasses.replace(m, data_map=SCALING),
     "data_map.a=0.05": lambda m: dataclasses.replace(m, data_map=Logit(a=0.1)),
@@ -326,23 +330,26 @@ SETTINGS = {
 }
 
 
-@pytest.mark.parametrize("setting", SETTINGS)
-def test_settings_that_no_shape_reveals(setting):
-    with pytest.raises(UserError, match=f"^a checkpoint of sdeflow needs config.{setting.strip()}"):
-        importers.load("sdeflow", "not looked at", SETTINGS[setting](model()))
+def test_settings_that_no_shape_reveals():
+    for setting in SETTINGS:
+        with pytest.raises(UserError, match=f"^a checkpoint of sdeflow needs config.{setting.strip()}"):
+            importers.load("sdeflow", "never read", SETTINGS[setting](model()))
 
 
-@pytest.mark.parametrize("content", [{}, [], [1, 2, True, 7], [module(), module(), True]])
-def test_another_file(tmp_path, content):
-    (tmp_path / "checkpoint.pt").write_bytes(Zip(content).data())
-    with pytest.raises(UserError, match="is not of sdeflow: it holds no list of module"):
-        sdeflow.read(tmp_path)
+OTHERS = [{}, [], [1, 2, True, 7], [module(), module(), True]]
 
 
-@pytest.mark.parametrize("step", [-1, 0.5, "seven", True])
-def test_absurd_count(write, step):
-    with pytest.raises(UserError, match="its count of steps is"):
-        sdeflow.read(write(Source().tree(), step=step))
+def test_another_file(tmp_path):
+    for content in OTHERS:
+        (tmp_path / "checkpoint.pt").write_bytes(Zip(content).data())
+        with pytest.raises(UserError, match="is not a file of sdeflow: it holds no list of module"):
+            sdeflow.read(tmp_path)
+
+
+def test_absurd_count(write):
+    for step in [-1, 0.5, "seven", True]:
+        with pytest.raises(UserError, match="its step count is"):
+            sdeflow.read(write(Source().tree(), step=step))
 
 
 def test_no_file(tmp_path):

@@ -12,7 +12,7 @@ from helpers.known_latents import Enumerated
 from helpers.tiny_latents import NAMES, B, K, M, batch, config, draws_of, setting
 
 from jvdm.core.errors import UserError
-from jvdm.core.records import Batch, Context
+from jvdm.core.records import Batch, Conditioning, Context, LatentCost
 from jvdm.diffusion.latents import LATENTS, categorical_kl
 from jvdm.diffusion.per_pixel_schedules import SCHEDULES
 from jvdm.diffusion.samplers import SAMPLERS
@@ -21,7 +21,7 @@ from jvdm.evaluation.vlb import for_evaluation
 from jvdm.model import objectives
 from jvdm.networks import NETWORKS
 from jvdm.networks.encoders import ENCODERS
-from jvdm.training.gradients import bound_gradient
+from jvdm.training.gradients import Bound
 
 
 @functools.cache
@@ -32,8 +32,8 @@ def evaluated(name):
 
     @jax.jit
     def both(params):
-        context = model.context(params, batch(), draws.latent)
-        return context, objectives.bound(model, params, draws, batch())
+        known = model.encode_latent(params, batch(), draws.latent)
+        return known, objectives.bound(model, params, draws, batch())
 
     return model, *both(params)
 
@@ -75,31 +75,31 @@ def test_draws_are_reproducible_and_apart(name):
 
 def test_terms(name):
     """The charge is a term, the total is their sum, and what training minimises."""
-    _, context, terms = evaluated(name)
-    np.testing.assert_array_equal(terms.latent, context.charge)
+    _, (context, cost), terms = evaluated(name)
+    np.testing.assert_array_equal(terms.latent, cost.charge)
     parts = terms.parts()
     assert list(parts) == ["reconstruction", "prior", "diffusion", "latent"]
     np.testing.assert_allclose(terms.total, sum(np.float64(part) for part in parts.values()), rtol=1e-6)
     np.testing.assert_array_equal(terms.objective, terms.total)
     assert list(terms.metrics()) == ["bpd", *parts]
     assert all(part.shape == (B,) and np.all(np.isfinite(part)) for part in parts.values())
-    assert context.latent.shape == (B, M) and context.surrogate is None
+    assert context.latent.shape == (B, M) and cost.surrogate is None
 
 
 def test_the_context_is_the_encoders(name):
     """Its logits of the encoded images, sampled with the draws' noise."""
-    model, context, _ = evaluated(name)
+    model, (context, cost), _ = evaluated(name)
     _, params = setting(name)
     f = 2.0 * (np.float32(tiny.images(B)) + 0.5) / tiny.LEVELS - 1.0
-    logits = jax.jit(model.encoder.apply)({"params": params["encoder"]}, f, jnp.zeros(B))
+    logits = jax.jit(model.encoder.apply)({"params": params["encoder"]}, f)
     sample = jax.jit(model.latent.sample)(logits, draws_of(model).latent)
     # Logits may be fused in other ways; samples are not at a threshold here.
     np.testing.assert_allclose(context.latent, sample.value, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(context.charge, sample.charge, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(cost.charge, sample.charge, rtol=1e-4, atol=1e-6)
     if sample.log_ratio is None:
-        assert context.log_ratio is None
+        assert cost.log_ratio is None
     else:
-        np.testing.assert_allclose(context.log_ratio, sample.log_ratio, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(cost.log_ratio, sample.log_ratio, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("schedule", ["polynomial", "pixel_monotone"])
@@ -109,8 +109,8 @@ def test_gamma_depends_on_the_image_through_the_latent_alone(schedule):
 
     @jax.jit
     def gammas(params, images, t):
-        context = model.context(params, Batch(images, jnp.zeros(B)), draws.latent)
-        bare = Context(jnp.zeros(B), latent=context.latent)
+        context, _ = model.encode_latent(params, Batch(images), draws.latent)
+        bare = Context(latent=context.latent)
         return model.time_gamma(params, t, context), model.time_gamma(params, t, bare), context.latent
 
     t = jnp.full(B, 0.37)
@@ -140,8 +140,10 @@ def test_the_bound_depends_on_the_latent(schedule):
 
     @jax.jit
     def diffusion(params, latent):
-        context = Context(jnp.zeros(B), latent, jnp.zeros(B))
-        return objectives.bound(model, params, draws, batch(), context=context).diffusion
+        context = Context(latent=latent)
+        return objectives.bound(
+            model, params, draws, batch(), known=(context, LatentCost(jnp.zeros(B)))
+        ).diffusion
 
     latents = np.zeros((2, B, M), np.float32)
     latents[0, :, :K] = latents[1, :, -K:] = 1.0
@@ -152,32 +154,32 @@ def test_the_bound_depends_on_the_latent(schedule):
 def test_a_schedule_of_the_image_has_scalar_gamma():
     model, params = setting("k_subset", "fixed_linear")
     assert not model.per_pixel
-    assert model.time_gamma(params, jnp.full(B, 0.4), Context(jnp.zeros(B))).gamma.shape == (B, 1, 1, 1)
+    assert model.time_gamma(params, jnp.full(B, 0.4), Context()).gamma.shape == (B, 1, 1, 1)
 
 
 def test_context_at_evaluation(name):
     """As in training, but for a charge that is no bound: then the mode, at its price, whatever the noise."""
-    model, trained, _ = evaluated(name)
+    model, (trained, trained_cost), _ = evaluated(name)
     _, params = setting(name)
-    context_of = jax.jit(lambda noise: for_evaluation(model).context(params, batch(), noise))
-    context = context_of(draws_of(model).latent)
+    context_of = jax.jit(lambda noise: for_evaluation(model).encode_latent(params, batch(), noise))
+    context, cost = context_of(draws_of(model).latent)
     if model.latent.is_bound:
-        assert context.surrogate is None
+        assert cost.surrogate is None
         # The same operations, which may be fused in other ways.
         np.testing.assert_allclose(context.latent, trained.latent, atol=1e-6)
-        np.testing.assert_allclose(context.charge, trained.charge, rtol=1e-5)
-        assert context.log_ratio.shape == (B,)
+        np.testing.assert_allclose(cost.charge, trained_cost.charge, rtol=1e-5)
+        assert cost.log_ratio.shape == (B,)
         return
-    np.testing.assert_allclose(context.charge, math.log(math.comb(M, K)), rtol=1e-6)
-    np.testing.assert_array_equal(context.log_ratio, context.charge)
-    np.testing.assert_allclose(context.surrogate, trained.charge, rtol=1e-5)
+    np.testing.assert_allclose(cost.charge, math.log(math.comb(M, K)), rtol=1e-6)
+    np.testing.assert_array_equal(cost.log_ratio, cost.charge)
+    np.testing.assert_allclose(cost.surrogate, trained_cost.charge, rtol=1e-5)
     f = 2.0 * (np.float32(tiny.images(B)) + 0.5) / tiny.LEVELS - 1.0
-    logits = jax.jit(model.encoder.apply)({"params": params["encoder"]}, f, jnp.zeros(B))
+    logits = jax.jit(model.encoder.apply)({"params": params["encoder"]}, f)
     expected = np.zeros((B, M))
     np.put_along_axis(expected, np.argsort(np.asarray(logits), axis=1)[:, -K:], 1.0, axis=1)
     np.testing.assert_array_equal(context.latent, expected)
-    np.testing.assert_allclose(context.surrogate, categorical_kl(logits), rtol=1e-4)
-    other = context_of(draws_of(model, seed=9).latent)
+    np.testing.assert_allclose(cost.surrogate, categorical_kl(logits), rtol=1e-4)
+    other, _ = context_of(draws_of(model, seed=9).latent)
     np.testing.assert_array_equal(other.latent, context.latent)
 
 
@@ -187,8 +189,8 @@ def test_prior_context(name):
     keys = jax.random.split(jax.random.key(3), 8)
     draw = jax.jit(model.prior_context)
     context = draw(keys)
-    assert context.latent.shape == (8, M) and context.charge is None
-    np.testing.assert_array_equal(context.conditioning, np.zeros(8))
+    assert context.latent.shape == (8, M)
+    assert context.conditioning == Conditioning()
     np.testing.assert_array_equal(draw(keys[2:5]).latent, context.latent[2:5])
     assert len(np.unique(context.latent, axis=0)) > 2
     given = np.arange(8.0 * M, dtype=np.float32).reshape(8, M)
@@ -201,7 +203,7 @@ def test_prior_context(name):
 def test_training_gradients_reach_every_part(name):
     model, params = setting(name)
     draws = draws_of(model)._replace(step=jnp.asarray(3))
-    terms, gradient = jax.jit(lambda p: bound_gradient(model)(p, draws, batch(), None))(params)
+    terms, gradient = jax.jit(lambda p: Bound().gradient(model)(p, draws, batch(), None))(params)
     assert terms.latent.shape == (B,)
     for path, leaf in jax.tree_util.tree_leaves_with_path(gradient):
         assert np.all(np.isfinite(leaf)), path
@@ -209,8 +211,8 @@ def test_training_gradients_reach_every_part(name):
 
     # The encoder learns of the image, and not of the charge alone.
     def charge(encoder):
-        context = model.context({**params, "encoder": encoder}, batch(), draws.latent, step=draws.step)
-        return model.units_per_nat * jnp.mean(context.charge)
+        _, cost = model.encode_latent({**params, "encoder": encoder}, batch(), draws.latent, step=draws.step)
+        return model.units_per_nat * jnp.mean(cost.charge)
 
     of_charge = jax.jit(jax.grad(charge))(params["encoder"])
     scale = np.abs(of_charge["logits"]["kernel"]).max()
@@ -224,7 +226,7 @@ def test_the_gradients_temperature_is_annealed():
     @jax.jit
     def of_step(step):
         draws = draws_of(model)._replace(step=step)
-        return bound_gradient(model)(params, draws, batch(), None)
+        return Bound().gradient(model)(params, draws, batch(), None)
 
     (terms, early), (same, late), (_, later) = (of_step(jnp.asarray(s)) for s in (0, 10**6, 10**7))
     np.testing.assert_array_equal(terms.total, same.total)
@@ -252,15 +254,17 @@ class Gradients:
         image = jax.tree.map(lambda a: a[:1], batch())
         scale = model.units_per_nat
         f = 2.0 * (np.float32(tiny.images(B)[:1]) + 0.5) / tiny.LEVELS - 1.0
-        logits = model.encoder.apply({"params": params["encoder"]}, f, jnp.zeros(1))
+        logits = model.encoder.apply({"params": params["encoder"]}, f)
         self.exact_q = Enumerated(np.asarray(logits, np.float64)[0], K)
         subsets = jnp.asarray(self.exact_q.subsets, jnp.float32)
         num_subsets = len(subsets)
         tiled = jax.tree.map(lambda a: jnp.repeat(a, num_subsets, axis=0), (one, image))
 
         def losses(params, c):
-            context = Context(jnp.zeros(num_subsets), c, jnp.zeros(num_subsets))
-            return objectives.bound(model, params, *tiled, context=context).total
+            context = Context(latent=c)
+            return objectives.bound(
+                model, params, *tiled, known=(context, LatentCost(jnp.zeros(num_subsets)))
+            ).total
 
         # A loss depends on its own row of c alone.
         f_s, slope = jax.jit(lambda p, c: (losses(p, c), jax.grad(lambda c: jnp.sum(losses(p, c)))(c)))(
@@ -277,7 +281,7 @@ class Gradients:
             "schedule"
         ]
 
-        gradient = bound_gradient(model)
+        gradient = Bound().gradient(model)
         many = jax.tree.map(lambda a: jnp.repeat(a, GROUP, axis=0), (one, image))
 
         def of_group(key):
@@ -305,6 +309,7 @@ def gradients():
     return {name: Gradients(name) for name in ("reinforce", "k_subset")}
 
 
+@pytest.mark.long
 def test_reinforce_is_unbiased(gradients):
     """16,384 pairs of draws, against the sum over all 15 subsets."""
     g = gradients["reinforce"]
@@ -324,6 +329,7 @@ def test_reinforce_is_unbiased(gradients):
     assert power < 0.035
 
 
+@pytest.mark.long
 def test_straight_through_is_biased_as_enumeration_says(gradients):
     g = gradients["k_subset"]
     size, error = np.linalg.norm(g.exact), np.linalg.norm(g.errors)
@@ -340,6 +346,7 @@ def test_straight_through_is_biased_as_enumeration_says(gradients):
     assert np.linalg.norm(g.mean - g.exact) > 10 * error
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["reinforce", "k_subset"])
 def test_other_parameters_have_the_mean_gradient(gradients, name):
     """Those of the schedule, along ten random directions."""
@@ -400,7 +407,7 @@ def test_a_network_may_see_the_gamma_of_every_pixel():
         lambda a: jnp.asarray(0.3 * np.random.default_rng(a.size).normal(size=a.shape), a.dtype), params
     )
     z = jnp.asarray(np.random.default_rng(0).normal(size=(1, *tiny.SHAPE)), jnp.float32)
-    context = Context(jnp.zeros(1), jnp.eye(M)[:1])
+    context = Context(latent=jnp.eye(M)[:1])
     output = jax.jit(lambda gamma: model.output(params, z, gamma, context))
     flat = jnp.full((1, *tiny.SHAPE), -1.0)
     tilted = flat + jnp.linspace(-2.0, 2.0, 8)[:, None, None]
@@ -410,15 +417,15 @@ def test_a_network_may_see_the_gamma_of_every_pixel():
 REFUSED = {
     "no latent": (
         {"latent": LATENTS.spec("none")},
-        "config.schedule.name=polynomial needs a latent: set config.latent.name=k_subset",
+        "config.schedule.name=polynomial needs a latent: set config.latent.name to gaussian",
     ),
     "pixel_gamma, scalar schedule": (
         {"schedule": SCHEDULES.spec("fixed_linear"), "model.time_input": "pixel_gamma"},
-        "pixel_gamma needs a schedule of every pixel: config.schedule.name=polynomial",
+        "pixel_gamma needs a per-pixel schedule (pixel_monotone or polynomial), not fixed_linear",
     ),
     "pixel_gamma, another network": (
         {"model.time_input": "pixel_gamma"},
-        "pixel_gamma needs config.network.name=vdm_unet",
+        "pixel_gamma needs a network that takes a time of every pixel",
     ),
     "score matching": (
         {"training.objective": "score_matching", "schedule": SCHEDULES.spec("fixed_linear")},
@@ -426,7 +433,7 @@ REFUSED = {
     ),
     "score matching, per pixel": (
         {"training.objective": "score_matching"},
-        "objective=score_matching needs continuous time and a fixed schedule, not polynomial",
+        "objective=score_matching needs continuous time and a fixed schedule (fixed_linear or linear_beta)",
     ),
     "variance": (
         {"training.schedule_objective": "variance", "schedule": SCHEDULES.spec("monotone_network")},
@@ -434,15 +441,15 @@ REFUSED = {
     ),
     "variance, per pixel": (
         {"training.schedule_objective": "variance"},
-        "needs a schedule with learned ends and interior: monotone_network, not polynomial",
+        "needs a schedule with learned ends and interior",
     ),
     "second order": (
         {"training.second_order": 0.1},
-        "config.training.second_order needs continuous time and a fixed schedule, not polynomial",
+        "config.training.second_order needs continuous time and a fixed schedule (fixed_linear",
     ),
     "times of a fixed schedule": (
         {"time_density.name": "importance"},
-        "config.time_density.name=importance needs continuous time and the schedule fixed_linear",
+        "config.time_density.name=importance needs continuous time and a fixed schedule that is linear",
     ),
     "ends in the wrong order": (
         {"schedule.gamma_min": 6.0},

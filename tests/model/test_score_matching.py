@@ -19,7 +19,7 @@ B = 6
 OFFSET = 0.3
 GAUSSIAN = known.ORACLES["gaussian"]
 LEVELS = GAUSSIAN.sample(np.random.default_rng(0), B)
-BATCH = Batch(jnp.asarray(LEVELS, jnp.uint8).reshape(B, *SHAPE), jnp.zeros(B))
+BATCH = Batch(jnp.asarray(LEVELS, jnp.uint8).reshape(B, *SHAPE))
 U = np.array([0.0005, 0.01, 0.3, 0.5, 0.8, 0.99], np.float32)
 
 
@@ -93,7 +93,7 @@ def test_it_is_the_diffusion_term(parameterization, density):
 def test_continuous_data_are_taken_as_they_are():
     model = known.build("continuous_gaussian", schedule="linear_beta")
     x = known.ORACLES["continuous_gaussian"].sample(np.random.default_rng(0), B).astype(np.float32)
-    batch = Batch(jnp.asarray(x).reshape(B, *SHAPE), jnp.zeros(B))
+    batch = Batch(jnp.asarray(x).reshape(B, *SHAPE))
     draws = drawn(model)
     result = value(model, draws, batch, weighting="unweighted")
     np.testing.assert_array_equal(

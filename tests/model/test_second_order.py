@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from helpers import known, oracles, tiny
 
-from jvdm.core.records import Batch, Coefficients
+from jvdm.core.records import Batch, Context
 from jvdm.diffusion import losses
 from jvdm.diffusion.parameterizations import PARAMETERIZATIONS
 from jvdm.diffusion.paths import PATHS
+from jvdm.diffusion.process import coefficients
 from jvdm.diffusion.schedules import SCHEDULES
 from jvdm.diffusion.times import TIME_DENSITIES
 from jvdm.model import objectives
@@ -27,7 +28,7 @@ def relation(path, parameterization, gamma):
     path = PATHS.build(PATHS.spec(path))
     component = PARAMETERIZATIONS.build(PARAMETERIZATIONS.spec(parameterization), path=path)
     gamma = jnp.asarray(gamma)
-    c = Coefficients(*path.alpha_sigma(gamma), gamma, jnp.ones_like(gamma))
+    c = coefficients(path, gamma, jnp.ones_like(gamma))
     return component(c), c.sigma
 
 
@@ -38,7 +39,7 @@ def penalty(r, sigma, divergence, squared_error, weight=1.0, num_dims=D):
         jnp.asarray(divergence),
         jnp.asarray(squared_error),
         scale=r.scale,
-        on_eps=r.on_eps,
+        eps_coeff=r.eps_coeff,
         sigma=sigma,
         num_dims=num_dims,
     )
@@ -47,7 +48,7 @@ def penalty(r, sigma, divergence, squared_error, weight=1.0, num_dims=D):
 FORMULAS = {
     "variance_preserving": lambda a, s, div, e, d: s * div - a * (d - e),
     "straight": lambda a, s, div, e, d: s * div - d / np.sqrt(2) + np.sqrt(2) * a * e,
-    # The general formula, with on_eps and scale of 2 alpha eps - x over its deviation.
+    # The general formula, with eps_coeff and scale of 2 alpha eps - x over its deviation.
     "sub_variance_preserving": lambda a, s, div, e, d: (
         s * div - 2 * a / np.sqrt(1 + 4 * a**2) * d + a * np.sqrt((1 + 4 * a**2) / (4 * a**2 + s**2)) * e
     ),
@@ -92,7 +93,7 @@ def test_a_perfect_network_has_a_residual_of_mean_zero(path, parameterization, x
     error = np.sum(np.asarray(r.target(x, (z - alpha * x) / sigma) - output(z)) ** 2, axis=-1)
 
     # The residual with its sign, from its square, a step h of the divergence to either side.
-    h, r = 0.5, r._replace(scale=r.scale[:, 0], on_eps=r.on_eps[:, 0])
+    h, r = 0.5, r._replace(scale=r.scale[:, 0], eps_coeff=r.eps_coeff[:, 0])
     up, down = (
         np.asarray(penalty(r, jnp.asarray(sigma[:, 0]), divergence + step, error)) for step in (h, -h)
     )
@@ -122,7 +123,7 @@ def test_the_squared_error_has_no_gradient():
     [
         (density, path)
         for density, path in itertools.product(TIME_DENSITIES.names(), PATHS.names())
-        if density != "importance" or hasattr(PATHS.component(path), "alpha2_cumulative")
+        if density != "importance" or PATHS.component(path).alpha2_cumulative is not None
     ],
 )
 def test_penalty_of_the_model(path, density, key):
@@ -130,7 +131,7 @@ def test_penalty_of_the_model(path, density, key):
     b = 6
     model = known.build("gaussian", path, "velocity", time_density=density, offset=0.3)
     levels = GAUSSIAN.sample(np.random.default_rng(0), b)
-    batch = Batch(jnp.asarray(levels, jnp.uint8).reshape(b, *known.SHAPE), jnp.zeros(b))
+    batch = Batch(jnp.asarray(levels, jnp.uint8).reshape(b, *known.SHAPE))
 
     @jax.jit
     def terms(keys, u):
@@ -150,10 +151,10 @@ def test_penalty_of_the_model(path, density, key):
     x, eps = oracles.encode(levels, 256), np.asarray(draws.eps, np.float64).reshape(b, D)
     z = alpha * x + sigma * eps
     eps_hat, x_hat = GAUSSIAN.eps_hat(z, alpha, sigma), GAUSSIAN.x_hat(z, alpha, sigma)
-    on_eps, on_x = (oracles.velocity(path, a, 1.0 - a, alpha, sigma) for a in (0.0, 1.0))
-    error = np.sum((on_eps * (eps - eps_hat) + on_x * (x - x_hat) - 0.3) ** 2, axis=-1)
+    eps_coeff, on_x = (oracles.velocity(path, a, 1.0 - a, alpha, sigma) for a in (0.0, 1.0))
+    error = np.sum((eps_coeff * (eps - eps_hat) + on_x * (x - x_hat) - 0.3) ** 2, axis=-1)
     spread = alpha**2 * GAUSSIAN.variance + sigma**2
-    divergence = np.sum((on_eps * sigma + on_x * alpha * GAUSSIAN.variance) / spread, axis=-1)
+    divergence = np.sum((eps_coeff * sigma + on_x * alpha * GAUSSIAN.variance) / spread, axis=-1)
     a, s = alpha[:, 0], sigma[:, 0]
     weight = 0.5 * (gamma_1 - gamma_0) * SCALE2[path](a, s) * density_weight
     residual = FORMULAS[path](a, s, divergence, error, D)
@@ -168,6 +169,7 @@ def test_penalty_of_the_model(path, density, key):
     np.testing.assert_array_equal(without.objective, without.total)
 
 
+@pytest.mark.long
 def test_gradient_through_the_network():
     """Backwards through the forward derivative, as in training, against finite differences by every leaf."""
     c = tiny.config()
@@ -178,7 +180,7 @@ def test_gradient_through_the_network():
     model = tiny.model(c)
     params = tiny.perturbed(jax.jit(model.init)(jax.random.key(0)), scale=0.05)["network"]
     b = 3
-    batch = Batch(jnp.asarray(tiny.images(b)), jnp.zeros(b))
+    batch = Batch(jnp.asarray(tiny.images(b)))
     draws = jax.jit(model.draw)(jax.random.split(jax.random.key(1), b), jnp.array([0.2, 0.5, 0.8]))
 
     @jax.jit
@@ -187,17 +189,15 @@ def test_gradient_through_the_network():
         params = {"network": network, "schedule": {}}
         return objectives.bound(model, params, draws, batch, second_order=LAMBDA).second_order.sum()
 
-    at = model.coefficients(model.time_gamma({"network": params, "schedule": {}}, draws.u))
-    f = losses.encode(batch.images, model.num_levels)
+    at = model.at({"network": params, "schedule": {}}, draws.u)
+    f = losses.encode(batch.x, model.num_levels)
     z = at.alpha * f + at.sigma * draws.eps
 
     @jax.jit
     def evaluate(network):
         """F_hat, and the estimate [b] of its divergence."""
         params = {"network": network, "schedule": {}}
-        out, tangent = jax.jvp(
-            lambda z: model.output(params, z, at.gamma, model.context(params, batch)), (z,), (draws.probe,)
-        )
+        out, tangent = jax.jvp(lambda z: model.output(params, z, at.gamma, Context()), (z,), (draws.probe,))
         return out, losses.sum_example(draws.probe * tangent)
 
     out, _ = evaluate(params)

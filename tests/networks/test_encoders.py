@@ -9,6 +9,7 @@ import pytest
 from flax import linen as nn
 
 from jvdm.core.errors import UserError
+from jvdm.core.records import Conditioning, Context
 from jvdm.networks import layers
 from jvdm.networks.encoders import ENCODERS, CNNEncoder, UNetEncoder
 from jvdm.networks.unet import ResidualBlock, VDMUNet
@@ -18,7 +19,7 @@ OPTIONS = {
     "unet": {"channels": CHANNELS, "num_blocks": BLOCKS, "dropout": 0.0},
     "cnn": {"channels": 4, "num_layers": 2},
 }
-CONDITIONING = jnp.array([0.0, 1.0])
+CONDITIONING = Conditioning(augmented=jnp.array([0.0, 1.0]))
 
 
 def build(name, **options):
@@ -56,8 +57,8 @@ def test_every_encoder_is_tested():
 @pytest.mark.parametrize("shape", [(1, 5, 7, 1), (2, 1, 1, 3), (2, 8, 8, 1), (1, 32, 32, 3)])
 def test_shapes(name, shape):
     x = jax.ShapeDtypeStruct(shape, jnp.float32)
-    scalar = jax.ShapeDtypeStruct(shape[:1], jnp.float32)
-    out, variables = jax.eval_shape(build(name).init_with_output, jax.random.key(0), x, scalar)
+    known = Conditioning(augmented=jax.ShapeDtypeStruct(shape[:1], jnp.float32))
+    out, variables = jax.eval_shape(build(name).init_with_output, jax.random.key(0), x, known)
     assert out.shape == (shape[0], N) and out.dtype == jnp.float32
     assert set(variables) == {"params"}
 
@@ -66,7 +67,10 @@ def test_images_of_a_batch_are_apart(name):
     fn, params, x = apply_fn(name), parameters(name), image()
     # Sums of float32 products in another order.
     np.testing.assert_allclose(
-        fn(params, x[1:], CONDITIONING[1:])[0], fn(params, x, CONDITIONING)[1], rtol=1e-4, atol=1e-4
+        fn(params, x[1:], Conditioning(augmented=CONDITIONING.augmented[1:]))[0],
+        fn(params, x, CONDITIONING)[1],
+        rtol=1e-4,
+        atol=1e-4,
     )
     other = fn(params, image(seed=1), CONDITIONING)
     assert np.abs(other - fn(params, x, CONDITIONING)).max(axis=1).min() > 1e-2
@@ -89,7 +93,7 @@ def unrolled(params, x, conditioning, *, attention=False):
 
     # Time 0: sines of 0, then cosines.
     half = jnp.ones((len(x), CHANNELS // 2))
-    condition = jnp.concatenate([0.0 * half, half, conditioning[:, None]], axis=-1)[:, None, None]
+    condition = jnp.concatenate([0.0 * half, half, conditioning.augmented[:, None]], axis=-1)[:, None, None]
     for layer in ("condition1", "condition2"):
         condition = nn.swish(dense(params[layer], condition))
     h = jnp.concatenate([x, layers.fourier_features(x, 6, 7)], axis=-1)
@@ -120,7 +124,7 @@ def test_its_trunk_is_the_denoisers():
     """The same parameters, by name and shape, but for the way up, and the last layers."""
     x = image()
     net = VDMUNet(channels=CHANNELS, num_blocks=BLOCKS, attention=True)
-    denoiser = jax.eval_shape(net.init, jax.random.key(0), x, CONDITIONING, CONDITIONING)["params"]
+    denoiser = jax.eval_shape(net.init, jax.random.key(0), x, jnp.zeros(2), Context(CONDITIONING))["params"]
     encoder = jax.eval_shape(build("unet", attention=True).init, jax.random.key(0), x, CONDITIONING)["params"]
     assert set(denoiser) - set(encoder) == {"up"} and set(encoder) - set(denoiser) == {"logits"}
     for part in set(encoder) - {"logits", "conv_out"}:
@@ -160,7 +164,7 @@ def test_every_parameter_has_a_gradient(name):
 
 def test_conditioning_reaches_the_unet():
     fn, params, x = apply_fn("unet"), parameters("unet"), image()
-    moved = fn(params, x, 1.0 - CONDITIONING)
+    moved = fn(params, x, Conditioning(augmented=jnp.array([1.0, 0.0])))
     assert np.all(np.abs(moved - fn(params, x, CONDITIONING)).max(axis=1) > 1e-3)
 
 
@@ -255,15 +259,15 @@ def test_defaults_are_the_published_ones():
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("unet", {"channels": 7}, "channels is 7: give an even number from 4"),
+        ("unet", {"channels": 7}, "channels is 7: give an even number"),
         ("unet", {"num_blocks": 0}, "num_blocks is 0: give 1 or more"),
         ("unet", {"num_groups": 3}, "num_groups 3 does not divide channels 8"),
-        ("unet", {"dropout": 1.0}, "dropout is 1.0: give a probability below 1"),
-        ("unet", {"dtype": "float16"}, "dtype is 'float16': give float32 or bfloat16"),
+        ("unet", {"dropout": 1.0}, "dropout is 1.0: give 0 or more, below 1"),
+        ("unet", {"dtype": "float16"}, "unknown dtype 'float16'"),
         ("unet", {"fourier_last": 5}, "fourier_last 5 is below fourier_first 6"),
         ("cnn", {"channels": 0}, "channels is 0: give 1 or more"),
         ("cnn", {"num_layers": 0}, "num_layers is 0: give 1 or more"),
-        ("cnn", {"dtype": "float64"}, "dtype is 'float64': give float32 or bfloat16"),
+        ("cnn", {"dtype": "float64"}, "unknown dtype 'float64'"),
         ("cnn", {"chanels": 8}, "did you mean 'channels'"),
     ],
 )

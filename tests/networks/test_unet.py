@@ -7,12 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
+from helpers.compose import context_of
 
 from jvdm.networks import NETWORKS, layers
+from jvdm.networks.inputs import features
 from jvdm.networks.unet import ResidualBlock, VDMUNet
 
 SMALL = {"channels": 8, "num_blocks": 2, "dropout": 0.0}
-TIME, CONDITIONING = jnp.array([0.56, 0.78]), jnp.array([0.0, 1.0])
+TIME = jnp.array([0.56, 0.78])
+CONDITIONING, OTHER = (context_of(jnp.array(a)) for a in ([0.0, 1.0], [1.0, 0.0]))
 
 
 def build(**options):
@@ -53,7 +56,7 @@ def value_and_grad(**options):
 def test_any_image_size_and_channel_count(shape):
     net, z = build(num_blocks=1, attention=True), jax.ShapeDtypeStruct(shape, jnp.float32)
     scalar = jax.ShapeDtypeStruct(shape[:1], jnp.float32)
-    out, variables = jax.eval_shape(net.init_with_output, jax.random.key(0), z, scalar, scalar)
+    out, variables = jax.eval_shape(net.init_with_output, jax.random.key(0), z, scalar, context_of(scalar))
     assert out.shape == shape
     assert out.dtype == jnp.float32
     assert set(variables) == {"params"}
@@ -105,7 +108,7 @@ def unrolled(params, z, time, conditioning, *, attention=False, num_heads=1, nor
     # Of the image, or of every pixel its channels' side by side; and all that is known of the image.
     b, h, w, _ = time.shape if time.ndim == 4 else (len(time), 1, 1, 1)
     embedding = layers.timestep_embedding(time.reshape(-1), channels).reshape(b, h, w, -1)
-    known = jnp.tile(conditioning.reshape(b, 1, 1, -1), (1, h, w, 1))
+    known = jnp.tile(features(conditioning, b).reshape(b, 1, 1, -1), (1, h, w, 1))
     condition = jnp.concatenate([embedding, known], axis=-1)
     condition = nn.swish(dense(params["condition1"], condition))
     condition = nn.swish(dense(params["condition2"], condition))
@@ -149,14 +152,14 @@ def test_a_latent_and_a_time_for_every_pixel(per_pixel):
     z, rng = image((3, 5, 4, 2)), np.random.default_rng(3)
     time = jnp.asarray(rng.uniform(size=z.shape if per_pixel else 3), jnp.float32)
     known = jnp.asarray(rng.normal(size=(3, 6)), jnp.float32)
-    shapes = jax.eval_shape(build().init, jax.random.key(0), z, time, known)["params"]
+    shapes = jax.eval_shape(build().init, jax.random.key(0), z, time, context_of(known))["params"]
     assert shapes["condition1"]["kernel"].shape == (8 * (2 if per_pixel else 1) + 6, 32)
     params = jax.tree.map(lambda a: jnp.asarray(0.3 * rng.normal(size=a.shape), jnp.float32), shapes)
-    out = apply_fn()(params, z, time, known)
-    expected = jax.jit(unrolled)(params, z, time, known)
+    out = apply_fn()(params, z, time, context_of(known))
+    expected = jax.jit(unrolled)(params, z, time, context_of(known))
     # As above; sums grow with parameters of deviation 0.3.
     np.testing.assert_allclose(out, expected, rtol=1e-4, atol=1e-4 * float(jnp.abs(expected).max()))
-    moved = apply_fn()(params, z, time, known.at[:, 0].add(1.0))
+    moved = apply_fn()(params, z, time, context_of(known.at[:, 0].add(1.0)))
     assert np.abs(moved - out).max() > 1e-3
 
 
@@ -173,6 +176,7 @@ def test_options_that_are_refused(options, message):
         build(**options)
 
 
+@pytest.mark.long
 def test_rematerialised_network_is_the_same():
     params, z = parameters(), image()
     value, gradients = value_and_grad()(params, z)
@@ -239,7 +243,7 @@ def test_group_norm_statistics_are_float32():
 def change(name, groups):
     """Largest change of the output when the time or the conditioning of one example changes."""
     fn, params, z = apply_fn(num_groups=groups), parameters(), image()
-    other = {"time": (TIME + 0.03, CONDITIONING), "conditioning": (TIME, 1.0 - CONDITIONING)}[name]
+    other = {"time": (TIME + 0.03, CONDITIONING), "conditioning": (TIME, OTHER)}[name]
     return np.abs(fn(params, z, TIME, CONDITIONING) - fn(params, z, *other)).max(axis=(1, 2, 3))
 
 
@@ -362,6 +366,7 @@ def test_dropout_differs_between_scanned_blocks():
         assert len(np.unique(example.round(3))) >= 4
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("remat", [False, True])
 def test_program_does_not_grow_with_depth(remat):
     """Of the gradient, with dropout: what training compiles."""

@@ -2,7 +2,7 @@
 
 import pytest
 
-pytest.register_assert_rewrite("replays")
+pytest.register_assert_rewrite("helpers.replays")
 
 from helpers import replays  # noqa: E402
 

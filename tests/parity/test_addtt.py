@@ -21,7 +21,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax.traverse_util import flatten_dict
 from helpers import peers
+from helpers.compose import compose
 from helpers.replays import ROUNDING, Leaf, gradient_tolerance, jit, note, per_image
 
 from jvdm import importers
@@ -29,9 +31,10 @@ from jvdm.core.records import Batch, Context, Draws
 from jvdm.diffusion import losses, samplers, transforms
 from jvdm.diffusion.parameterizations import Noise
 from jvdm.diffusion.paths import VariancePreserving
+from jvdm.diffusion.process import coefficients
 from jvdm.diffusion.schedules import FixedLinear, LearnedScalar
 from jvdm.diffusion.times import stratify
-from jvdm.importers import addtt, flax_checkpoint, torch_archive
+from jvdm.importers import addtt, torch_archive
 from jvdm.model import Model, objectives
 from jvdm.networks import GammaInput, layers
 from jvdm.networks.unet import ResidualBlock, VDMUNet
@@ -47,7 +50,7 @@ def model_of(case: peers.Case) -> Model:
     """The model that the settings of a case stand for."""
     settings = case.config["TrainConfig"]
     ends = {key: settings[key] for key in ("gamma_min", "gamma_max")}
-    return Model(
+    return compose(
         network=VDMUNet(
             channels=settings["embedding_dim"],
             num_blocks=settings["n_blocks"],
@@ -64,8 +67,9 @@ def model_of(case: peers.Case) -> Model:
         schedule=SCHEDULES[settings["noise_schedule"]](**ends),
         path=VariancePreserving(),
         parameterization=Noise(),
-        image_shape=case.io["images_u8_nhwc"].shape[1:],
+        data_shape=case.io["images_u8_nhwc"].shape[1:],
         num_levels=256,
+        prior="standard",
     )
 
 
@@ -93,8 +97,8 @@ class Replay:
         self.params = jax.tree.map(jnp.asarray, self.imported.params)
         self.ema_params = jax.tree.map(jnp.asarray, self.imported.ema_params)
         images = self.io["images_u8_nhwc"]
-        self.batch = Batch(jnp.asarray(images), jnp.zeros(len(images)))
-        self.output = jit(lambda p, z, gamma: self.model.output(p, z, gamma, Context(jnp.zeros(len(z)))))
+        self.batch = Batch(jnp.asarray(images))
+        self.output = jit(lambda p, z, gamma: self.model.output(p, z, gamma, Context()))
         self.time_gamma = jit(self.model.time_gamma)
         # Of the output of the network, absolute.
         floors = [value for key, value in self.config.items() if key.startswith("noise_floor")]
@@ -120,7 +124,7 @@ class Replay:
     def coefficients(self, t: Any, params: str = "params") -> Any:
         """At times [n]."""
         at = self.time_gamma(getattr(self, params), jnp.asarray(t, jnp.float32).reshape(-1))
-        return self.model.coefficients(at)
+        return coefficients(self.model.path, *at)
 
     @functools.cached_property
     def evaluated(self) -> dict[str, Any]:
@@ -159,9 +163,9 @@ class Replay:
 
     def by_source(self, tree: Any) -> dict[str, np.ndarray]:
         """Leaves of a tree like the model's parameters by the peer's names, flat, in float64."""
-        ours = flax_checkpoint.flatten(tree)
+        ours = flatten_dict(tree, sep="/")
         elements = np.full(self.places["total"], np.nan)
-        for path, numbers in flax_checkpoint.flatten(self.places["numbers"]).items():
+        for path, numbers in flatten_dict(self.places["numbers"], sep="/").items():
             elements[numbers[numbers > 0] - 1] = np.asarray(ours[path], np.float64)[numbers > 0]
         assert np.isfinite(elements).all()
         sizes = [a.size for a in self.saved["model"].values()]
@@ -262,9 +266,9 @@ def test_times(replay, check):
 
 def test_noised_data(replay, check, of):
     io = replay.io
-    encoded = transforms.encode(replay.batch.images, 256, replay.model.data_map)
+    encoded = transforms.encode(replay.batch.x, 256, replay.model.data_map)
     check("x", nchw(encoded), io["fwd/x_scaled"], 1e-6)
-    check("x of u8 / 255", np.round(io["x01_nchw"] * 255.0), nchw(replay.batch.images), 1e-6)
+    check("x of u8 / 255", np.round(io["x01_nchw"] * 255.0), nchw(replay.batch.x), 1e-6)
     c = replay.coefficients(io["fwd/times"], SETS[of])
     check(f"x_t, {of}", nchw(c.alpha * encoded + c.sigma * replay.draws.eps), io[f"{of}/x_t"], 1e-6)
 
@@ -510,10 +514,11 @@ def test_parameters_and_average_after_the_step(replay, step):
             assert np.all(np.abs(moved - theirs) <= off)
 
 
-def where(replay, t, s):
-    """Both ends of a step of the sampler, for images [b]."""
-    at_t, at_s = replay.coefficients(t), replay.coefficients(s)
-    return samplers.Step(at_t, at_s, 0.0, jnp.zeros(()), replay.model.data_map.range)
+def step_to(replay, at_s):
+    """A step of the sampler, whose length the ancestral one does not need."""
+    model = replay.model
+    schedule, data_range = replay.params["schedule"], model.data_map.range
+    return samplers.Step(model.process, schedule, at_s, 0.0, data_range, Context())
 
 
 def test_ancestral_steps(replay, check):
@@ -523,8 +528,7 @@ def test_ancestral_steps(replay, check):
     z_t = nhwc(io["step/z_t"])
     for name in steps:
         t, s = (np.full(len(z_t), time) for time in io[f"{name}/t_s"])
-        ends = where(replay, t, s)
-        at_t, at_s = ends.at_t, ends.at_s
+        at_t, at_s = replay.coefficients(t), replay.coefficients(s)
         gammas = [at_t.gamma.ravel()[0], at_s.gamma.ravel()[0]]
         check(f"{name}, gamma", gammas, io[f"{name}/gamma_t_s"], 1e-6)
         c = -jnp.expm1(at_s.gamma - at_t.gamma)
@@ -536,7 +540,8 @@ def test_ancestral_steps(replay, check):
         eps_hat = replay.output(replay.params, z_t, at_t.gamma)
         theirs = io[f"{name}/pred_noise"]
         check(f"{name}, noise", nchw(eps_hat), theirs, replay.noise / np.abs(theirs).max())
-        x_hat = (z_t - at_t.sigma * eps_hat) / at_t.alpha
+        prediction = replay.model.parameterization(at_t).predict(eps_hat, z_t, at_t)
+        x_hat = replay.model.process.denoised(z_t, prediction)
         clipped = float(jnp.mean(jnp.abs(x_hat) > 1.0))
         # Those within the noise of 1 may be on either side.
         near = float(
@@ -547,7 +552,8 @@ def test_ancestral_steps(replay, check):
         ratio = float(jnp.max(at_s.alpha / at_t.alpha))
         off = ratio * float(jnp.max(c * at_t.sigma)) * (replay.noise + cancellation * np.abs(theirs).max())
         for clip, key in ((False, "z_s_noclip"), (True, "z_s_clip")):
-            z_s = samplers.Ancestral(clip=clip).step(eps_hat, z_t, nhwc(io[f"{name}/noise"]), ends)
+            sampler = samplers.Ancestral(clip=clip)
+            z_s = sampler.step(prediction, z_t, nhwc(io[f"{name}/noise"]), step_to(replay, at_s))
             largest = np.abs(io[f"{name}/{key}"]).max()
             check(f"{name}, {key}", nchw(z_s), io[f"{name}/{key}"], 1e-6 + off / largest)
 
@@ -561,10 +567,13 @@ def test_samples(replay, check):
     def sample(noise):
         z = nhwc(io["sample3/z_1"])
         for i, eps in enumerate(noises):
-            ends = where(replay, *(np.full(len(z), (num_steps - i - j) / num_steps) for j in (0, 1)))
-            eps_hat = replay.output(replay.params, z, ends.at_t.gamma)
+            at_t, at_s = (
+                replay.coefficients(np.full(len(z), (num_steps - i - j) / num_steps)) for j in (0, 1)
+            )
+            eps_hat = replay.output(replay.params, z, at_t.gamma)
             eps_hat = eps_hat + noise * rng.choice([-1.0, 1.0], z.shape).astype(np.float32)
-            z = samplers.Ancestral(clip=True).step(eps_hat, z, eps, ends)
+            prediction = replay.model.parameterization(at_t).predict(eps_hat, z, at_t)
+            z = samplers.Ancestral(clip=True).step(prediction, z, eps, step_to(replay, at_s))
         return np.asarray(z, np.float64)
 
     z_0, theirs = sample(0.0), np.moveaxis(io["sample3/z_0"], 1, -1)

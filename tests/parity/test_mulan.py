@@ -13,9 +13,9 @@ import pytest
 from helpers import mulan_case, peers, replays
 from helpers.replays import ROUNDING, note, per_image
 
-from jvdm.core.records import TimeGamma
 from jvdm.diffusion import losses, samplers, transforms
 from jvdm.diffusion.parameterizations import Velocity
+from jvdm.diffusion.process import coefficients
 
 CSAMPLE_STEP = re.compile(r"csample_i(\d+)_eps")
 
@@ -90,7 +90,7 @@ def test_times_gamma_and_noised_data(replay, check):
     check("t", t, io["loss_t"], 1e-6)
     check_schedule(replay, check, per_image(t), replay.context, (io["loss_g_t"], io["loss_dgamma_dt"]))
     alpha, sigma = replay.model.path.alpha_sigma(jnp.asarray(io["loss_g_t"]))
-    f = losses.encode(replay.batch.images, replay.model.num_levels)
+    f = losses.encode(replay.batch.x, replay.model.num_levels)
     check("z_t", alpha * f + sigma * draws.eps, io["loss_z_t"], 1e-6)
 
 
@@ -102,9 +102,9 @@ def test_inside_the_loss(replay, check):
     check("network output in the loss", out, io["loss_net_out"], 1e-5)
     if "loss_v_hat" not in io:
         return
-    c = model.coefficients(TimeGamma(gamma, jnp.asarray(io["loss_dgamma_dt"])))
+    c = coefficients(model.path, gamma, jnp.asarray(io["loss_dgamma_dt"]))
     relation, velocity = model.parameterization(c), Velocity(path=model.path)(c)
-    f = losses.encode(replay.batch.images, model.num_levels)
+    f = losses.encode(replay.batch.x, model.num_levels)
     # Theirs computes v from the network's eps as a difference of e^(gamma / 2), 1 / alpha, times z and eps.
     v_hat = (relation.to_eps(out, z) - velocity.skip * z) / velocity.scale
     check("v_hat, times alpha", c.alpha * v_hat, c.alpha * io["loss_v_hat"], 1e-5)
@@ -159,7 +159,7 @@ def test_gradient_of_every_leaf(replay):
 
 def test_first_optimizer_step(replay):
     replay.skip_dropout()
-    replays.check_optimizer_step(replay, 2e-6 + rounding_of_times(replay), product=1.0)
+    replays.check_optimizer_step(replay, 2e-6 + rounding_of_times(replay))
 
 
 def test_conditional_samples(replay, check):
@@ -177,34 +177,36 @@ def test_conditional_samples(replay, check):
         at_t, at_s = (replay.coefficients_at(a, context) for a in (t, s))
         out = replay.output(replay.ema_params, z_t, at_t.gamma, context)
         noise, theirs = (io[f"csample_i{i}_{key}"] for key in ("eps", "z_s"))
-        where = samplers.Step(at_t, at_s, 1.0 / steps, jnp.zeros(()), model.data_map.range)
+        where = replay.step_to(at_s, 1.0 / steps, context)
         parameterization = Velocity(path=model.path) if from_noise else model.parameterization
-        eps_hat = parameterization(at_t).to_eps(out, z_t)
-        z_s = samplers.Ancestral(clip=False).step(eps_hat, z_t, jnp.asarray(noise), where)
+        prediction = parameterization(at_t).predict(out, z_t, at_t)
+        z_s = samplers.Ancestral(clip=False).step(prediction, z_t, jnp.asarray(noise), where)
         off = np.abs(np.asarray(z_s, np.float64) - theirs)
-        tolerance = 1e-6 * np.abs(theirs).max() + step_rounding(replay, where, t, s, context, noise, eps_hat)
+        tolerance = 1e-6 * np.abs(theirs).max() + step_rounding(
+            replay, at_s, t, s, context, noise, prediction
+        )
         note(f"ancestral step {i}, part of tolerance", np.max(off / tolerance))
         assert np.all(off <= tolerance)
         if from_noise:
-            eps_hat = model.parameterization(at_t).to_eps(out, z_t)
-            right = samplers.Ancestral(clip=False).step(eps_hat, z_t, jnp.asarray(noise), where)
+            prediction = model.parameterization(at_t).predict(out, z_t, at_t)
+            right = samplers.Ancestral(clip=False).step(prediction, z_t, jnp.asarray(noise), where)
             differ.append(np.mean(np.abs(right - theirs) > tolerance))
     assert not from_noise or max(differ) > 0.5
 
 
-def step_rounding(replay, where, t, s, context, noise, eps_hat) -> np.ndarray:
+def step_rounding(replay, at_s, t, s, context, noise, prediction) -> np.ndarray:
     """How far the rounding of gamma_s and gamma_t moves z_s, elementwise.
 
     c = -expm1(gamma_s - gamma_t) is off by that of both, and sqrt(c) by up to its root where a pixel's gamma
     hardly grows. Theirs has sigma_s^2 = 1 - s(-gamma_s), with a rounding of 1, as in test_vdm.
     """
-    at_t, at_s = where.at_t, where.at_s
+    at_t = prediction.coefficients
     ends = np.abs([replay.settings["gamma_min"], replay.settings["gamma_max"]]).max()
     d = sum(1e-6 * ends + 3.0 * replay.schedule_noise(a, context)[0] for a in (t, s))
     c = -np.expm1(np.asarray(at_s.gamma - at_t.gamma, np.float64))
     root = np.minimum(np.sqrt(d), d / (2.0 * np.sqrt(np.maximum(c, 1e-12))))
     of_sigma = 2.0 * ROUNDING / (2.0 * np.asarray(at_s.sigma)) * np.sqrt(c)
-    mean = np.asarray(at_s.alpha / at_t.alpha * at_t.sigma) * np.abs(eps_hat)
+    mean = np.asarray(at_s.alpha / at_t.alpha * at_t.sigma) * np.abs(prediction.eps)
     return np.abs(noise) * (np.asarray(at_s.sigma) * root + of_sigma) + d * mean
 
 

@@ -23,9 +23,10 @@ import pytest
 from helpers import mulan_case, peers, replays
 from helpers.replays import ROUNDING, jit, note
 
-from jvdm.core.records import Context
+from jvdm.core.records import Coefficients, Context, LatentCost
 from jvdm.diffusion import dequantization, divergence, likelihood, solvers, subsets
 from jvdm.diffusion.parameterizations import Noise, Velocity
+from jvdm.diffusion.process import Normal, coefficients
 from jvdm.evaluation.vlb import for_evaluation
 
 TRUNCATION, NORMALIZER = 3.0, 0.9974613  # of (2)
@@ -46,7 +47,8 @@ class Replay(mulan_case.Replay):
 
         def high_precision(params, z, t, context):
             """Theirs, which is less precise."""
-            eps, c = self.model.predict(params, z, t, context)
+            prediction = self.model.predict(params, z, t, context)
+            eps, c = prediction.eps, prediction.coefficients
             sigma = jnp.where(c.sigma**2 < LEVEL_OFF, jnp.exp(0.5 * c.gamma), c.sigma)
             if isinstance(model.parameterization, Noise):
                 return 0.5 * c.dgamma_dt * sigma * (eps - sigma * z)
@@ -67,22 +69,23 @@ class Replay(mulan_case.Replay):
         self.solve = jit(jax.vmap(solve, in_axes=(None, 0, 0, 0)))
 
     @functools.cached_property
-    def at_start(self) -> dequantization.Start:
+    def at_start(self) -> Coefficients:
         """Of (1): alpha_0 is 1."""
         gamma = jnp.full((1, 1, 1, 1), self.settings["gamma_min"])
-        return dequantization.Start(jnp.ones_like(gamma), jnp.exp(0.5 * gamma), gamma)
+        at = coefficients(self.model.path, gamma, jnp.zeros_like(gamma))
+        return at._replace(alpha=jnp.ones_like(gamma), sigma=jnp.exp(0.5 * gamma))
 
     def dequantized(self, kind: str, method: Any = None) -> dequantization.Dequantized:
         """The recorded noise, put through a method, by default that of the kind."""
         key, default = DEQUANTIZATIONS[kind]
         noise = self.io[f"lik_{kind}_dequant_{key}"]
-        images = self.batch.images[: len(noise)]
+        images = self.batch.x[: len(noise)]
         return (method or default)(images, jnp.asarray(noise), self.at_start, self.model.num_levels)
 
-    def evaluated(self, n: int) -> Context:
+    def evaluated(self, n: int) -> tuple[Context, LatentCost]:
         """What the library conditions on in evaluation, and charges, of the first n images."""
         batch, noise = jax.tree.map(lambda a: a[:n], (self.batch, jnp.asarray(peers.mulan_noise(self.io))))
-        return for_evaluation(self.model).context(self.ema_params, batch, noise)
+        return for_evaluation(self.model).encode_latent(self.ema_params, batch, noise)
 
 
 @pytest.fixture(scope="module", params=peers.cases("mulan"))
@@ -126,9 +129,7 @@ def test_dequantization(replay, check, kind):
     if kind != "tn":
         return
     eps, sampled = io["lik_tn_dequant_eps"], dequantization.TruncatedNormal()
-    _, tau = sampled.bounds(
-        replay.batch.images, replay.at_start, replay.model.num_levels, replay.model.data_map
-    )
+    _, tau = sampled.bounds(replay.batch.x, replay.at_start, replay.model.num_levels, replay.model.data_map)
     print("released end, and tau:", TRUNCATION, float(tau.max()))
     assert np.abs(eps).max() < TRUNCATION < float(tau.max())
     # It is of eps, and of constants of seven digits.
@@ -144,12 +145,12 @@ def test_latent_and_its_charges(replay, check, kind):
     """What theirs charges is the library's surrogate; the library charges what the k-subset costs."""
     replay.need(f"lik_{kind}_embedding")
     expected = replay.io[f"lik_{kind}_embedding"]
-    context = replay.evaluated(len(expected))
+    context, cost = replay.evaluated(len(expected))
     check("latent", context.latent, expected, 4.0 * ROUNDING)
     # The rounding of the logits, as in test_mulan, besides that of the sum.
-    check("surrogate", context.surrogate, replay.io[f"lik_{kind}_aux_kl"], 1e-5 + 100.0 * ROUNDING)
-    cost = subsets.log_count(replay.settings["latent_size"], replay.settings["latent_k"])
-    check("charge", context.charge, np.full(len(expected), cost), ROUNDING)
+    check("surrogate", cost.surrogate, replay.io[f"lik_{kind}_aux_kl"], 1e-5 + 100.0 * ROUNDING)
+    of_subset = subsets.log_count(replay.settings["latent_size"], replay.settings["latent_k"])
+    check("charge", cost.charge, np.full(len(expected), of_subset), ROUNDING)
 
 
 @pytest.mark.parametrize("kind", DEQUANTIZATIONS)
@@ -185,19 +186,19 @@ def test_likelihood(replay, check, kind):
     note("delta_logp, bits/dim", off.max() / math.log(2.0))
     assert np.all(off <= of_trace)
 
-    prior = jax.vmap(lambda z: likelihood.normal_log_density(z, jnp.zeros(())))(z_1)  # (3)
+    prior = jax.vmap(lambda z: Normal(jnp.zeros(()), jnp.zeros(())).log_density(z).sum())(z_1)  # (3)
     ours = np.asarray(prior, np.float64) + trace
     allowed = of_z * rms + of_trace
     off = np.abs(ours - log_p) / num_dims
     note("log_p, bits/dim", off.max() / math.log(2.0))
     assert np.all(off <= allowed)
 
-    context, log_q = replay.evaluated(len(z)), np.asarray(replay.dequantized(kind).log_q, np.float64)
-    bits = (log_q - ours + np.asarray(context.surrogate, np.float64)) / (num_dims * math.log(2.0))
+    (_, cost), log_q = replay.evaluated(len(z)), np.asarray(replay.dequantized(kind).log_q, np.float64)
+    bits = (log_q - ours + np.asarray(cost.surrogate, np.float64)) / (num_dims * math.log(2.0))
     note("bpd", np.abs(bits - bpd).max())
     assert np.all(np.abs(bits - bpd) <= 1e-6 + allowed / math.log(2.0))
     # What the released prior and charge amount to, each.
     sigma_1 = replay.model.path.log_sigma(replay.model.ends(replay.ema_params)[1])
-    exact = jax.vmap(lambda z: likelihood.normal_log_density(z, sigma_1))(z_1)
+    exact = jax.vmap(lambda z: Normal(jnp.zeros(()), sigma_1).log_density(z).sum())(z_1)
     print("bits/dim that the prior of the path changes:", (prior - exact) / (num_dims * math.log(2.0)))
-    print("and the valid charge:", (context.charge - aux_kl) / (num_dims * math.log(2.0)), "offset:", offset)
+    print("and the valid charge:", (cost.charge - aux_kl) / (num_dims * math.log(2.0)), "offset:", offset)

@@ -11,12 +11,14 @@ that matters the tolerance has it.
 
 import dataclasses
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import sdeflow_case
+from helpers.compose import compose
 from helpers.replays import check, jit
 from helpers.sdeflow_case import nchw, nhwc
 
@@ -28,8 +30,8 @@ from jvdm.diffusion.paths import VariancePreserving
 from jvdm.diffusion.schedules import LinearBeta
 from jvdm.diffusion.times import Debiased, DebiasedReleased, UniformDensity
 from jvdm.diffusion.transforms import Logit
-from jvdm.evaluation.record import standard_error
-from jvdm.model import Model, objectives
+from jvdm.evaluation.rows import standard_error
+from jvdm.model import objectives
 from jvdm.networks import TimeInput
 
 ROUNDING = 2.0**-24
@@ -50,14 +52,14 @@ class Replay:
     def __init__(self, case):
         self.case, self.io, self.settings = case, case.io, case.config
         path = VariancePreserving()
-        self.model = Model(
+        self.model = compose(
             network=case.network,
             schedule=LinearBeta(
                 noise_path=path, beta_min=self.settings["beta_min"], beta_max=self.settings["beta_max"]
             ),
             path=path,
             parameterization=Drift(),
-            image_shape=self.io["images_u8_nhwc"].shape[1:],
+            data_shape=self.io["images_u8_nhwc"].shape[1:],
             num_levels=256,
             time_input=TimeInput(),
             data_map=data_map_of(self.settings),
@@ -66,15 +68,12 @@ class Replay:
         self.floor = case.noise_floor
         self.images = jnp.asarray(self.io["images_u8_nhwc"])
 
-    def context(self, n):
-        return Context(jnp.zeros(n))
-
     def coefficients(self, t):
-        return self.model.coefficients(self.model.time_gamma(self.params, t))
+        return self.model.at(self.params, t)
 
     @functools.cached_property
     def predict(self):
-        return jit(lambda z, t: self.model.predict(self.params, z, t, self.context(len(t))))
+        return jit(lambda z, t: self.model.predict(self.params, z, t, Context()))
 
     @functools.cached_property
     def slice(self):
@@ -83,22 +82,28 @@ class Replay:
         def terms(y, t, eps, eps_1, probe):
             at_s, at_t, at_1 = (self.coefficients(a) for a in (jnp.zeros_like(t), t, jnp.ones_like(t)))
             return score_bounds.random_slice(
-                lambda z: self.model.predict(self.params, z, t, self.context(len(t))).eps,
+                lambda z: self.model.predict(self.params, z, t, Context()).eps,
                 y,
                 eps=eps,
                 eps_1=eps_1,
                 probes=probe[None],
                 trace=Hutchinson(),
                 span=jnp.ones_like(t),
-                dlogalpha_dgamma=self.model.path.dlogalpha_dgamma(at_t.gamma),
                 at_s=at_s,
                 at_t=at_t,
                 at_1=at_1,
-                prior=score_bounds.PRIORS["sdeflow_released"],
-                log_sigma_1=self.model.path.log_sigma(at_1.gamma),
+                process=self.model.process,
+                prior=self.model.prior(self.params),
+                log_prior=score_bounds.PRIORS["sdeflow_released"],
             )
 
         return jit(terms)
+
+    def step_from(self, t, length):
+        """A step of the generative SDE, which needs nothing of the time it goes to but the length."""
+        data_range = self.model.data_map.range
+        at_s = self.coefficients(jnp.maximum(t - length, 0.0))
+        return samplers.Step(self.model.process, self.params["schedule"], at_s, length, data_range, Context())
 
 
 def sum_error(a):
@@ -159,7 +164,7 @@ def test_objective_and_its_gradient(replay, name):
 
     # The recorded times, of either density, have weight 1 in sdeflow.
     draws = Draws(jnp.ravel(t), nhwc(noise), nhwc(noise), None, nhwc(io["deq/u"]))
-    batch = Batch(replay.images, jnp.zeros(len(replay.images)))
+    batch = Batch(replay.images)
 
     def objective(params, weighting, model):
         return objectives.score_matching(
@@ -192,7 +197,7 @@ def test_what_the_released_objective_lacks(replay):
         pytest.skip("sdeflow's density ignores the betas of the case")
     noise, u = nhwc(io["dsm_debias/noise"]), jnp.ravel(io["dsm_debias/u"])
     draws = Draws(u, noise, noise, None, nhwc(io["deq/u"]))
-    batch = Batch(replay.images, jnp.zeros(len(replay.images)))
+    batch = Batch(replay.images)
     right = dataclasses.replace(model, time_density=Debiased())
     ours = jit(
         lambda params: (
@@ -212,10 +217,15 @@ def test_elbo_of_every_image(replay):
     probe = nhwc(io["elbo/v"].astype(np.float32))
     at_t, at_s = replay.coefficients(t), replay.coefficients(jnp.zeros(n))
     sigma_error = ROUNDING / float(jnp.min(at_t.sigma)) * 4
-    z = score_bounds.transition(y, eps, at_s, at_t)
+    process = replay.model.process
+
+    def transition(eps, at):
+        return process.forward(y, None, None, at_s, at).sample(eps)
+
+    z = transition(eps, at_t)
     check("y_t", nchw(z), io["elbo/y"], 8 * ROUNDING + sigma_error)
     at_1 = replay.coefficients(jnp.ones(n))
-    check("y_T", nchw(score_bounds.transition(y, eps_1, at_s, at_1)), io["elbo/yT"], 8 * ROUNDING)
+    check("y_T", nchw(transition(eps_1, at_1)), io["elbo/yT"], 8 * ROUNDING)
 
     terms = replay.slice(y, t, eps, eps_1, probe)
     scale = np.abs(io["elbo/elbo_logit_space"]).max()
@@ -234,21 +244,20 @@ def test_elbo_of_every_image(replay):
 
     # The corrected prior differs by what 1e-5 in the denominator and sigma_1 < 1 make, at most 1e-4 nats a
     # dimension.
-    right = score_bounds.noise_prior(
-        score_bounds.transition(y, eps_1, at_s, at_1), replay.model.path.log_sigma(at_1.gamma)
-    )
+    right = score_bounds.process_prior(transition(eps_1, at_1), replay.model.prior(replay.params))
     difference = np.abs(np.asarray(right - terms.prior)) / replay.model.num_dims
     assert 0 < difference.max() < 1e-4
 
 
-def test_evaluation_of_two_batches(replay):
-    """sdeflow's evaluate(): the mean and its standard error over four images."""
-    io, bpd = replay.io, []
-    for b in range(2):
-        images = replay.images[2 * b : 2 * b + 2]
+def test_evaluation_in_batches(replay):
+    """sdeflow's evaluate(): the mean and its standard error over all images."""
+    io, bpd, first = replay.io, [], 0
+    for b in itertools.takewhile(lambda b: f"evaluate/b{b}_deq_u" in io, itertools.count()):
         u, eps, eps_1 = (nhwc(io[f"evaluate/b{b}_{name}"]) for name in ("deq_u", "noise_y", "noise_yT"))
         t, probe = jnp.ravel(io[f"evaluate/b{b}_u_t"]), nhwc(io[f"evaluate/b{b}_v"].astype(np.float32))
-        data = dequantization.uniform(images, u, jnp.ones((2, 1, 1, 1)), 256, replay.model.data_map)
+        images, first = replay.images[first : first + len(u)], first + len(u)
+        ones = jnp.ones((len(u), 1, 1, 1))
+        data = dequantization.uniform(images, u, ones, 256, replay.model.data_map)
         terms = replay.slice(data.z, t, eps, eps_1, probe)
         bpd.append((sum(terms) + data.log_q) * replay.model.units_per_nat)
     bpd = np.concatenate(bpd)
@@ -264,19 +273,11 @@ def test_evaluation_of_two_batches(replay):
 def test_family_of_reverse_sdes(replay, lam):
     io = replay.io
     t, z = 1.0 - jnp.ravel(io["lmbd/t"]), nhwc(io["lmbd/y"])
-    eps, at_t = replay.predict(z, t)
-    # With steps of length 1, z_s - z is the drift, and the noise's factor is the diffusion.
-    where = samplers.Step(at_t, at_t, 1.0, replay.model.path.dlogalpha_dgamma(at_t.gamma), (-1.0, 1.0))
-    step = samplers.ReverseSDE(lam=lam).step
-    drift = step(eps, z, jnp.zeros_like(z), where) - z
+    prediction, sampler = replay.predict(z, t), samplers.ReverseSDE(lam=lam)
+    drift = sampler.drift(prediction, z, replay.model.process, Context())
     check("drift", nchw(drift), io[f"lmbd/mu_{lam}"], 10 * replay.floor)
-    sigma = step(eps, jnp.zeros_like(z), jnp.ones_like(z), where) - step(
-        eps, jnp.zeros_like(z), jnp.zeros_like(z), where
-    )
-    # A difference of numbers of the size of the drift.
-    np.testing.assert_allclose(
-        np.asarray(sigma).mean(axis=(1, 2, 3)), io[f"lmbd/sigma_{lam}"], rtol=2e-5, atol=2e-5
-    )
+    volatility = jnp.sqrt((1.0 - lam) * prediction.coefficients.g2)
+    np.testing.assert_allclose(np.ravel(volatility), io[f"lmbd/sigma_{lam}"], rtol=2e-5, atol=2e-5)
 
 
 def test_one_step(replay):
@@ -284,9 +285,9 @@ def test_one_step(replay):
     num_steps, _, t, delta = io["em/num_steps_i_t_delta"]
     z, n = nhwc(io["em/y0"]), len(io["em/y0"])
     np.testing.assert_allclose(delta, 1.0 / num_steps, rtol=1e-6)
-    eps, at_t = replay.predict(z, jnp.full(n, 1.0 - t))
-    where = samplers.Step(at_t, at_t, delta, replay.model.path.dlogalpha_dgamma(at_t.gamma), (-1.0, 1.0))
-    z_s = samplers.ReverseSDE(lam=0.0).step(eps, z, nhwc(io["em/noise"]), where)
+    t = jnp.full(n, 1.0 - t)
+    where = replay.step_from(t, delta)
+    z_s = samplers.ReverseSDE(lam=0.0).step(replay.predict(z, t), z, nhwc(io["em/noise"]), where)
     check("y1", nchw(z_s), io["em/y1"], 10 * replay.floor)
 
 
@@ -297,11 +298,8 @@ def test_grid_of_samples(replay):
     num_steps, n = len(noises), len(z)
     for i in range(num_steps):
         t = jnp.full(n, 1.0 - i / num_steps)
-        eps, at_t = replay.predict(z, t)
-        where = samplers.Step(
-            at_t, at_t, 1.0 / num_steps, model.path.dlogalpha_dgamma(at_t.gamma), (-1.0, 1.0)
-        )
-        z = samplers.ReverseSDE(lam=0.0).step(eps, z, noises[i], where)
+        where = replay.step_from(t, 1.0 / num_steps)
+        z = samplers.ReverseSDE(lam=0.0).step(replay.predict(z, t), z, noises[i], where)
     x = np.asarray(model.data_map.inverse(z))
     side = int(np.sqrt(n))
     rows = [np.concatenate(list(x[side * r : side * r + side]), axis=1) for r in range(side)]

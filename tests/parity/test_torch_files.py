@@ -10,7 +10,7 @@ from helpers import peers
 
 from jvdm.core.errors import UserError
 from jvdm.importers import torch_archive
-from jvdm.importers.inert_pickle import ByIdentity, Global, Record
+from jvdm.importers.inert_values import ByIdentity, Global, Record
 
 DTYPES = {
     "FloatStorage": np.float32,

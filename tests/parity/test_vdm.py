@@ -67,7 +67,7 @@ def test_times_gamma_and_noised_data(replay, check):
     draws = replay.draws()
     t = replay.model.times(draws.u).t
     c = replay.coefficients(t)
-    f = losses.encode(replay.batch.images, replay.model.num_levels)
+    f = losses.encode(replay.batch.x, replay.model.num_levels)
     check("t", t, replay.io["loss_t"], 1e-6)
     check("gamma_t", c.gamma.ravel(), replay.io["loss_g_t"], 1e-6)
     check("z_t", c.alpha * f + c.sigma * draws.eps, replay.io["loss_z_t"], 1e-6)
@@ -151,10 +151,10 @@ def test_ancestral_steps(replay, check):
         at_s = replay.coefficients(s)
         at_t = replay.coefficients(t)
         out = replay.output(replay.ema_params, z_t, at_t.gamma, replay.context)
-        eps_hat = replay.model.parameterization(at_t).to_eps(out, z_t)
+        prediction = replay.model.parameterization(at_t).predict(out, z_t, at_t)
         noise, theirs = (replay.io[f"sample_i{i}_{key}"] for key in ("eps", "z_s"))
-        where = samplers.Step(at_t, at_s, 0.02, jnp.zeros(()), replay.model.data_map.range)
-        z_s = sampler.step(eps_hat, z_t, jnp.asarray(noise), where)
+        where = replay.step_to(at_s, 1.0 / steps)
+        z_s = sampler.step(prediction, z_t, jnp.asarray(noise), where)
         # The scale of the noise is at most sigma_s; d sigma_s = d sigma_s^2 / (2 sigma_s).
         rounding = 2.0 * ROUNDING / (2.0 * float(at_s.sigma.min())) * np.abs(noise).max()
         check(f"ancestral step {i}", z_s, theirs, 1e-6 + rounding / np.abs(theirs).max())

@@ -11,9 +11,10 @@ from helpers import forked, made_up_run, tiny
 
 from jvdm.core.errors import UserError
 from jvdm.networks import NETWORKS
-from jvdm.reporting import charts, config_tables, markup
+from jvdm.reporting import charts, config_tables, curves, record_tables
 from jvdm.reporting import images as image_lib
-from jvdm.reporting.report import write_report
+from jvdm.reporting.report import render, write_report
+from jvdm.reporting.runs import read_run
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 TAGS = """
@@ -56,9 +57,9 @@ class Page(html.parser.HTMLParser):
 
 def report(path, *others):
     """(the page, its notes)."""
-    target, notes = write_report(path, others)
-    assert target == path / "report.html"
-    return Page(target.read_text(encoding="utf-8")), notes
+    written = write_report(path, others)
+    assert written.path == path / "report.html"
+    return Page(written.path.read_text(encoding="utf-8")), written.notes
 
 
 @pytest.fixture
@@ -163,14 +164,16 @@ def test_what_comes_from_files_is_text(tmp_path):
     assert not [name for _, name, _ in page.attributes if name.startswith("on")]
     assert name in page.text and "<svg onload=alert(1)>" in page.text
     assert "\u202e" not in page.text and "\ufffd" in page.text
+    text = write_report(workdir).text
+    assert "onerror" in text and "\u202e" not in text, "the terminal gets no marks of direction either"
     page, _ = report(workdir, made_up_run.write(tmp_path / "other"))
     assert set(page.tags) <= set(TAGS.split()) and page.tags.count("script") == 1
 
 
-def test_names_that_are_no_unicode_can_be_written():
-    assert markup.text("a\udcff\x00<") == "a\ufffd\ufffd&lt;"
-    with pytest.raises(ValueError, match="cannot hold"):
-        markup.raw("script", "'</script>'")
+def test_names_that_are_no_unicode_can_be_written(tmp_path):
+    workdir = made_up_run.write(tmp_path / "a")
+    run = read_run(workdir)
+    assert "<h1>a\ufffd\ufffd&lt;</h1>" in render({"a\udcff\x00<": run})
 
 
 def _edit(name, content):
@@ -205,34 +208,35 @@ DAMAGE = {
         _append(b"\n1\n[]\n{}\n" + b'{"step": "x"}\n{"step": 1, "a": {}}\n'),
         "6 of 39 lines are damaged",
     ),
-    "last line": (_append(b'{"step": 31'), "line 34, the last, is incomplete"),
+    "last line": (_append(b'{"step": 31'), "line 34, the last, is incomplete and was left out"),
     "step beyond any": (_append(b'{"step": 1' + b"0" * 400 + b"}\n{}\n"), "2 of 35 lines"),
     "depth": (_edit("config.json", b"[" * 100_000), "config.json: damaged"),
     "bytes": (_append(b"\xff\xfe\n" + b"\x00\n"), "2 of 35 lines"),
-    "no metrics": (lambda path: (path / "metrics.jsonl").unlink(), "metrics.jsonl: there is none"),
+    "no metrics": (lambda path: (path / "metrics.jsonl").unlink(), "metrics.jsonl: missing"),
     "config": (_edit("config.json", b"{"), "config.json: damaged"),
     "list as config": (_edit("config.json", b"[]"), "holds a list"),
-    "no config": (lambda path: (path / "config.json").unlink(), "config.json: there is none"),
-    "record": (_edit("eval/odd.json", b'{"value": 1'), "eval/odd.json: damaged or no record"),
-    "record of something else": (_edit("eval/odd.json", b"[1]"), "eval/odd.json: damaged or no record"),
-    "record without a field": (_edit("eval/odd.json", b'{"value": 1.0}'), "no field 'estimator'"),
-    "record of a word": (_with_record("value", "low"), "damaged or no record"),
-    "record with odd terms": (_with_record("terms", {"prior": 3.0}), "damaged or no record"),
-    "record with an odd ODE": (_with_record("ode", {"name": 1}), "damaged or no record"),
+    "no config": (lambda path: (path / "config.json").unlink(), "config.json: missing"),
+    "record": (_edit("eval/odd.json", b'{"value": 1'), "eval/odd.json: damaged, or not a record"),
+    "record of something else": (_edit("eval/odd.json", b"[1]"), "eval/odd.json: damaged, or not a record"),
+    "record without a field": (_edit("eval/odd.json", b'{"value": 1.0}'), "field 'estimator' is missing"),
+    "record of a word": (_with_record("value", "low"), "damaged, or not a record"),
+    "record with odd terms": (_with_record("terms", {"prior": 3.0}), "damaged, or not a record"),
+    "record with an odd description": (_with_record("description", [1]), "damaged, or not a record"),
+    "record with an odd ODE": (_with_record("ode", {"name": 1}), "damaged, or not a record"),
     "record with odd versions": (
         _with_record("provenance", {"dataset": "d", "split": "test", "step": 1, "versions": [1]}),
-        "damaged or no record",
+        "damaged, or not a record",
     ),
-    "record without provenance": (_with_record("provenance", None), "damaged or no record"),
+    "record without provenance": (_with_record("provenance", None), "damaged, or not a record"),
     "picture": (
         _edit("samples/step_00000300.png", b"\x89PNG\r\n\x1a\n"),
         "samples/step_00000300.png: damaged",
     ),
-    "picture of another kind": (_edit("plots/odd.png", b"GIF89a"), "plots/odd.png: damaged or no PNG"),
+    "picture of another kind": (_edit("plots/odd.png", b"GIF89a"), "plots/odd.png: damaged, or not a PNG"),
     "large picture": (_edit("plots/large.png", bytes(4_000_001)), "4.0 MB, more than 4"),
     "stopped pass": (
         lambda path: (path / "eval" / "vlb_T5.partial").mkdir(),
-        "eval/vlb_T5: this pass was stopped",
+        "eval/vlb_T5: this evaluation was stopped",
     ),
 }
 
@@ -288,15 +292,14 @@ def test_run_in_progress(tmp_path):
         assert text in page.text
     (workdir / "metrics.jsonl").write_text("")
     page, notes = report(workdir)
-    assert notes == [] and "Nothing recorded yet." in page.text
+    assert notes == [] and "No metrics recorded yet." in page.text
 
 
 def test_continuous_data_is_in_nats(tmp_path):
-    records = [
-        made_up_run.vlb(units="nats", estimator="elbo", slices={"trace": {"probes": 1}, "prior": "noise"})
-    ]
+    words = "ELBO, random slice, 1 probe"
+    records = [made_up_run.vlb(units="nats", estimator="elbo", description=words)]
     page, _ = report(made_up_run.write(tmp_path / "run", records=records, total="nats"))
-    assert "ELBO, random slice, 1 probe" in page.text
+    assert words in page.text
     assert "negative log-likelihood nats" in page.text
     assert "bits/dim" not in page.text
 
@@ -308,7 +311,8 @@ def test_scores_are_records_too(workdir):
 
 
 def test_equal_evaluations_are_told_apart(tmp_path):
-    records = [made_up_run.vlb(), made_up_run.vlb(num_draws=8), made_up_run.vlb(timesteps=5)]
+    discrete = made_up_run.vlb(timesteps=5, description="VLB, T = 5")
+    records = [made_up_run.vlb(), made_up_run.vlb(num_draws=8), discrete]
     page, _ = report(made_up_run.write(tmp_path / "run", records=records))
     for label in ("VLB, continuous, step 300, 297×64", "VLB, continuous, step 300, 297×8", "VLB, T = 5"):
         assert label in page.text
@@ -322,6 +326,40 @@ def test_records_of_older_versions(workdir):
     path.write_text(json.dumps({**record, "of_the_future": {"x": 12.5}}))
     page, notes = report(workdir)
     assert notes == [] and "of the future, x – 12.5" in page.text
+
+
+def test_the_prior_of_every_format():
+    """Format 2 has it in every record, format 1 in those of the ODE."""
+    new, old = (json.loads(made_up_run.ode().to_json()) for _ in range(2))
+    old["ode"]["prior"] = "N(0, I)"
+    del old["format"], old["prior"], old["description"]
+    entries = [record_tables.Entry(run="", name=name, record=r) for name, r in (("new", new), ("old", old))]
+    table = record_tables.everything(entries)
+    rows = [row for group in table.groups.values() for row in group]
+    assert [row for row in rows if "prior" in row[0]] == [["prior at t = 1", "N(0, sigma_1^2 I)", "N(0, I)"]]
+    assert not [row for row in rows if "description" in row[0]]
+
+
+# The fields of a record that its words need, and the words of format 1.
+WORDS = {
+    "VLB, continuous": {"estimator": "vlb", "timesteps": 0},
+    "VLB, T = 5": {"estimator": "vlb", "timesteps": 5},
+    "ELBO, random slice, 2 probes": {"estimator": "elbo", "slices": {"trace": {"probes": 2}}},
+    "ELBO, random slice, exact trace": {"estimator": "elbo", "slices": {"trace": {}}},
+    "ScoreFlow bound, from t = 1e-05": {"estimator": "scoreflow", "slices": {"epsilon": 1e-5}},
+    "ODE, truncated normal, K = 4": {
+        "estimator": "ode",
+        "ode": {"dequantization": {"name": "truncated_normal"}, "importance_samples": 4},
+    },
+    "ODE": {"estimator": "ode", "ode": {"dequantization": {"name": "none"}, "importance_samples": 1}},
+}
+
+
+@pytest.mark.parametrize("words", WORDS)
+def test_the_words_of_a_record(words):
+    """Format 1 has them in its settings, format 2 as a field, which wins."""
+    assert record_tables.description(WORDS[words]) == words
+    assert record_tables.description({**WORDS[words], "description": "mine"}) == "mine"
 
 
 def test_comparison(tmp_path):
@@ -371,16 +409,8 @@ def test_long_runs_make_no_long_pages(tmp_path):
         image_lib.write_png(workdir / "samples" / f"step_{step:08d}.png", np.zeros((8, 8, 3), np.uint8))
     page, notes = report(workdir)
     assert (workdir / "report.html").stat().st_size < 500_000
-    assert "12 of 40 grids are shown" in notes[0]
+    assert "only 12 of 40 grids are shown" in notes[0]
     assert "step 0 " in page.text and "step 3,900" in page.text
-
-
-def test_spikes_survive():
-    steps, values = np.arange(100_000.0), np.zeros(100_000)
-    values[54_321], values[77_777] = 5.0, -3.0
-    thin_steps, thin = charts._outline(steps, values)
-    assert len(thin) <= charts.MAX_POINTS and (thin.max(), thin.min()) == (5.0, -3.0)
-    assert (np.diff(thin_steps) > 0).all() and 54_321 in thin_steps
 
 
 def test_values_that_are_not_finite_are_told(tmp_path):
@@ -393,36 +423,14 @@ def test_values_that_are_not_finite_are_told(tmp_path):
     assert "odd bits/dim nothing to draw 1 value not finite" in page.text
 
 
-@pytest.mark.parametrize(
-    ("low", "high", "labels"),
-    [
-        (0.0, 1.0, ["0.0", "0.2", "0.4", "0.6", "0.8", "1.0"]),
-        (1.9, 5.1, ["2", "3", "4", "5"]),
-        (-0.004, 0.0072, ["-0.0025", "0.0000", "0.0025", "0.0050"]),
-        (0.0, 1.1e-5, ["0", "2.5e-6", "5e-6", "7.5e-6", "1e-5"]),
-        (0.0, 11_000.0, ["0", "2,500", "5,000", "7,500", "10,000"]),
-    ],
-)
-def test_ticks(low, high, labels):
-    axis = charts._Axis(low, high)
-    ticks = axis.ticks(5)
-    assert [axis.label(tick, ticks) for tick in ticks] == labels
-
-
-def test_logarithmic_axis():
-    axis = charts._Axis(0.5, 200.0, logarithmic=True)
-    assert axis.ticks(5) == [1.0, 10.0, 100.0]
-    np.testing.assert_allclose([axis.place(0.5), axis.place(10.0), axis.place(200.0)], [0.0, 500.0, 1000.0])
-
-
 @pytest.mark.parametrize("num", [1, 2, 41])
 def test_short_curves(num):
     for values in (np.ones(num), np.zeros(num), np.linspace(1, 1e9, num)):
-        line = charts.Line(label="train", class_="train", steps=np.arange(num) * 10.0, values=values)
+        series = curves.Series(steps=np.arange(num) * 10.0, values=values)
         for term in ("bpd", "grad_norm", "learning_rate"):
-            chart = charts.chart(term, [line], units="bits/dim")
-            assert "nan" not in chart and "inf" not in chart
-            Page(chart)
+            chart = charts.chart(term, [charts.Line("train", "train", series)], units="bits/dim")
+            assert len(chart.paths) >= 2 and chart.ticks_x and chart.ticks_y
+            assert not re.search("nan|inf", repr(chart))
 
 
 def test_command(workdir, tmp_path):
@@ -431,7 +439,7 @@ def test_command(workdir, tmp_path):
     other = made_up_run.write(tmp_path / "other")
     done = forked.run("--mode=report", f"--workdir={workdir}", f"--compare={other}")
     assert done.returncode == 0, done.stderr
-    assert f"report  {workdir / 'report.html'}" in done.stdout
+    assert f"report     {workdir / 'report.html'}" in done.stdout
     (warning,) = done.stderr.splitlines()
     assert warning.startswith(f"WARNING: {workdir}: config.json: damaged")
 
@@ -439,10 +447,10 @@ def test_command(workdir, tmp_path):
 MISTAKES = {
     "no workdir": (["--mode=report"], "--workdir is missing"),
     "wrong workdir": (["--mode=report", "--workdir=nope"], "no such folder"),
-    "checkpoint": (["--mode=report", "--workdir=.", "--checkpoint=x"], "--mode=report does not take it"),
+    "checkpoint": (["--mode=report", "--workdir=.", "--checkpoint=x"], "report does not take it"),
     "compare": (
         ["--mode=eval", "--config=configs/digits.py", "--compare=x"],
-        "--compare is for --mode=report",
+        "--compare is for the mode report",
     ),
 }
 

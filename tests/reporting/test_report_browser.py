@@ -87,7 +87,7 @@ def visit(page, profile, *flags):
 
 def with_scripts(page, allowed, more=""):
     """A copy of the page whose policy allows other scripts, and that has one more."""
-    text = re.sub(r"script-src &#x27;sha256-[^;&]+&#x27;", f"script-src {allowed}", page.read_text())
+    text = re.sub(r"script-src 'sha256-[^;']+'", f"script-src {allowed}", page.read_text())
     assert f"script-src {allowed}" in text
     copy = page.with_name("copy.html")
     copy.write_text(text.replace("</body>", f"<script>{more}</script></body>"))
@@ -98,7 +98,7 @@ def with_scripts(page, allowed, more=""):
 def page(tmp_path_factory):
     folder = tmp_path_factory.mktemp("browser")
     lines = [*made_up_run.metrics(200), {"step": 2010, "time": 0.0, f"train/{made_up_run.HOSTILE}": 1.0}]
-    return write_report(made_up_run.write(folder / "run <b> #1", lines=lines))[0]
+    return write_report(made_up_run.write(folder / "run <b> #1", lines=lines)).path
 
 
 def test_renders_without_network(page, tmp_path):

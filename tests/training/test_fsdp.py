@@ -47,7 +47,7 @@ def one_step(num_devices, fsdp, **training):
     # The init of one device, so that all start from the same bits.
     state = jax.device_put(jax.jit(lambda k: init_state(model, c, k))(key), where)
     b = c.training.batch_size
-    batches = Batch(tiny.images(b).reshape(1, b, *tiny.SHAPE), np.zeros((1, b), np.float32))
+    batches = Batch(tiny.images(b).reshape(1, b, *tiny.SHAPE))
     batches = sharding.to_devices(batches, sharding.split(mesh, axis=1))
     state, metrics = make_train_step(model, c, mesh)(state, batches)
     return state, jax.device_get(metrics)
@@ -63,7 +63,8 @@ def one_device():
     return one_step(1, 1)
 
 
-@pytest.mark.parametrize(("fsdp", "microbatches"), [(1, 1), (4, 2), (8, 1)])
+@pytest.mark.long
+@pytest.mark.parametrize(("fsdp", "microbatches"), [(4, 2), (8, 1)])
 def test_eight_devices_train_like_one(one_device, fsdp, microbatches):
     """Sums over the batch are in another order (float32); so are those of microbatches, without dropout."""
     state, metrics = one_step(NUM_DEVICES, fsdp, microbatches=microbatches)
@@ -74,9 +75,6 @@ def test_eight_devices_train_like_one(one_device, fsdp, microbatches):
     assert tiny.max_difference(jax.device_get(state.params), jax.device_get(one_device[0].params)) < 2e-4
 
     here, whole = bytes_of_each((state.params, state.ema_params, state.opt_state))
-    if fsdp == 1:
-        assert here == whole
-        return
     for leaf in jax.tree.leaves((state.params, state.ema_params, state.opt_state)):
         shards = {shard.data.size for shard in leaf.addressable_shards}
         is_split = leaf.size >= sharding.SMALL and any(size % fsdp == 0 for size in leaf.shape)
@@ -107,7 +105,7 @@ def test_what_does_not_divide(fsdp):
 def test_range():
     c = config_lib.default()
     c.training.fsdp = 0
-    with pytest.raises(UserError, match="config.training.fsdp is 0: give at least 1"):
+    with pytest.raises(UserError, match="config.training.fsdp is 0: give 1 or more"):
         config_lib.check_complete(c)
 
 
@@ -137,6 +135,7 @@ def run(path, num_devices, fsdp, **training):
     return trainer
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("saved", "num_devices", "fsdp"),
     [("data", 4, 2), ("data", 2, 1), ("fsdp", 1, 1), ("fsdp", 8, 1)],

@@ -86,6 +86,6 @@ def test_errors(source, tmp_path):
     path = saved(tmp_path, dataclasses.replace(fresh, params=other, ema_params=other, opt_state=()))
     with pytest.raises(UserError, match="no leaf of .* fits the model"):
         start(path, fresh)
-    (path / "checkpoints" / "3" / "default" / "_METADATA").write_text("{")
+    (path / "checkpoints" / "3" / "state" / "_METADATA").write_text("{")
     with pytest.raises(UserError, match="not a readable checkpoint"):
         start(path, fresh)

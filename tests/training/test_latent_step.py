@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import linen as nn
 from helpers import tiny
 from helpers.tiny_latents import M, batch, config, draws_of
@@ -21,12 +22,13 @@ def train(c, num_devices=1, model=None, steps=2):
         jax.random.key(0)
     )
     b = c.training.batch_size
-    batches = Batch(tiny.images(steps * b).reshape(steps, b, *tiny.SHAPE), np.zeros((steps, b), np.float32))
+    batches = Batch(tiny.images(steps * b).reshape(steps, b, *tiny.SHAPE))
     batches = sharding.to_devices(batches, sharding.split(mesh, axis=1))
     state, metrics = make_train_step(model, c, mesh)(state, batches)
     return jax.device_get(state.params), jax.device_get(metrics)
 
 
+@pytest.mark.long
 def test_eight_devices_train_like_one():
     (one, metrics), (eight, same) = (train(config("reinforce"), num_devices=n) for n in (1, 8))
     # The same numbers are drawn; sums over the batch are in another order (float32), and the first steps of
@@ -48,7 +50,7 @@ class Dropping(nn.Module):
     dtype: str = "float32"
 
     @nn.compact
-    def __call__(self, x, conditioning, *, train=False):
+    def __call__(self, x, conditioning=None, *, train=False):
         h = nn.Dropout(self.dropout, deterministic=not train)(jnp.ones((len(x), 64)))
         return nn.Dense(self.num_outputs)(h)
 
@@ -61,7 +63,7 @@ def test_an_encoder_has_its_dropout_whatever_the_network_has():
     _, metrics = train(c, model=model, steps=1)
     # The first step is of the initial parameters.
     params = jax.jit(model.init)(jax.random.split(jax.random.key(0))[0])
-    context = jax.jit(model.context)(params, batch(), draws_of(model).latent)
-    without = model.units_per_nat * np.asarray(context.charge)
+    _, cost = jax.jit(model.encode_latent)(params, batch(), draws_of(model).latent)
+    without = model.units_per_nat * np.asarray(cost.charge)
     assert np.ptp(without) < 1e-6 * without[0], "the encoder sees no image"
     assert abs(metrics.losses["latent"][0] - without[0]) > 1e-2 * without[0]

@@ -94,7 +94,7 @@ def truncate(checkpoint):
 
 
 def truncate_arrays(checkpoint):
-    truncate(checkpoint / "default")
+    truncate(checkpoint / "state")
 
 
 def lose_half(checkpoint):
@@ -161,6 +161,7 @@ def test_two_trainings_in_one_workdir(tmp_path):
         train(tiny.config(), Workdir(tmp_path))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("stop_at", [1, 2, 3])
 def test_a_run_that_is_asked_to_stop_loses_nothing(finished, tmp_path, monkeypatch, stop_at):
     """At step 1, between lines of metrics and checkpoints; after step 2, before or after its evaluation."""
@@ -190,6 +191,7 @@ def test_a_run_that_has_saved_nothing_starts_again(tmp_path):
     assert '"microbatches": 2' in (tmp_path / "config.json").read_text()
 
 
+@pytest.mark.long
 def test_stopped_at_the_end_and_done_once(tmp_path, monkeypatch):
     """A run that was stopped in its last evaluation has that to do, once."""
     c = tiny.config(num_steps=2)
@@ -224,6 +226,7 @@ def test_a_file_system_without_locks(tmp_path, monkeypatch, caplog):
         pass
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("stop_at", [2, 3, 4, 5])
 def test_a_run_that_is_asked_to_stop_keeps_its_best(tmp_path, monkeypatch, stop_at):
     """The checkpoint of step 2, whether it is saved before its evaluation, between the two, or after both."""
@@ -292,6 +295,7 @@ def test_best_and_newest_are_kept(tmp_path):
     assert sorted(int(p.name) for p in (tmp_path / "kept").iterdir()) == [2, 4, 5]
 
 
+@pytest.mark.long
 def test_one_compilation_of_each_function(tmp_path, caplog):
     """No jitted function of a run is compiled twice."""
     c = tiny.config(sample_every=2)

@@ -1,0 +1,124 @@
+"""The file that --config names: where it is, what it returns, and the name of its run."""
+
+import contextlib
+import difflib
+import pathlib
+import runpy
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from jvdm.core.errors import UserError, unknown
+
+PACKAGE = pathlib.Path(__file__).resolve().parents[1]
+
+
+def packaged() -> dict[str, pathlib.Path]:
+    """The config files that come with jvdm, by name.
+
+    They are in the package where it is installed, and in the folder beside it in a clone of the repository.
+    """
+    inside = PACKAGE / "configs"
+    folder = inside if inside.is_dir() else PACKAGE.parent / "configs"
+    return {path.stem: path for path in sorted(folder.glob("*.py")) if path.stem != "__init__"}
+
+
+def find(path: str) -> pathlib.Path:
+    """The file that a path or a name of a packaged config stands for.
+
+    Args:
+        path: "configs/digits.py" or "digits"; a file of that name comes first.
+
+    Raises:
+        UserError: there is neither.
+    """
+    file = pathlib.Path(path)
+    if file.is_file():
+        return file
+    configs = packaged()
+    if path in configs:
+        return configs[path]
+    if file.suffix != ".py" and len(file.parts) < 2:
+        raise unknown("config", path, configs)
+    near = difflib.get_close_matches(file.stem, configs, n=1)
+    hint = f"; did you mean --config={near[0]}?" if near else ""
+    raise UserError(f"--config={path}: no such file{hint} (packaged configs: {', '.join(configs)})")
+
+
+def argument(argv: Sequence[str]) -> tuple[str, list[str]]:
+    """Split the flag --config from a command.
+
+    Returns:
+        (its value, or "" without it; the other arguments).
+    """
+    given, rest, arguments = "", [], iter(argv)
+    for each in arguments:
+        name, equals, value = each.partition("=")
+        if name not in ("--config", "-config"):
+            rest.append(each)
+        else:
+            given = value if equals else next(arguments, "")
+    return given, rest
+
+
+def load(given: str, overrides: Sequence[str] = ()) -> Any:
+    """The config that a file returns, with the components that overrides choose.
+
+    Args:
+        given: the value of --config: a path or a name, and after a colon the argument of `get_config`.
+        overrides: flags; --config.SECTION.name=NAME puts another component into a section before its options
+            are set, so that the options are those of the new component.
+
+    Raises:
+        UserError: there is no such file, it fails, or it returns no config; or a component is unknown.
+    """
+    path, colon, argument = given.partition(":")
+    file = find(path)
+    sys.path.append(str(file.absolute().parent))  # for what it imports from its own folder
+    try:
+        get_config = runpy.run_path(str(file)).get("get_config")
+        if get_config is None:
+            raise UserError("it defines no get_config()")
+        config = get_config(argument) if colon else get_config()
+        if config is None:
+            raise UserError("get_config() returned None")
+    except UserError as error:
+        raise UserError(f"--config={given}: {error}") from error
+    # A config file is the user's code and may raise anything.
+    except Exception as error:
+        raise UserError(f"--config={given}: {type(error).__name__}: {error}") from error
+    from jvdm import config as config_lib
+    from jvdm.config import overrides as overrides_lib
+
+    with named_in_errors(given):
+        config_lib.check_complete(config)
+    for override in overrides:
+        field, equals, value = override.lstrip("-").partition("=")
+        if equals and field.startswith("config."):
+            overrides_lib.choose_components(config, {field.removeprefix("config."): value})
+    return config.lock()
+
+
+def run_name(given: str) -> str:
+    """The name of a config's default workdir: the file's stem, then each part of its argument.
+
+    Args:
+        given: the value of --config. "configs/mnist_tiny.py:debiased,/data/set.npz" has the name
+            "mnist_tiny-debiased-set".
+    """
+    path, _, argument = given.partition(":")
+    parts = [path, *(part for part in argument.split(",") if part)]
+    return "-".join(pathlib.Path(part).stem for part in parts)
+
+
+@contextlib.contextmanager
+def named_in_errors(given: str) -> Iterator[None]:
+    """Put the config in front of the errors of a block.
+
+    Raises:
+        UserError: the block's, with the value of --config before it.
+    """
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"--config={given}: {error}") from error

@@ -1,0 +1,65 @@
+"""The command `jvdm`: flags, then one of the modes."""
+
+import pathlib
+import sys
+
+from absl import app, flags
+
+from jvdm.cli import command_line, config_file
+
+command_line.define_flags()
+
+
+def run() -> None:
+    """Run the command that sys.argv holds, and exit; the entry point of `jvdm` and of main.py."""
+    app.run(main, flags_parser=command_line.parse)
+
+
+def main(argv: list[str]) -> None:
+    """Run the mode of the flags, which are parsed; a mistake ends the process with one line."""
+    del argv
+    # Here, so that a mistake in the flags is reported without importing jax.
+    from jvdm.core import preemption, processes
+
+    values = flags.FLAGS
+    given, _ = config_file.argument(sys.argv)
+    command_line.configure_logging()
+    with command_line.errors_in_one_line(values.mode):
+        processes.initialize(
+            values.distributed,
+            coordinator=values.coordinator,
+            num_processes=values.num_processes,
+            process_id=values.process_id,
+        )
+        preemption.install()
+        run_mode(values, given)
+
+
+def run_mode(values: flags.FlagValues, given: str) -> None:
+    """Run the mode of parsed flags in this process.
+
+    Args:
+        values: as `command_line.read` leaves them.
+        given: the value of --config, or "".
+
+    Raises:
+        UserError: a mistake of the user.
+    """
+    from jvdm import config as config_lib
+    from jvdm.cli import commands
+    from jvdm.core import processes
+    from jvdm.runs.workdir import Workdir
+
+    config = values.config if given else None  # a report needs none
+    if config is not None:
+        with config_file.named_in_errors(given):
+            config_lib.check_complete(config)
+    folder = values.workdir or f"runs/{config_file.run_name(given)}"
+    workdir = Workdir(pathlib.Path(folder).expanduser().absolute())
+    if processes.is_main():
+        print(f"workdir {workdir.path}")
+    commands.MODES[values.mode](
+        commands.Request(config, workdir, values.checkpoint, values.source, values.compare)
+    )
+    if processes.is_main():
+        print(f"workdir {workdir.path}")

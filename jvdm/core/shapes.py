@@ -1,0 +1,29 @@
+"""Data have a shape of any rank, and times broadcast to them."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+def expand(t: Float[Array, "..."], rank: int) -> Float[Array, "..."]:
+    """Times with `rank` axes of length 1 after their own, to broadcast to [..., *data_shape].
+
+    Args:
+        t: [...], in most cases [b].
+        rank: the number of axes of one example.
+    """
+    return t.reshape(*t.shape, *(1,) * rank)
+
+
+def sum_example(a: Float[Array, " b *d"]) -> Float[Array, " b"]:
+    """The sum over everything but the first axis."""
+    return jnp.sum(a, axis=tuple(range(1, a.ndim)))
+
+
+def of_example(a: Float[Array, "b ..."]) -> Float[Array, " b"]:
+    """A number of each example that broadcasts to it, [b, 1, ...], without those axes."""
+    return a.reshape(a.shape[0])
+
+
+def mean_example(a: Float[Array, "b ..."]) -> Float[Array, " b"]:
+    """The mean over everything but the first axis."""
+    return jnp.mean(a, axis=tuple(range(1, a.ndim)))

@@ -1,0 +1,86 @@
+"""`config.json` and `data.json` of a workdir: written in the present format, read in any that is known."""
+
+import json
+import pathlib
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from jvdm import config as config_lib
+from jvdm.core import formats
+from jvdm.core.errors import UserError
+from jvdm.core.registry import Config
+
+
+def config_text(config: Config) -> str:
+    """The content of a `config.json`."""
+    content = {formats.FIELD: formats.CONFIG, **config.to_dict()}
+    return json.dumps(content, indent=2, sort_keys=True) + "\n"
+
+
+def data_text(record: dict[str, Any]) -> str:
+    """The content of a `data.json`."""
+    return json.dumps({formats.FIELD: formats.DATA, **record}) + "\n"
+
+
+def read_config(path: pathlib.Path) -> dict[str, Any]:
+    """The fields of a `config.json`. It may lack some, which an older version of jvdm did not have.
+
+    Raises:
+        UserError: it cannot be read, or is of a newer format.
+    """
+    saved = config_lib.read_json(path)
+    found = formats.check(saved, formats.CONFIG, path)
+    fields = {name: value for name, value in saved.items() if name != formats.FIELD}
+    return _config_of_format_1(fields) if found == 1 else fields
+
+
+def read_data(path: pathlib.Path) -> dict[str, Any]:
+    """The fields of a `data.json`.
+
+    Raises:
+        UserError: it cannot be read, or is of a newer format.
+    """
+    saved = config_lib.read_json(path)
+    found = formats.check(saved, formats.DATA, path)
+    fields = {name: value for name, value in saved.items() if name != formats.FIELD}
+    if found == 1 and "image_shape" in fields:
+        fields["data_shape"] = fields.pop("image_shape")
+    return fields
+
+
+def complete_config(path: pathlib.Path) -> Config:
+    """The config of a `config.json`. Fields that an older version of jvdm did not have are at their default.
+
+    Raises:
+        UserError: it cannot be read, or has fields that this version does not know.
+    """
+    config = ConfigDict(_merged(config_lib.default().to_dict(), read_config(path)))
+    try:
+        config_lib.check_complete(config)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    return config.lock()
+
+
+def _config_of_format_1(fields: dict[str, Any]) -> dict[str, Any]:
+    """Say what format 1 leaves unsaid: its bounds have the prior N(0, I), which is no longer the default."""
+    model = fields.get("model", {})
+    if "prior" not in config_lib.default().model or not isinstance(model, dict):
+        return fields
+    fields = {**fields, "model": {"prior": "standard", **model}}
+    match fields:
+        # The name of the process's prior, which had another name in this section.
+        case {"eval": {"elbo": {"prior": "noise"} as elbo} as evaluation}:
+            fields["eval"] = {**evaluation, "elbo": {**elbo, "prior": "model"}}
+    return fields
+
+
+def _merged(default: dict[str, Any], saved: dict[str, Any]) -> dict[str, Any]:
+    """`saved`, and what it lacks of `default`; a component's options belong to the one that is chosen."""
+    merged = dict(default)
+    for name, value in saved.items():
+        old = default.get(name)
+        sections = isinstance(value, dict) and isinstance(old, dict) and "name" not in old
+        merged[name] = _merged(old, value) if sections and old is not None else value
+    return merged

@@ -1,0 +1,38 @@
+"""Models and contexts from parts, as tests have them."""
+
+import dataclasses
+
+from jvdm.core.records import Conditioning, Context
+from jvdm.diffusion import samplers
+from jvdm.diffusion.parameterizations import Noise
+from jvdm.diffusion.process import GaussianProcess
+from jvdm.model import Model
+
+
+def compose(*, schedule, path, data_shape, prior="path", **parts):
+    """A model of a Gaussian process."""
+    process = GaussianProcess(schedule=schedule, path=path, rank=len(data_shape), prior_name=prior)
+    return Model(process=process, data_shape=tuple(data_shape), **parts)
+
+
+def context_of(known):
+    """The context of the flag of augmentation [b], or of [b, 1 + m] with a latent behind it."""
+    if known.ndim == 1:
+        return Context(Conditioning(augmented=known))
+    return Context(Conditioning(augmented=known[:, 0]), known[:, 1:])
+
+
+def predicted(eps_hat, z, c):
+    """The prediction of a denoiser whose output is eps_hat."""
+    return Noise()(c).predict(eps_hat, z, c)
+
+
+def step(path, at_s, *, length=0.0, data_range=(-1.0, 1.0)):
+    """A step of a sampler to `at_s` along a path, whose schedule is not needed any more."""
+    process = GaussianProcess(schedule=None, path=path)
+    return samplers.Step(process, {}, at_s, length, data_range, Context())
+
+
+def with_process(model, **fields):
+    """The model with other fields of its process."""
+    return dataclasses.replace(model, process=dataclasses.replace(model.process, **fields))
