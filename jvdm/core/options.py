@@ -19,7 +19,7 @@ Number = int | float
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Option:
-    """What is known of an option besides its name and default.
+    """What an option declares apart from its name and default.
 
     Attributes:
         low, high: the smallest and the largest value of a number.

@@ -6,7 +6,7 @@ from jaxtyping import Array, Float, Int, Integer
 
 
 class Conditioning(NamedTuple):
-    """What is known of each example besides its values, as its data give it; None where they do not.
+    """What the data say about each example apart from its values; None for what they do not say.
 
     Attributes:
         labels: [b] the class of each example.
@@ -50,7 +50,7 @@ class Coefficients(NamedTuple):
 
 
 class Context(NamedTuple):
-    """What schedule, network and encoder know of each example besides z and t.
+    """What schedule, network and encoder know about each example apart from z and t.
 
     Attributes:
         conditioning: of the data.
@@ -83,7 +83,7 @@ class Draws(NamedTuple):
         eps: [b, *data_shape] noise at time t.
         eps_0: [b, *data_shape] noise at time 0, for the reconstruction term.
         probe: [b, *data_shape] of -1 and 1, for the second-order loss; None where that is not wanted.
-        u_data: [b, *data_shape] numbers in [0, 1) that dequantize the data of score matching; None likewise.
+        u_data: [b, *data_shape] numbers in [0, 1) that dequantize the data of score matching; None elsewhere.
         latent, other_latent: [b, ...] of two samples of a latent (`diffusion.latents`); None without one.
         step: of training, for what is annealed; None in evaluation.
     """

@@ -20,7 +20,7 @@ class Dataset:
         version: the version of the source, or "-" where it has none.
         num_levels: K; every value is one of 0..K-1. 0 is continuous data.
         train: uint8 [N, H, W, C], possibly a read-only memory map, or float32 of continuous data.
-        test: uint8 [M, H, W, C], likewise.
+        test: uint8 [M, H, W, C], or float32 as for `train`.
         log_density: of generated data, [n, H, W, C] -> [n] its true log-density, nats; None of other data.
     """
 

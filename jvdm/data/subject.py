@@ -49,7 +49,7 @@ def load_subject(source: str, split: str, *, num_levels: int, data_dir: str = ""
     """A split of a source.
 
     Args:
-        source: as of `load`; besides, an .npz with a single array [N, H, W, C], such as the samples that
+        source: as of `load`; in addition, an .npz with a single array [N, H, W, C], such as the samples that
             jvdm writes, or a folder of images without train/ and test/, are taken whole.
         split: "train" or "test".
         num_levels: K of the model; 0 is the source's own.

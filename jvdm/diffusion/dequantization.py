@@ -6,7 +6,7 @@ For any q, with P(x) = integral of p(z) p(x | z) dz,
     log P(x) >= E_q[ log 1/K sum_k exp(log p(z_k) + log p(x | z_k) - log q(z_k | x)) ]              (2)
 
 (2 is at least 1, and grows with K.) With z_0 = alpha_0 f + sigma_0 e, the data encoded as f in cells of width
-2 / levels (2305.03935, section 4.4), or by another map of `jvdm.diffusion.transforms` in cells of its own:
+2 / levels (2305.03935, section 4.4), or by another map of `jvdm.diffusion.transforms`, which has other cells:
 
     3. truncated normal: e ~ N(0, 1) given lo < e < hi, the cell of x in units of sigma_0 / alpha_0 from its
        centre; by scaling, hi = -lo = tau = alpha_0 / (levels sigma_0). z never leaves the cell of x, so that

@@ -73,7 +73,7 @@ class Encoded(NamedTuple):
 
     Attributes:
         value: [b, *data_shape].
-        tangent: its derivative in gamma, likewise; 0 where the process maps nothing.
+        tangent: its derivative in gamma, of the same shape; 0 where the process leaves x as it is.
     """
 
     value: Data
@@ -140,7 +140,7 @@ class Process(Protocol):
     def forward(
         self, z_s: Data, encoded_s: Encoded, encoded_t: Encoded, at_s: Coefficients, at_t: Coefficients
     ) -> Normal:
-        """q(z_t | z_s, x); a Markov process takes the two encoded without looking at them."""
+        """q(z_t | z_s, x); a Markov process ignores the two encoded arrays."""
         ...
 
     def posterior(

@@ -4,7 +4,7 @@
     2. learned scalar:    gamma = b + |w| t
     3. monotone network:  g(t) = l1(t) + l3(s(l2(l1(t)))), weights through |.|, and
                           gamma = gamma_0 + (gamma_1 - gamma_0) (g(t) - g(0)) / (g(1) - g(0))
-       (2107.00630, appendix H: the endpoints are parameters of their own, the network only shapes the
+       (2107.00630, appendix H: the endpoints are separate parameters, the network only shapes the
        interior)
     4. the same as released: gamma = l1(t) + l3(2 s(l2(2 t - 1)) - 1) / 1024, not renormalised
     5. linear beta:       the SDE with drift -beta(s) z / 2, beta(s) = beta_min + (beta_max - beta_min) s, so
@@ -204,7 +204,7 @@ class LinearBeta(nn.Module):
             so; above it, gamma is finite, as the variational bound of discrete data needs it.
     """
 
-    noise_path: Any  # flax has a `path` of its own
+    noise_path: Any  # flax modules have a property `path`
     beta_min: float = option(0.1, low=0.0)
     beta_max: float = option(20.0, above=0.0)
     t_min: float = option(0.0, low=0.0, below=1.0)

@@ -3,7 +3,7 @@
 `elbo` is the random-slice bound on log p at the time the model starts at, whatever noise there is;
 `scoreflow` the truncated bound on log p of the data themselves. Discrete data x are spread uniformly over
 their cells, log P(x) >= E_u[ log p(y) - log q(y | x) ] (`dequantization`). Each draw has dequantization
-noise, a time, noise at all times, and probes of its own (`jvdm.evaluation.slices`).
+noise, a time, noise at all times, and its own probes (`jvdm.evaluation.slices`).
 """
 
 import abc

@@ -1,7 +1,7 @@
 """The likelihood of images by the probability-flow ODE (`diffusion.likelihood`, `diffusion.dequantization`).
 
 1. Image i has its own key, fold_in(root, i). Draw j of n is a bound from K samples, each with
-   dequantization noise of its own; the probes of the trace are those of the draw, for all of its
+   its own dequantization noise; the probes of the trace are those of the draw, for all of its
    samples, or each sample's own. The image's number depends on nothing else: the step size is
    controlled for each image alone.
 2. With K > 1, a Hutchinson trace needs at least two probes, so that the result is a bound

@@ -139,7 +139,7 @@ def run(
         key: the root from which image i's key is folded.
         quantity: what the bound is called in progress.
         on_chunk: called after every chunk with the images done and the running means: the bound, its standard
-            error `err` over images, and what the estimator shows besides.
+            error `err` over images, and what else the estimator shows.
         store: where finished chunks are kept and found again.
 
     Raises:

@@ -271,7 +271,7 @@ def trajectories(
         [num_steps / every + 1, num, *data_shape], from noise to data.
     """
     context = model.prior_context(jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(num)))
-    params = jax.device_get(params)  # one process draws them, on a device of its own
+    params = jax.device_get(params)  # one process draws them, on its own device
 
     @jax.jit
     def run(params, key):

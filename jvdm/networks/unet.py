@@ -8,7 +8,7 @@
     6. output:    normalisation, zero-initialised 3 x 3 convolution, + z
 
 The blocks of 3 and of 5 are alike, so each stack is one scan over stacked parameters. Where every pixel has a
-gamma of its own, it may have a condition of its own: the sinusoids of its channels' times, side by side, and
+own gamma, it may have its own condition: the sinusoids of its channels' times, side by side, and
 what else is known of the image (the LDM variant of 2312.13236).
 """
 
@@ -162,7 +162,7 @@ class Blocks:
         )
 
     def stack(self, step: Any, length: int, in_axes: Any, *, name: str) -> nn.Module:
-        """The module that applies `step` `length` times, each with parameters of its own."""
+        """The module that applies `step` `length` times, each with its own parameters."""
         if self.remat:
             step = nn.remat(step, prevent_cse=False)
         scanned = nn.scan(

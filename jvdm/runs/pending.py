@@ -39,7 +39,7 @@ NOTHING = Pending()
 
 
 def to_json(pending: Pending) -> dict[str, Any]:
-    """A JSON object with a checksum of its own. Its numbers are exact: JSON has every digit of a float."""
+    """A JSON object with its own checksum. Its numbers are exact: JSON has every digit of a float."""
     window: dict[str, Any] = {}
     if pending.window:
         for name in pending.window[0].losses:

@@ -1,13 +1,13 @@
 """The gradient of the training objective, in bits/dim (nats where the data is continuous).
 
 1. bound: the mean over the batch of the variational bound, and of the second-order penalty if there is one. A
-   latent without a gradient of its own is drawn twice, and has that of leave-one-out REINFORCE
+   latent without its own gradient is drawn twice, and has that of leave-one-out REINFORCE
    (`jvdm.diffusion.subsets`), everything else being the same in both.
 2. variance (2107.00630, appendix I.2): as 1, except that the interior of the schedule minimises
    E[l^2], l the per-example continuous-time diffusion loss, which leaves its mean alone and
    lowers its variance. l_i depends on the schedule only through g_i = gamma(t_i) and
    g'_i = gamma'(t_i). With these as inputs, one VJP of mean(l) through the denoiser gives
-   a_i = dl_i/dg_i / B and b_i = dl_i/dg'_i / B besides the gradient of the network. Pulling (a, b)
+   a_i = dl_i/dg_i / B and b_i = dl_i/dg'_i / B as well as the gradient of the network. Pulling (a, b)
    back through the small map (schedule parameters) -> (g, g') gives the gradient of the ends,
    pulling (2 l a, 2 l b) back that of the interior.
 3. score matching: the mean over the batch of `jvdm.diffusion.losses`, objective 6.

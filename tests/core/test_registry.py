@@ -286,8 +286,10 @@ def test_build_checks_options_of_a_class_that_does_not():
 
 
 def test_values_at_the_ends_of_a_range_are_in_it():
-    Bounded(low=1, both=0.0, half=0.0)
-    Bounded(both=1.0, open=1e-30, positive=1e30, colour="blue", free="")
+    lowest = Bounded(low=1, both=0.0, half=0.0)
+    assert (lowest.low, lowest.both, lowest.half) == (1, 0.0, 0.0)
+    others = Bounded(both=1.0, open=1e-30, positive=1e30, colour="blue", free="")
+    assert (others.both, others.open, others.colour, others.free) == (1.0, 1e-30, "blue", "")
 
 
 def test_metadata_of_a_component():
