@@ -182,8 +182,8 @@ MUTANTS = (
     # Evaluation and data.
     _slices(
         "an image's key folded from its place in the batch",
-        "in_axes=(None, 0))(root_key, index)",
-        "in_axes=(None, 0))(root_key, jnp.arange(index.shape[0]))",
+        "fold_in_each(root_key, index)",
+        "fold_in_each(root_key, jnp.arange(index.shape[0]))",
     ),
     _rows(
         "the mean for the difference of neighbours: a factor of two in the Monte-Carlo variance",

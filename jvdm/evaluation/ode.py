@@ -21,6 +21,8 @@ from jax.sharding import Mesh
 
 from jvdm.core import sharding
 from jvdm.core.errors import UserError
+from jvdm.core.keys import fold_in_each
+from jvdm.core.precision import full_precision
 from jvdm.core.records import Batch
 from jvdm.core.registry import Config
 from jvdm.diffusion import likelihood
@@ -162,7 +164,7 @@ class ODE:
             return jnp.where(gamma > gamma_0, t, 0.0)
 
         def sample(params, root_key, images, index, draw, k):
-            keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(root_key, index)
+            keys = fold_in_each(root_key, index)
             k_noise, k_probe = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
 
             def folded(key):
@@ -238,7 +240,7 @@ class ODE:
 
     def _solve(self, sample, params, key, images, index, draws, num_samples) -> Sample:
         """Samples with two more axes after the images': [b, n, K, ...]."""
-        with jax.default_matmul_precision("highest"):
+        with full_precision():
             parts = [
                 sample(params, key, images, index, draw, k)
                 for draw in range(draws)

@@ -12,6 +12,8 @@ from jax.sharding import Mesh
 
 from jvdm.core import preemption, sharding
 from jvdm.core.errors import UserError, unknown
+from jvdm.core.keys import fold_in_each
+from jvdm.core.precision import full_precision
 from jvdm.core.records import Batch
 from jvdm.core.registry import Config
 from jvdm.data.local import read_npz_array
@@ -112,9 +114,9 @@ class Sampling:
             )
 
         def sample(params, root_key, index, num_steps):
-            keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(root_key, index)
+            keys = fold_in_each(root_key, index)
             k_path, k_pixels = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
-            latent_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, 2)
+            latent_keys = fold_in_each(keys, 2)
             latent = None if latents is None else jnp.asarray(latents)[index % len(latents)]
             context = model.prior_context(latent_keys, latent)
             flow = (z_by_ode if is_ode else z_by_steps)(params, k_path, context, num_steps)
@@ -180,7 +182,7 @@ class Sampling:
                 preemption.check()
             index = np.arange(start, start + self._batch_size, dtype=np.int32)
             local = np.split(index, jax.process_count())[jax.process_index()]
-            with jax.default_matmul_precision("highest"):
+            with full_precision():
                 samples, ok = jax.device_get(self._sample(params, key, place(local), num_steps))
             if not ok.all():
                 raise UserError(
@@ -239,7 +241,7 @@ def _posterior(model: Model, params: Params, images: np.ndarray, key: jax.Array)
 
     @jax.jit
     def encode(params, images, index):
-        keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, index)
+        keys = fold_in_each(key, index)
         noise = jax.vmap(model.latent.draw)(keys)
         return model.encode_latent(params, Batch(images), noise)[0].latent
 
@@ -248,7 +250,7 @@ def _posterior(model: Model, params: Params, images: np.ndarray, key: jax.Array)
         # The last batch goes back, so that there is one compilation.
         first = min(start, len(images) - size)
         index = np.arange(first, first + size)
-        with jax.default_matmul_precision("highest"):
+        with full_precision():
             parts.append(jax.device_get(encode(params, images[index], index))[start - first :])
     return np.concatenate(parts)
 
@@ -270,12 +272,12 @@ def trajectories(
     Returns:
         [num_steps / every + 1, num, *data_shape], from noise to data.
     """
-    context = model.prior_context(jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(num)))
+    context = model.prior_context(fold_in_each(key, jnp.arange(num)))
     params = jax.device_get(params)  # one process draws them, on its own device
 
     @jax.jit
     def run(params, key):
-        keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, jnp.arange(num))
+        keys = fold_in_each(key, jnp.arange(num))
         return samplers.sample(
             lambda z, t: model.predict(params, z, t, context),
             model.process,
@@ -289,5 +291,5 @@ def trajectories(
             every=every,
         )
 
-    with jax.default_matmul_precision("highest"):
+    with full_precision():
         return jax.device_get(run(params, key))

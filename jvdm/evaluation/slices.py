@@ -19,6 +19,8 @@ from jax.sharding import Mesh
 
 from jvdm.core import sharding
 from jvdm.core.errors import UserError
+from jvdm.core.keys import fold_in_each
+from jvdm.core.precision import full_precision
 from jvdm.diffusion.times import jittered
 from jvdm.evaluation.passes import Batches
 from jvdm.evaluation.rows import Rows
@@ -47,12 +49,12 @@ class SlicePass:
         self._batches = Batches(mesh, batch_size, "config.eval.batch_size")
 
         def evaluate(params, root_key, images, index):
-            image_keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(root_key, index)
+            image_keys = fold_in_each(root_key, index)
             k_time, k_noise = jnp.moveaxis(jax.vmap(jax.random.split)(image_keys), 1, 0)
             u = jax.vmap(lambda key: jittered(key, draws))(k_time)
 
             def draw(j):
-                keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(k_noise, j)
+                keys = fold_in_each(k_noise, j)
                 return one_draw(params, images, u[:, j], keys)
 
             terms, gamma = jax.lax.map(draw, jnp.arange(draws))
@@ -68,6 +70,6 @@ class SlicePass:
     def __call__(self, params: Params, images: np.ndarray, key: jax.Array, first: int) -> Iterator[Rows]:
         """The terms of images[first:] and `gamma`, all [N, n], chunk by chunk (`Estimator.rows`)."""
         for batch_images, index, real in self._batches(images, first):
-            with jax.default_matmul_precision("highest"):
+            with full_precision():
                 rows = jax.device_get(self._evaluate(params, key, batch_images, index))
             yield {name: row[:real] for name, row in rows.items()}

@@ -14,6 +14,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float
 
 from jvdm.core.errors import UserError, unknown
+from jvdm.core.keys import fold_in_each
 from jvdm.core.records import Batch, Coefficients, Context, Draws, LatentCost, TimeGamma
 from jvdm.core.registry import Config
 from jvdm.core.shapes import expand
@@ -138,10 +139,7 @@ class Model:
         draws = Draws(u, *jax.vmap(noise)(keys))
         if self.latent is None:
             return draws
-        one, other = (
-            jax.vmap(self.latent.draw)(jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, n))
-            for n in (4, 5)
-        )
+        one, other = (jax.vmap(self.latent.draw)(fold_in_each(keys, n)) for n in (4, 5))
         return draws._replace(latent=one, other_latent=other)
 
     def encode_latent(

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jvdm.core.keys import root_key
+from jvdm.core.keys import fold_in_each, root_key
 from jvdm.core.records import Batch
 from jvdm.core.shapes import expand
 from jvdm.model import Model
@@ -64,7 +64,7 @@ def pixel_gammas(model: Model, params: Any, images: np.ndarray, t: np.ndarray) -
     Returns:
         [N, T, h, w, c].
     """
-    keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(root_key(0, "plot"), jnp.arange(len(images)))
+    keys = fold_in_each(root_key(0, "plot"), jnp.arange(len(images)))
     noise = jax.vmap(model.latent.draw)(keys)
 
     @jax.jit

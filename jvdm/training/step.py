@@ -14,6 +14,7 @@ import optax
 from jax.sharding import Mesh
 
 from jvdm.core import sharding
+from jvdm.core.keys import fold_in_each
 from jvdm.core.records import Batch
 from jvdm.core.registry import Config
 from jvdm.diffusion.times import TIME_SAMPLERS
@@ -67,7 +68,7 @@ def make_train_step(model: Model, config: Config, mesh: Mesh) -> Any:
         key = jax.random.fold_in(state.root_key, state.step)
         k_time, k_noise, k_dropout = jax.random.split(key, 3)
         u = time_sampler(k_time, batch_size)
-        keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(k_noise, jnp.arange(batch_size))
+        keys = fold_in_each(k_noise, jnp.arange(batch_size))
         u, keys, batch = jax.tree.map(to_microbatches, (u, keys, batch))
 
         def accumulate(grads, micro):
