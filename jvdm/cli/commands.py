@@ -257,6 +257,7 @@ def _samples_depend_on(config: Config, trained: Trained, latents: np.ndarray | N
     for name in ("num_images", "batch_size"):
         del section[name]
     kept = {"model": config_lib.model_fields(config), "sample": section, "seed": config.seed}
+    kept["prior"] = config.model.prior
     weights = record.weights_hash(trained.params)
     versions = record.environment()["versions"]
     given = record.weights_hash(latents)

@@ -82,6 +82,7 @@ class Model:
     prior: str = option(
         "path",
         choices=process.PRIORS,
+        part_of_model=False,  # the same weights have a bound with either
         help="of the model at t = 1: N(0, sigma_1^2), or the released codes' N(0, I)",
     )
     decoder: str = option("exact", choices=losses.DECODERS, help="how z_0 is decoded")

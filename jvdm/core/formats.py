@@ -11,7 +11,8 @@ from jvdm.core.errors import UserError
 
 FIELD = "format"
 
-# 1: no number, and every bound's prior is N(0, I), which the config does not say.
+# 1: no number, and the prior of the variational bound is N(0, I), which the config does not say. That of the
+# ODE, of the other bounds and of the ODE's samples was N(0, sigma_1^2); format 2 has one prior for all.
 CONFIG = 2
 # 1: no number, and the shape of an example is called `image_shape`.
 DATA = 2

@@ -164,7 +164,8 @@ def _members(protocol: type) -> dict[str, Any]:
 
 
 def _is_required(value: Any) -> bool:
-    return value is dataclasses.MISSING or isinstance(value, property) or callable(value)
+    methods = (property, classmethod, staticmethod)
+    return value is dataclasses.MISSING or isinstance(value, methods) or callable(value)
 
 
 def _required(protocol: type) -> list[str]:

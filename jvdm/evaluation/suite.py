@@ -120,7 +120,8 @@ def evaluate(
     key = root_key(config.seed, "eval")
     params, images = trained.params, subject.images
     for estimator in built:
-        name = f"{estimator.file_name()}_step{trained.step}_{len(images)}x{estimator.draws}_seed{config.seed}"
+        kind = estimator.file_name() + ("_standard_prior" if config.model.prior == "standard" else "")
+        name = f"{kind}_step{trained.step}_{len(images)}x{estimator.draws}_seed{config.seed}"
         store = passes.Store(folder / f"{name}.partial", _depends_on(config, origin, estimator))
         with (
             Progress(len(images), label=estimator.name, unit="image")
@@ -158,6 +159,7 @@ def _depends_on(config: Config, origin: Provenance, estimator: Estimator) -> dic
     depends_on = {
         "provenance": fields,
         "model": {**config_lib.model_fields(config), "time_density": config.time_density.to_dict()},
+        "prior": config.model.prior,
         "estimator": estimator.name,
         "settings": estimator.settings(),
         "draws": estimator.draws,

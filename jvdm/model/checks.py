@@ -152,16 +152,24 @@ def _noise_free_start(config: Config, schedule: Any) -> None:
         )
 
 
-def check_network(config: Config, schedule: Any, network: Any) -> None:
-    """Refuse a network that cannot take the time that the config gives it.
+def check_network(config: Config, schedule: Any, network: Any, data_shape: tuple[int, ...]) -> None:
+    """Refuse a network that cannot take the data, or the time that the config gives it.
 
     Args:
         config: all of it.
         schedule, network: that it selects.
+        data_shape: of one example.
 
     Raises:
         UserError: naming the fields, and what would be right.
     """
+    rank = len(data_shape)
+    if network.data_rank not in (None, rank):
+        raise UserError(
+            f"config.network.name={config.network.name} takes data of rank {network.data_rank}, not of shape "
+            f"{list(data_shape)}: choose a network for them"
+            f"{_such_as(NETWORKS, lambda n: n.data_rank in (None, rank))}"
+        )
     if config.model.time_input != "pixel_gamma":
         return
     if not schedule.per_pixel:

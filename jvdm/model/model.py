@@ -312,7 +312,7 @@ def build(config: Config, data_shape: tuple[int, ...], num_levels: int) -> Model
     checks.check(config, schedule, path, time_density, data_map, num_levels)
     checks.check_latent(config, schedule, latent)
     network = NETWORKS.build(config.network)
-    checks.check_network(config, schedule, network)
+    checks.check_network(config, schedule, network, data_shape)
     if config.model.decoder not in losses.DECODERS:
         raise unknown("config.model.decoder", config.model.decoder, losses.DECODERS)
     return Model(

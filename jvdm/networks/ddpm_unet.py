@@ -14,6 +14,7 @@ attention. A side that is halved must be even: twice the half would not fit what
 """
 
 import functools
+from typing import ClassVar
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -118,6 +119,7 @@ class DDPMUNet(nn.Module):
     norm_epsilon: float = option(1e-6, above=0.0)
     remat: bool = option(False, free_on_resume=True, part_of_model=False)
     dtype: str = option("float32", choices=layers.DTYPES, part_of_model=False)
+    data_rank: ClassVar[int | None] = 3
 
     def __post_init__(self):
         layers.check_channels(self)

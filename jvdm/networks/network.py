@@ -12,10 +12,12 @@ class Network(Protocol):
 
     Attributes:
         dtype: of the trunk, "float32" or "bfloat16"; an option, which evaluation sets to float32.
+        data_rank: the rank of the data that it takes, 3 for images [h, w, c]; None takes any.
         takes_pixel_time: the time may be of every pixel and channel, of the shape of z.
     """
 
     dtype: str
+    data_rank: ClassVar[int | None] = None
     takes_pixel_time: ClassVar[bool] = False
 
     def __call__(

@@ -228,6 +228,7 @@ class VDMUNet(nn.Module):
     norm_epsilon: float = option(1e-6, above=0.0)
     remat: bool = option(False, free_on_resume=True, part_of_model=False)
     dtype: str = option("float32", choices=layers.DTYPES, part_of_model=False)
+    data_rank: ClassVar[int | None] = 3
     takes_pixel_time: ClassVar[bool] = True
 
     def __post_init__(self):

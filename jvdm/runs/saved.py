@@ -32,6 +32,9 @@ def read_config(path: pathlib.Path) -> dict[str, Any]:
     saved = config_lib.read_json(path)
     found = formats.check(saved, formats.CONFIG, path)
     fields = {name: value for name, value in saved.items() if name != formats.FIELD}
+    for name, default in config_lib.default().to_dict().items():
+        if isinstance(default, dict) and not isinstance(fields.get(name, {}), dict):
+            raise UserError(f"{path}: {name} is a {type(fields[name]).__name__}, not a section")
     return _config_of_format_1(fields) if found == 1 else fields
 
 
@@ -46,6 +49,11 @@ def read_data(path: pathlib.Path) -> dict[str, Any]:
     fields = {name: value for name, value in saved.items() if name != formats.FIELD}
     if found == 1 and "image_shape" in fields:
         fields["data_shape"] = fields.pop("image_shape")
+    shape, levels = fields.get("data_shape", [1]), fields.get("num_levels", 0)
+    if not isinstance(shape, list) or not all(type(n) is int and n > 0 for n in shape):
+        raise UserError(f"{path}: data_shape is {shape!r}, not a list of positive integers")
+    if type(levels) is not int or levels < 0:
+        raise UserError(f"{path}: num_levels is {levels!r}, not an integer from 0")
     return fields
 
 
@@ -64,7 +72,7 @@ def complete_config(path: pathlib.Path) -> Config:
 
 
 def _config_of_format_1(fields: dict[str, Any]) -> dict[str, Any]:
-    """Say what format 1 leaves unsaid: its bounds have the prior N(0, I), which is no longer the default."""
+    """Say what format 1 leaves unsaid: it was trained on the bound with the prior N(0, I)."""
     model = fields.get("model", {})
     if "prior" not in config_lib.default().model or not isinstance(model, dict):
         return fields

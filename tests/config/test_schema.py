@@ -89,7 +89,7 @@ def test_which_fields_make_the_model():
     assert {name.partition(".")[0] for name in fields} == {
         *("model", "network", "schedule", "path", "parameterization", "data_map", "latent", "encoder")
     }
-    assert {"model.prior", "network.channels", "schedule.gamma_min"} < set(fields)
+    assert {"network.channels", "schedule.gamma_min"} < set(fields)
     how_it_is_computed = {"remat", "dtype", "dropout"}
     assert not {f"{part}.{name}" for part in ("network", "encoder") for name in how_it_is_computed} & set(
         fields

@@ -301,3 +301,28 @@ def test_metadata_of_a_component():
     registry, _ = registered(BoundedNet, Anything)
     assert list(registry.metadata("mine")) == ["low", "dtype"]
     assert not registry.metadata("mine")["dtype"].part_of_model
+
+
+class Makes(Protocol):
+    """A contract with a class method and a static one."""
+
+    size: int
+
+    @classmethod
+    def make(cls) -> Any:
+        """One of them."""
+        ...
+
+    @staticmethod
+    def unit() -> str:
+        """Of the size."""
+        ...
+
+
+def test_methods_of_the_class_are_required_too():
+    @dataclasses.dataclass(frozen=True)
+    class Without:
+        size: int = 1
+
+    with pytest.raises(TypeError, match="shape 'mine' lacks make, unit"):
+        registered(Without, Makes)

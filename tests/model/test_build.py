@@ -54,6 +54,18 @@ def test_a_model_of_points():
     assert not model.has_bound and (model.units, model.units_per_nat) == ("nats", 1.0)
 
 
+@pytest.mark.parametrize("name", ["vdm_unet", "ddpm_unet"])
+@pytest.mark.parametrize("shape", [(5,), (4, 2), (4, 4, 2, 1)])
+def test_a_network_of_images_and_other_data(name, shape):
+    c = score_based()
+    c.network = NETWORKS.spec(name)
+    message = rf"config\.network\.name={name} takes data of rank 3, not of shape .*: choose .* \(mlp\)$"
+    with pytest.raises(UserError, match=message):
+        build(c, shape=shape)
+    c.network = NETWORKS.spec("mlp")
+    assert build(c, shape=shape).data_shape == shape
+
+
 def change(**fields):
     """Fields by dotted name, with "__" for the dots; a string for a component is its name."""
     specs = {

@@ -142,8 +142,31 @@ def test_the_reader_converts_once_the_field_exists(tmp_path, monkeypatch):
     ):
         path.write_text(json.dumps(content))
         assert saved.read_config(path).get("model", {}).get("prior") == expected
-    path.write_text('{"model": 3}')
-    assert saved.read_config(path) == {"model": 3}
+
+
+@pytest.mark.parametrize(
+    ("read", "content", "message"),
+    [
+        (saved.read_config, {"format": 2, "model": []}, "model is a list, not a section"),
+        (saved.read_config, {"model": 3}, "model is a int, not a section"),
+        (saved.read_data, {"data_shape": 3}, "data_shape is 3, not a list of positive integers"),
+        (
+            saved.read_data,
+            {"format": 2, "data_shape": [8, "a", 1]},
+            "data_shape is .* not a list",
+        ),
+        (
+            saved.read_data,
+            {"data_shape": [8, 8, 1], "num_levels": 17.5},
+            "num_levels is 17.5, not",
+        ),
+    ],
+)
+def test_values_of_another_type_are_one_line(tmp_path, read, content, message):
+    path = tmp_path / "file.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match=f"file.json: {message}"):
+        read(path)
 
 
 def renumber(path, number=99):
