@@ -120,7 +120,7 @@ def prior(marginal: Normal, prior: Normal) -> Float[Array, " b"]:
     Returns:
         [b] nats.
     """
-    return sum_example(kl(marginal, prior))
+    return kl(marginal, prior)
 
 
 def diffusion_discrete(
@@ -154,7 +154,7 @@ def diffusion_kl(timesteps: int, posterior: Normal, reverse: Normal) -> Float[Ar
     Returns:
         [b] nats.
     """
-    return timesteps * sum_example(kl(posterior, reverse))
+    return timesteps * kl(posterior, reverse)
 
 
 def score_matching(weight: Float[Array, " b"], squared_error: Float[Array, " b *d"]) -> Float[Array, " b"]:

@@ -27,7 +27,7 @@ from jaxtyping import Array, Float
 
 from jvdm.core.errors import unknown
 from jvdm.core.records import Coefficients, Context, TimeGamma
-from jvdm.core.shapes import expand
+from jvdm.core.shapes import expand, sum_example
 from jvdm.diffusion.relations import Prediction
 
 Data = Float[Array, " b *d"]
@@ -53,19 +53,20 @@ class Normal(NamedTuple):
         return -(squares + self.log_sigma + 0.5 * math.log(2.0 * math.pi))
 
 
-def kl(q: Normal, p: Normal) -> Float[Array, "..."]:
-    """KL(q || p) of every dimension.
+def kl(q: Normal, p: Normal) -> Float[Array, " b"]:
+    """KL(q || p) of every example.
 
     Args:
-        q, p: broadcastable to each other.
+        q: of [b, *data_shape] means.
+        p: broadcastable to them.
 
     Returns:
-        Nats, of their common shape.
+        [b] nats.
     """
     log_ratio = 2.0 * (q.log_sigma - p.log_sigma)
     squares = ((q.mean - p.mean) * jnp.exp(-p.log_sigma)) ** 2
     # expm1(l) - l: with equal variances, as of (3) and (4), nothing cancels.
-    return 0.5 * (squares + (jnp.expm1(log_ratio) - log_ratio))
+    return 0.5 * sum_example(squares + (jnp.expm1(log_ratio) - log_ratio))
 
 
 class Encoded(NamedTuple):
@@ -163,8 +164,10 @@ class Process(Protocol):
         """dz/dt of the probability-flow ODE."""
         ...
 
-    def integrand(self, encoded: Encoded, eps: Data, prediction: Any) -> Data:
-        """The diffusion loss per unit of time, nats of every dimension."""
+    def integrand(
+        self, encoded: Encoded, eps: Data, prediction: Any, weight: Float[Array, " b"] | float = 1.0
+    ) -> Float[Array, " b"]:
+        """The diffusion loss per unit of time, [b] nats, times a weight such as one over the density of t."""
         ...
 
 
@@ -300,9 +303,12 @@ class GaussianProcess:
         """(6)."""
         return prediction.coefficients.dlogalpha_dt * z - 0.5 * prediction.g2_score
 
-    def integrand(self, encoded: Encoded, eps: Data, prediction: Prediction) -> Data:
+    def integrand(
+        self, encoded: Encoded, eps: Data, prediction: Prediction, weight: Float[Array, " b"] | float = 1.0
+    ) -> Float[Array, " b"]:
         """(7)."""
-        return 0.5 * prediction.coefficients.dgamma_dt * prediction.squared_error(encoded.value, eps)
+        rate = prediction.coefficients.dgamma_dt * expand(jnp.asarray(weight), self.rank)
+        return 0.5 * sum_example(rate * prediction.squared_error(encoded.value, eps))
 
     def denoised(self, z: Data, prediction: Prediction) -> Data:
         """x_hat."""

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jvdm.core.records import Batch, Context, Draws, LatentCost, LossTerms, ScoreMatching, TimeGamma
-from jvdm.core.shapes import expand, of_example, sum_example
+from jvdm.core.shapes import of_example, sum_example
 from jvdm.diffusion import losses, transforms
 from jvdm.diffusion.process import coefficients
 from jvdm.model import Model
@@ -81,8 +81,7 @@ def bound(
         squared_error = prediction.squared_error(encoded.value, draws.eps)
         diffusion = losses.diffusion_discrete(model.timesteps, at_s.gamma, c.gamma, squared_error)
     else:
-        weight = expand(density_weight, len(model.data_shape))
-        diffusion = sum_example(weight * process.integrand(encoded, draws.eps, prediction))
+        diffusion = process.integrand(encoded, draws.eps, prediction, density_weight)
 
     at_0, at_1 = process.at_ends(schedule, context)
     return LossTerms(

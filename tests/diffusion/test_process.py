@@ -11,7 +11,7 @@ from helpers.compose import compose, predicted
 
 from jvdm.core.errors import UserError
 from jvdm.core.records import Context
-from jvdm.core.shapes import expand, sum_example
+from jvdm.core.shapes import expand
 from jvdm.diffusion import losses
 from jvdm.diffusion.parameterizations import Drift
 from jvdm.diffusion.paths import PATHS
@@ -116,7 +116,7 @@ def test_the_integrand_is_the_limit_of_small_steps(path, shape, x64):
     at_t = p.at({}, t)
     z_t = p.sample(encoded, eps, at_t)
     prediction = predicted(eps_hat, z_t, at_t)
-    limit = sum_example(p.integrand(encoded, eps, prediction))
+    limit = p.integrand(encoded, eps, prediction)
     values = [
         losses.diffusion_kl(
             n,
