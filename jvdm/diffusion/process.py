@@ -301,7 +301,11 @@ class GaussianProcess:
 
     def drift(self, params: Params, z: Data, prediction: Prediction, context: Context | None = None) -> Data:
         """(6)."""
-        return prediction.coefficients.dlogalpha_dt * z - 0.5 * prediction.g2_score
+        c = prediction.coefficients
+        if self.starts_without_noise:
+            return c.dlogalpha_dt * z - 0.5 * prediction.g2_score
+        # The same, with gamma' taken out: adaptive steps keep the rounding that published numbers have.
+        return c.dgamma_dt * (self.path.dlogalpha_dgamma(c.gamma) * z + 0.5 * c.sigma * prediction.eps)
 
     def integrand(
         self, encoded: Encoded, eps: Data, prediction: Prediction, weight: Float[Array, " b"] | float = 1.0

@@ -141,6 +141,8 @@ def test_the_drift_moves_the_marginal(path, x64):
     ahead, behind = (p.sample(encoded, eps, p.at({}, t + d)) for d in (h, -h))
     drift = p.drift({}, z, predicted(eps, z, c))
     np.testing.assert_allclose(drift, (ahead - behind) / (2 * h), rtol=1e-7, atol=1e-8)
+    by_score = c.dlogalpha_dt * z - 0.5 * predicted(eps, z, c).g2_score
+    np.testing.assert_allclose(drift, by_score, rtol=1e-12, atol=1e-12)
     np.testing.assert_allclose(c.g2, c.sigma**2 * c.dgamma_dt, rtol=1e-14)
     np.testing.assert_allclose(c.dlogalpha_dt, path.dlogalpha_dgamma(c.gamma) * c.dgamma_dt, rtol=1e-14)
 

@@ -6,6 +6,7 @@ from jvdm.core.records import Conditioning, Context
 from jvdm.diffusion import samplers
 from jvdm.diffusion.parameterizations import Noise
 from jvdm.diffusion.process import GaussianProcess
+from jvdm.diffusion.schedules import FixedLinear
 from jvdm.model import Model
 
 
@@ -28,8 +29,8 @@ def predicted(eps_hat, z, c):
 
 
 def step(path, at_s, *, length=0.0, data_range=(-1.0, 1.0)):
-    """A step of a sampler to `at_s` along a path, whose schedule is not needed any more."""
-    process = GaussianProcess(schedule=None, path=path)
+    """A step of a sampler to `at_s` along a path, with noise at all times."""
+    process = GaussianProcess(schedule=FixedLinear(), path=path)
     return samplers.Step(process, {}, at_s, length, data_range, Context())
 
 
