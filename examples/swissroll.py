@@ -20,9 +20,9 @@ from jvdm.core.records import Batch, Context
 from jvdm.data import swissroll
 from jvdm.diffusion import likelihood
 from jvdm.diffusion.divergence import ExactTrace
+from jvdm.diffusion.gaussian import GaussianProcess
 from jvdm.diffusion.parameterizations import Drift
 from jvdm.diffusion.paths import VariancePreserving
-from jvdm.diffusion.process import GaussianProcess
 from jvdm.diffusion.schedules import LinearBeta
 from jvdm.diffusion.solvers import Adaptive
 from jvdm.diffusion.times import Debiased
@@ -44,7 +44,7 @@ path = VariancePreserving()
 schedule = LinearBeta(noise_path=path, beta_min=0.1, beta_max=20.0)
 model = Model(
     network=MLP(hidden=128, num_layers=4),
-    process=GaussianProcess(schedule=schedule, path=path, rank=len(swissroll.SHAPE)),
+    process=GaussianProcess(schedule=schedule, path=path, data_shape=swissroll.SHAPE, prior_name="path"),
     parameterization=Drift(),
     time_density=Debiased(epsilon=1e-3),
     time_input=TimeInput(),

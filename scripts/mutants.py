@@ -49,7 +49,8 @@ _step = _of("training/step", "training/test_step")
 _slices = _of("evaluation/slices", "evaluation/test_vlb")
 _rows = _of("evaluation/rows", "evaluation/test_vlb")
 _pipeline = _of("data/pipeline", "data/test_data_pipeline")
-_process = _of("diffusion/process", "diffusion/test_process")
+_normal = _of("diffusion/normal", "diffusion/test_process")
+_gaussian = _of("diffusion/gaussian", "diffusion/test_process")
 _losses = _of("diffusion/losses", "diffusion/test_losses", "model/test_second_order")
 _score_bounds = _of("diffusion/score_bounds", "diffusion/test_score_bounds")
 _likelihood = _of("diffusion/likelihood", "diffusion/test_likelihood")
@@ -196,7 +197,7 @@ MUTANTS = (
         "_philox(self._seed, _ORDERS)",
     ),
     # The bounds, samplers and likelihood.
-    _process(
+    _normal(
         "exp for expm1 in the divergence of normals",
         "(jnp.expm1(log_ratio) - log_ratio)",
         "(jnp.exp(log_ratio) - log_ratio)",
@@ -212,10 +213,10 @@ MUTANTS = (
         "factor * jnp.mean(traces, axis=0)",
     ),
     _likelihood("1/K lost from the bound of K samples", " - math.log(scores.shape[-1])", ""),
-    _process(
-        "the variance for the deviation in a log-density",
-        "((z - self.mean) * jnp.exp(-self.log_sigma)) ** 2",
-        "((z - self.mean) * jnp.exp(-2.0 * self.log_sigma)) ** 2",
+    _gaussian(
+        "c for 1 - c in the mean of the posterior",
+        "at_s.alpha / at_t.alpha * (1.0 - c) * z_t",
+        "at_s.alpha / at_t.alpha * c * z_t",
     ),
     _parameterizations("alpha for sigma", "scale=-c.alpha / c.sigma", "scale=-c.sigma / c.alpha"),
     _paths(

@@ -15,13 +15,14 @@ import dataclasses
 from jvdm.core.options import option
 from jvdm.core.registry import Registry
 from jvdm.data import AUGMENTATIONS
-from jvdm.diffusion import losses, process, score_bounds
+from jvdm.diffusion import gaussian, losses, score_bounds
 from jvdm.diffusion.dequantization import DEQUANTIZATIONS
 from jvdm.diffusion.divergence import TRACES
 from jvdm.diffusion.latents import LATENTS
 from jvdm.diffusion.parameterizations import PARAMETERIZATIONS
 from jvdm.diffusion.paths import PATHS
 from jvdm.diffusion.per_pixel_schedules import SCHEDULES
+from jvdm.diffusion.process import PROCESSES
 from jvdm.diffusion.samplers import SAMPLERS
 from jvdm.diffusion.solvers import SOLVERS
 from jvdm.diffusion.times import TIME_DENSITIES, TIME_SAMPLERS
@@ -81,7 +82,7 @@ class Model:
     time_input: str = option("gamma", choices=TIME_INPUTS, help="what the network sees of the time")
     prior: str = option(
         "path",
-        choices=process.PRIORS,
+        choices=gaussian.PRIORS,
         part_of_model=False,  # the same weights have a bound with either
         help="of the model at t = 1: N(0, sigma_1^2), or the released codes' N(0, I)",
     )
@@ -229,6 +230,7 @@ class Fields:
     data: Section = Section(Data)
     augmentation: Component = Component(AUGMENTATIONS, "none")
     data_map: Component = Component(DATA_MAPS, "scaling", part_of_model=True)
+    process: Component = Component(PROCESSES, "gaussian", part_of_model=True)
     schedule: Component = Component(SCHEDULES, "learned_scalar", part_of_model=True)
     path: Component = Component(PATHS, "variance_preserving", part_of_model=True)
     parameterization: Component = Component(PARAMETERIZATIONS, "noise", part_of_model=True)

@@ -12,6 +12,7 @@ from jvdm.diffusion.dequantization import (
     Variational,
 )
 from jvdm.diffusion.divergence import TRACES, ExactTrace, Hutchinson
+from jvdm.diffusion.gaussian import GaussianProcess
 from jvdm.diffusion.latents import LATENTS, Gaussian, Gumbel, KHotSurrogate, KSubset, NoLatent
 from jvdm.diffusion.parameterizations import (
     PARAMETERIZATIONS,
@@ -23,6 +24,7 @@ from jvdm.diffusion.parameterizations import (
 )
 from jvdm.diffusion.paths import PATHS, Straight, SubVariancePreserving, VariancePreserving
 from jvdm.diffusion.per_pixel_schedules import PixelMonotone, Polynomial
+from jvdm.diffusion.process import PROCESSES
 from jvdm.diffusion.samplers import DDIM, SAMPLERS, Ancestral, ODESampler, ReverseSDE
 from jvdm.diffusion.schedules import (
     SCHEDULES,
@@ -52,6 +54,7 @@ __all__ = [
     "LATENTS",
     "PARAMETERIZATIONS",
     "PATHS",
+    "PROCESSES",
     "SAMPLERS",
     "SCHEDULES",
     "SOLVERS",
@@ -69,6 +72,7 @@ __all__ = [
     "Fixed",
     "FixedLinear",
     "Gaussian",
+    "GaussianProcess",
     "Gumbel",
     "Hutchinson",
     "Identity",

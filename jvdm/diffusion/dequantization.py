@@ -34,7 +34,7 @@ from jvdm.core.records import Coefficients
 from jvdm.core.registry import Registry
 from jvdm.core.shapes import sum_example
 from jvdm.diffusion import losses, transforms
-from jvdm.diffusion.process import diffuse
+from jvdm.diffusion.gaussian import diffuse
 from jvdm.diffusion.transforms import SCALING, DataMap, Levels
 
 Data = Float[Array, " b *d"]

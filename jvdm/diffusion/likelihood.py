@@ -4,7 +4,7 @@ With the drift b(z, t) of the ODE, whose trajectories run from z at time `start`
 
     1. log p(z) = log p(z_1) + integral over t of div b(z_t, t)     (2011.13456, appendix D.2)
 
-p(z_1) is the prior of the process (`process`, 5).
+p(z_1) is the prior of the process (`gaussian`, 5).
 The integral is carried along in nats per dimension, one number per probe of the trace.
 
 With log_w = log p(z) + log p(x | z) - log q(z | x) of `diffusion.dequantization`, unbiased but noisy for a
@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from jvdm.diffusion.process import Normal
+from jvdm.diffusion.normal import Normal
 
 Data = Float[Array, "*d"]
 

@@ -7,7 +7,7 @@ z_0 / alpha_0 = f + e^(gamma_0 / 2) eps_0:
     2. prior:          KL( N(alpha_1 f, sigma_1^2) || p(z_1) ), where p(z_1) is N(0, sigma_1^2), so that it is
                        1/2 sum( alpha_1^2 f^2 / sigma_1^2 ), or N(0, 1), as the paper has it:
                        1/2 sum( alpha_1^2 f^2 + sigma_1^2 - ln sigma_1^2 - 1 )
-    3. diffusion, continuous time: 1/2 gamma'(t) |eps - eps_hat|^2 (`process`, 7)
+    3. diffusion, continuous time: 1/2 gamma'(t) |eps - eps_hat|^2 (`gaussian`, 7)
     4. diffusion, T steps:         T/2 expm1(gamma_t - gamma_s) |eps - eps_hat|^2,  s = t - 1/T
 
 And a penalty of training (2305.03935, section 4.3), for an output F with eps = n F + k z, |F - F_hat|^2 of
@@ -29,7 +29,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jvdm.core.shapes import sum_example
-from jvdm.diffusion.process import Normal, kl
+from jvdm.diffusion.normal import Normal, kl
 from jvdm.diffusion.transforms import SCALING, DataMap, Levels, encode
 
 # Broadcastable to the data.
@@ -149,7 +149,7 @@ def diffusion_kl(timesteps: int, posterior: Normal, reverse: Normal) -> Float[Ar
 
     Args:
         timesteps: T.
-        posterior, reverse: of a process (`process`, 3 and 4), [b, *data_shape] means.
+        posterior, reverse: of a process (`gaussian`, 3 and 4), [b, *data_shape] means.
 
     Returns:
         [b] nats.

@@ -1,72 +1,21 @@
-"""The forward process with its conditionals, and the model's reverse process: what all algorithms stand on.
+"""What a forward process is: the conditionals that losses, bounds, samplers and likelihoods stand on.
 
-For s < t, c = 1 - e^(gamma_s - gamma_t), a denoiser's eps_hat and x_hat = (z_t - sigma_t eps_hat) / alpha_t:
-
-    1. marginal:   q(z_t | x) = N(alpha_t x, sigma_t^2)                            (2107.00630, section 3.1)
-    2. forward:    q(z_t | z_s) = N((alpha_t / alpha_s) z_s, sigma_t^2 c)          (2107.00630, appendix A.1)
-    3. posterior:  q(z_s | z_t, x) = N((alpha_s / alpha_t) (1 - c) z_t + alpha_s c x, sigma_s^2 c)
-                                                                                   (2107.00630, appendix A.2)
-    4. reverse:    p(z_s | z_t) is (3) at x_hat: its mean is (alpha_s / alpha_t) (z_t - c sigma_t eps_hat)
-    5. prior:      p(z_1) = N(0, sigma_1^2), or N(0, 1) as the released codes have it; both give valid bounds
-    6. drift:      dz/dt = (d log alpha / dt) z - 1/2 g^2 score,  score = -eps_hat / sigma, of the
-                   probability-flow ODE                                            (2011.13456, section 4.3)
-    7. integrand:  1/2 gamma'(t) |eps - eps_hat|^2, the diffusion loss per unit of time, which is
-                   lim T KL((3) || (4)) for s = t - 1/T                            (2107.00630, section 4.1)
-
-At a time without noise gamma is -inf and gamma' inf. A schedule that gives log alpha keeps what has a limit
-there: d log alpha / dt and g^2 come from log alpha, not from gamma.
+`gaussian` has the process of all four published systems. Another one, learned or not, is a class with the
+methods of `Process`, registered in `PROCESSES`.
 """
 
-import dataclasses
-import math
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import jax
-import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jvdm.core.errors import unknown
 from jvdm.core.records import Coefficients, Context, TimeGamma
-from jvdm.core.shapes import expand, sum_example
-from jvdm.diffusion.relations import Prediction
+from jvdm.core.registry import Registry
+from jvdm.diffusion.normal import Normal
 
 Data = Float[Array, " b *d"]
 Scale = Float[Array, "..."]
 Params = Any
-
-PRIORS = ("path", "standard")
-
-
-class Normal(NamedTuple):
-    """Independent normal distributions; both fields broadcast to the data."""
-
-    mean: Scale
-    log_sigma: Scale
-
-    def sample(self, noise: Float[Array, "..."]) -> Float[Array, "..."]:
-        """The point that standard normal noise stands for."""
-        return self.mean + jnp.exp(self.log_sigma) * noise
-
-    def log_density(self, z: Float[Array, "..."]) -> Float[Array, "..."]:
-        """Of every dimension of z, nats."""
-        squares = 0.5 * ((z - self.mean) * jnp.exp(-self.log_sigma)) ** 2
-        return -(squares + self.log_sigma + 0.5 * math.log(2.0 * math.pi))
-
-
-def kl(q: Normal, p: Normal) -> Float[Array, " b"]:
-    """KL(q || p) of every example.
-
-    Args:
-        q: of [b, *data_shape] means.
-        p: broadcastable to them.
-
-    Returns:
-        [b] nats.
-    """
-    log_ratio = 2.0 * (q.log_sigma - p.log_sigma)
-    squares = ((q.mean - p.mean) * jnp.exp(-p.log_sigma)) ** 2
-    # expm1(l) - l: with equal variances, as of (3) and (4), nothing cancels.
-    return 0.5 * sum_example(squares + (jnp.expm1(log_ratio) - log_ratio))
 
 
 class Encoded(NamedTuple):
@@ -81,53 +30,73 @@ class Encoded(NamedTuple):
     tangent: Data
 
 
-def diffuse(x: Float[Array, "..."], eps: Float[Array, "..."], at: Coefficients) -> Float[Array, "..."]:
-    """z_t = alpha x + sigma eps.
-
-    Args:
-        x: data, or what the process makes of them.
-        eps: standard normal noise, of the same shape.
-        at: broadcastable to them.
-
-    Returns:
-        z_t, of the shape of x.
-    """
-    return at.alpha * x + at.sigma * eps
-
-
-def coefficients(path: Any, gamma: Scale, dgamma_dt: Scale) -> Coefficients:
-    """The coefficients of a path where the schedule is gamma, with its derivative in t.
-
-    Args:
-        path: one of `jvdm.diffusion.paths`.
-        gamma: of any shape.
-        dgamma_dt: of the same shape.
-
-    Returns:
-        Every field of that shape.
-    """
-    alpha, sigma = path.alpha_sigma(gamma)
-    rate = path.dlogalpha_dgamma(gamma) * dgamma_dt
-    return Coefficients(alpha, sigma, gamma, dgamma_dt, rate, sigma**2 * dgamma_dt)
-
-
 class Process(Protocol):
-    """A forward process with its conditionals.
+    """A forward process with its conditionals, a frozen dataclass; its options are fields with defaults.
+
+    Given by the composition to a field without a default: `schedule`, `path`, `data_shape` of one example,
+    and `prior_name`, the choice of `config.model.prior`. A process may lack the methods that are
+    None here; what needs one that is missing is refused.
+
+    `params` are all parameters of the model, the groups of `init` among them. `at` is the process at the
+    times of z, computed once.
 
     Attributes:
+        schedule, path: as of `jvdm.diffusion.gaussian`.
+        starts_without_noise: gamma is -inf at time 0.
+        prior_text: the prior, for records.
         is_markov: q(z_t | z_s, x) does not depend on x.
-        has_posterior: `posterior` and `reverse` have closed forms; without them only continuous time is left.
+        forward: (z_s, encoded_s, encoded_t, at_s, at_t) -> q(z_t | z_s, x); a Markov process needs neither of
+            the two encoded arrays.
+        posterior: (z_t, encoded_s, encoded_t, at_s, at_t) -> q(z_s | z_t, x).
+        reverse: (params, z_t, prediction, at_s, context) -> p(z_s | z_t), the ancestral step; the prediction
+            holds the process at t.
+        step_loss: (params, encoded_s, encoded_t, eps, prediction, at_s, timesteps, context) -> [b] nats,
+            T KL(posterior || reverse) at drawn steps.
+        drift: (params, z, prediction, context) -> dz/dt of the probability-flow ODE.
     """
 
-    is_markov: bool
-    has_posterior: bool
+    schedule: Any
+    path: Any
+    starts_without_noise: bool
+    prior_text: str
+    is_markov: ClassVar[bool] = False
+    forward: Any = None
+    posterior: Any = None
+    reverse: Any = None
+    step_loss: Any = None
+    drift: Any = None
 
-    def at(self, params: Params, t: Float[Array, " b"], context: Context) -> Coefficients:
-        """The process at times [b]: everything below takes it, so that it is computed once."""
+    def init(self, key: jax.Array, context: Context) -> Params:
+        """Its groups of initial parameters, such as `{"schedule": ...}`.
+
+        Args:
+            key: of random numbers.
+            context: of one example.
+        """
         ...
 
-    def encode(self, params: Params, x: Data, at: Coefficients, context: Context) -> Encoded:
-        """What the process makes of x at t."""
+    def gamma(self, params: Params, t: Scale, context: Context | None = None) -> Scale:
+        """gamma(t), elementwise."""
+        ...
+
+    def time_gamma(self, params: Params, t: Float[Array, " b"], context: Context | None = None) -> TimeGamma:
+        """gamma and dgamma/dt at times [b], broadcastable to the data."""
+        ...
+
+    def ends(self, params: Params) -> Float[Array, "2"]:
+        """gamma at t = 0 and 1, which all examples share."""
+        ...
+
+    def at(self, params: Params, t: Float[Array, " b"], context: Context | None = None) -> Coefficients:
+        """The process at times [b]; every field broadcasts to the data."""
+        ...
+
+    def at_ends(self, params: Params, context: Context | None = None) -> tuple[Coefficients, Coefficients]:
+        """The process at t = 0 and 1, of one example where all examples share it."""
+        ...
+
+    def encode(self, params: Params, x: Data, at: Coefficients, context: Context | None = None) -> Encoded:
+        """What the process makes of x at a time."""
         ...
 
     def sample(self, encoded: Encoded, eps: Data, at: Coefficients) -> Data:
@@ -138,30 +107,12 @@ class Process(Protocol):
         """q(z_t | x)."""
         ...
 
-    def forward(
-        self, z_s: Data, encoded_s: Encoded, encoded_t: Encoded, at_s: Coefficients, at_t: Coefficients
-    ) -> Normal:
-        """q(z_t | z_s, x); a Markov process ignores the two encoded arrays."""
-        ...
-
-    def posterior(
-        self, z_t: Data, encoded_s: Encoded, encoded_t: Encoded, at_s: Coefficients, at_t: Coefficients
-    ) -> Normal:
-        """q(z_s | z_t, x)."""
-        ...
-
-    def reverse(
-        self, params: Params, z_t: Data, prediction: Any, at_s: Coefficients, context: Context
-    ) -> Normal:
-        """p(z_s | z_t), the ancestral step; the prediction holds the process at t."""
-        ...
-
-    def prior(self, params: Params, context: Context) -> Normal:
+    def prior(self, params: Params) -> Normal:
         """p(z_1), broadcastable to the data."""
         ...
 
-    def drift(self, params: Params, z: Data, prediction: Any, context: Context) -> Data:
-        """dz/dt of the probability-flow ODE."""
+    def denoised(self, z: Data, prediction: Any) -> Data:
+        """x_hat."""
         ...
 
     def integrand(
@@ -171,156 +122,4 @@ class Process(Protocol):
         ...
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class GaussianProcess:
-    """The process (1) to (7), which leaves x as it is; gamma may be another at every pixel.
-
-    Attributes:
-        schedule: (t, context) -> gamma, a linen module (`schedules`, `per_pixel_schedules`), whose parameters
-            are the `params` of the methods.
-        path: gamma -> alpha, sigma (`paths`).
-        rank: the number of axes of one example.
-        prior_name: "path", N(0, sigma_1^2), or "standard", N(0, 1).
-
-    Raises:
-        UserError: an unknown prior.
-    """
-
-    schedule: Any
-    path: Any
-    rank: int = 3
-    prior_name: str = "path"
-    is_markov = True
-    has_posterior = True
-
-    def __post_init__(self):
-        if self.prior_name not in PRIORS:
-            raise unknown("config.model.prior", self.prior_name, PRIORS)
-
-    @property
-    def starts_without_noise(self) -> bool:
-        """Whether gamma is -inf at time 0."""
-        return self.schedule.gamma_min == -math.inf
-
-    @property
-    def prior_text(self) -> str:
-        """The prior, for records."""
-        return "N(0, sigma_1^2 I)" if self.prior_name == "path" else "N(0, I)"
-
-    def gamma(self, params: Params, t: Scale, context: Context | None = None) -> Scale:
-        """gamma(t), elementwise.
-
-        Args:
-            params: of the schedule.
-            t: times of any shape; broadcastable to the data for a schedule of every pixel.
-            context: for a schedule that looks at it.
-        """
-        gamma: Any = self.schedule.apply({"params": params}, t, context)
-        return gamma
-
-    def time_gamma(self, params: Params, t: Float[Array, " b"], context: Context | None = None) -> TimeGamma:
-        """gamma and dgamma/dt at times [b], broadcastable to the data."""
-        t = expand(t, self.rank)
-        return TimeGamma(*jax.jvp(lambda t: self.gamma(params, t, context), (t,), (jnp.ones_like(t),)))
-
-    def at(self, params: Params, t: Float[Array, " b"], context: Context | None = None) -> Coefficients:
-        """The process at times [b]; every field broadcasts to the data."""
-        c = coefficients(self.path, *self.time_gamma(params, t, context))
-        if not self.starts_without_noise:
-            return c
-        # gamma is infinite at t = 0, log alpha is not.
-        t = expand(t, self.rank)
-        _, rate = jax.jvp(self.schedule.log_alpha, (t,), (jnp.ones_like(t),))
-        return c._replace(dlogalpha_dt=rate, g2=self.path.g2_over_dlogalpha(c.gamma) * rate)
-
-    def at_ends(self, params: Params, context: Context | None = None) -> tuple[Coefficients, Coefficients]:
-        """The process at t = 0 and 1, of one example where all examples share it."""
-        t = expand(jnp.array([0.0, 1.0]), self.rank + 1)
-        at = jax.jvp(lambda t: self.gamma(params, t, context), (t,), (jnp.ones_like(t),))
-        zero, one = (coefficients(self.path, *(a[i] for a in at)) for i in (0, 1))
-        return zero, one
-
-    def ends(self, params: Params) -> Float[Array, "2"]:
-        """gamma at t = 0 and 1, which all pixels share."""
-        ends = jnp.array([0.0, 1.0])
-        if self.schedule.per_pixel:
-            return self.schedule.gamma_min + (self.schedule.gamma_max - self.schedule.gamma_min) * ends
-        return self.gamma(params, ends)
-
-    def encode(self, params: Params, x: Data, at: Coefficients, context: Context | None = None) -> Encoded:
-        """x itself."""
-        return Encoded(x, jnp.zeros_like(x))
-
-    def sample(self, encoded: Encoded, eps: Data, at: Coefficients) -> Data:
-        """z_t of (1)."""
-        return diffuse(encoded.value, eps, at)
-
-    def marginal(self, encoded: Encoded, at: Coefficients) -> Normal:
-        """(1)."""
-        return Normal(at.alpha * encoded.value, self.path.log_sigma(at.gamma))
-
-    def forward(
-        self,
-        z_s: Data,
-        encoded_s: Encoded | None,
-        encoded_t: Encoded | None,
-        at_s: Coefficients,
-        at_t: Coefficients,
-    ) -> Normal:
-        """(2), from s to t."""
-        log_c = jnp.log(_share(at_s, at_t))
-        return Normal(at_t.alpha / at_s.alpha * z_s, self.path.log_sigma(at_t.gamma) + 0.5 * log_c)
-
-    def posterior(
-        self, z_t: Data, encoded_s: Encoded, encoded_t: Encoded, at_s: Coefficients, at_t: Coefficients
-    ) -> Normal:
-        """(3)."""
-        c = _share(at_s, at_t)
-        mean = at_s.alpha / at_t.alpha * (1.0 - c) * z_t + at_s.alpha * c * encoded_s.value
-        return Normal(mean, self.path.log_sigma(at_s.gamma) + 0.5 * jnp.log(c))
-
-    def reverse(
-        self,
-        params: Params,
-        z_t: Data,
-        prediction: Prediction,
-        at_s: Coefficients,
-        context: Context | None = None,
-    ) -> Normal:
-        """(4)."""
-        at_t = prediction.coefficients
-        c = _share(at_s, at_t)
-        mean = at_s.alpha / at_t.alpha * (z_t - c * at_t.sigma * prediction.eps)
-        return Normal(mean, self.path.log_sigma(at_s.gamma) + 0.5 * jnp.log(c))
-
-    def prior(self, params: Params, context: Context | None = None) -> Normal:
-        """(5), a scalar mean and log sigma."""
-        if self.prior_name == "standard":
-            return Normal(jnp.zeros(()), jnp.zeros(()))
-        return Normal(jnp.zeros(()), self.path.log_sigma(self.ends(params)[1]))
-
-    def drift(self, params: Params, z: Data, prediction: Prediction, context: Context | None = None) -> Data:
-        """(6)."""
-        c = prediction.coefficients
-        if self.starts_without_noise:
-            return c.dlogalpha_dt * z - 0.5 * prediction.g2_score
-        # The same, with gamma' taken out: adaptive steps keep the rounding that published numbers have.
-        return c.dgamma_dt * (self.path.dlogalpha_dgamma(c.gamma) * z + 0.5 * c.sigma * prediction.eps)
-
-    def integrand(
-        self, encoded: Encoded, eps: Data, prediction: Prediction, weight: Float[Array, " b"] | float = 1.0
-    ) -> Float[Array, " b"]:
-        """(7)."""
-        rate = prediction.coefficients.dgamma_dt * expand(jnp.asarray(weight), self.rank)
-        return 0.5 * sum_example(rate * prediction.squared_error(encoded.value, eps))
-
-    def denoised(self, z: Data, prediction: Prediction) -> Data:
-        """x_hat."""
-        c = prediction.coefficients
-        return (z - c.sigma * prediction.eps) / c.alpha
-
-
-def _share(at_s: Coefficients, at_t: Coefficients) -> Scale:
-    """c = 1 - e^(gamma_s - gamma_t)."""
-    # Where a schedule is almost flat, rounding may reverse a step of gamma.
-    return -jnp.expm1(jnp.minimum(at_s.gamma - at_t.gamma, 0.0))
+PROCESSES = Registry("process", Process)

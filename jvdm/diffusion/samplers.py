@@ -1,14 +1,14 @@
 """Samplers: from noise at t = 1 to z_0.
 
-All start from the prior of the process (`process`, 5). On a uniform grid of T steps, s = t - 1/T:
+All start from the prior of the process (`gaussian`, 5). On a uniform grid of T steps, s = t - 1/T:
 
-    1. ancestral: a draw from the model's reverse step p(z_s | z_t) (`process`, 4; 2107.00630, appendix A.4)
+    1. ancestral: a draw from the model's reverse step p(z_s | z_t) (`gaussian`, 4; 2107.00630, appendix A.4)
     2. DDIM:      z_s = alpha_s x_hat + sigma_s eps_hat                         (2010.02502, eta = 0)
 
 With `clip`, x_hat is clipped to the range of the data, and eps_hat replaced by the noise that goes with it.
 
     3. reverse SDE, of the family that has the marginals of the diffusion, by Euler-Maruyama steps of length
-       h, with the drift b of the ODE (`process`, 6) and lam in [0, 1] (2106.02808, section 5 and appendix):
+       h, with the drift b of the ODE (`gaussian`, 6) and lam in [0, 1] (2106.02808, section 5 and appendix):
                   z_s = z_t - h b + h (1 - lam)/2 g^2 score + sqrt(h (1 - lam)) g eps
        lam = 0 is the reverse SDE, lam = 1 the probability-flow ODE
     4. ODE:       the probability-flow ODE by a solver of `solvers`; with a trace it also gives log p(z_0)
@@ -17,7 +17,7 @@ With `clip`, x_hat is clipped to the range of the data, and eps_hat replaced by 
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +27,8 @@ from jvdm.core.records import Coefficients, Context
 from jvdm.core.registry import Registry
 from jvdm.diffusion import likelihood, losses
 from jvdm.diffusion.divergence import Hutchinson
-from jvdm.diffusion.process import GaussianProcess, Normal
+from jvdm.diffusion.normal import Normal
+from jvdm.diffusion.process import Process
 from jvdm.diffusion.relations import Prediction
 from jvdm.diffusion.solvers import Adaptive, Fixed
 from jvdm.diffusion.transforms import SCALING, DataMap
@@ -42,11 +43,13 @@ class Sampler(Protocol):
         solver: (number of steps, where they are equal) -> one of `diffusion.solvers`. None for a sampler that
             takes steps.
         probes: of the Hutchinson trace for the log-likelihood of a sampler that solves the ODE.
+        needs: methods that a process may lack (`process.Process`).
     """
 
     step: Callable[..., Any] | None = None
     solver: Callable[[int], Any] | None = None
     probes: int = 0
+    needs: ClassVar[tuple[str, ...]] = ()
 
 
 SAMPLERS = Registry("sampler", Sampler)
@@ -60,14 +63,14 @@ class Step(NamedTuple):
 
     Attributes:
         process: that is reversed.
-        params: its parameters.
+        params: the model's.
         at_s: the process at s.
         length: t - s.
         data_range: of the encoded data.
         context: of the samples.
     """
 
-    process: GaussianProcess
+    process: Process
     params: Any
     at_s: Coefficients
     length: Float[Array, ""] | float
@@ -75,7 +78,7 @@ class Step(NamedTuple):
     context: Context
 
 
-def clipped(prediction: Prediction, z: Data, process: GaussianProcess, data_range: Range) -> Prediction:
+def clipped(prediction: Prediction, z: Data, process: Process, data_range: Range) -> Prediction:
     """The prediction whose x_hat is clipped to the range of the data.
 
     Args:
@@ -99,6 +102,7 @@ class Ancestral:
     """The reverse process of the discrete-time model (1)."""
 
     clip: bool = True
+    needs: ClassVar[tuple[str, ...]] = ("reverse",)
 
     def step(self, prediction: Prediction, z: Data, noise: Data, where: Step) -> Data:
         """z_s from z_t.
@@ -141,21 +145,22 @@ class ReverseSDE:
     """
 
     lam: float = 0.0
+    needs: ClassVar[tuple[str, ...]] = ("drift",)
 
     def __post_init__(self):
         if not 0.0 <= self.lam <= 1.0:
             raise ValueError(f"lam is {self.lam}: give a number from 0 to 1")
 
-    def drift(self, prediction: Prediction, z: Data, process: GaussianProcess, context: Context) -> Data:
+    def drift(self, prediction: Prediction, z: Data, where: Step) -> Data:
         """dz over the time that is left, 1 - t: finite at time 0 where the score is."""
-        ode = process.drift(None, z, prediction, context)
+        ode = where.process.drift(where.params, z, prediction, where.context)
         return 0.5 * (1.0 - self.lam) * prediction.g2_score - ode
 
     def step(self, prediction: Prediction, z: Data, noise: Data, where: Step) -> Data:
         """z_s from z_t; arguments as of `Ancestral`."""
         h, g2 = where.length, prediction.coefficients.g2
         volatility = jnp.sqrt(h * (1.0 - self.lam) * g2)
-        return z + h * self.drift(prediction, z, where.process, where.context) + volatility * noise
+        return z + h * self.drift(prediction, z, where) + volatility * noise
 
 
 @SAMPLERS.register("ode")
@@ -174,6 +179,7 @@ class ODESampler:
     tolerance: float = 1e-5
     max_steps: int = 1000
     probes: int = 1
+    needs: ClassVar[tuple[str, ...]] = ("drift",)
 
     def __post_init__(self):
         self.solver(1)  # refuses bad options
@@ -202,7 +208,7 @@ class Flow(NamedTuple):
 
 def sample(
     predict: Callable[[Data, Float[Array, " b"]], Prediction],
-    process: GaussianProcess,
+    process: Process,
     params: Any,
     context: Context,
     sampler: Ancestral | DDIM | ReverseSDE,
@@ -218,7 +224,7 @@ def sample(
     Args:
         predict: (z, t [b]) -> prediction.
         process: that is reversed.
-        params: its parameters.
+        params: the model's.
         context: of the samples.
         sampler: has `step`.
         keys: [b] one key per sample, so that a sample does not depend on its batch.
@@ -244,7 +250,7 @@ def sample(
         where = Step(process, params, process.at(params, s, context), 1.0 / num_steps, data_range, context)
         return sampler.step(predict(z, t), z, draw(keys, i), where)
 
-    start = process.prior(params, context).sample(draw(keys, num_steps))
+    start = process.prior(params).sample(draw(keys, num_steps))
     if not every:
         return jax.lax.fori_loop(0, num_steps, body, start)
 

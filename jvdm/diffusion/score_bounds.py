@@ -29,7 +29,9 @@ from jaxtyping import Array, Float
 
 from jvdm.core.records import Coefficients
 from jvdm.core.shapes import of_example, sum_example
-from jvdm.diffusion.process import GaussianProcess, Normal, diffuse
+from jvdm.diffusion.gaussian import diffuse
+from jvdm.diffusion.normal import Normal
+from jvdm.diffusion.process import Process
 
 Data = Float[Array, " b *d"]
 PerExample = Float[Array, " b"]
@@ -79,7 +81,7 @@ def random_slice(
     at_s: Coefficients,
     at_t: Coefficients,
     at_1: Coefficients,
-    process: GaussianProcess,
+    process: Process,
     prior: Normal,
     log_prior: Callable[[Data, Normal], PerExample] = process_prior,
 ) -> RandomSlice:

@@ -29,6 +29,7 @@ from jvdm.evaluation.rows import Rows
 from jvdm.evaluation.slices import SlicePass
 from jvdm.evaluation.vlb import for_evaluation
 from jvdm.model import Model
+from jvdm.model.checks import check_process
 
 Params = Any
 
@@ -82,6 +83,7 @@ class _ScoreBound(abc.ABC):
         model = self.model
         if model.latent is not None:
             raise UserError(f"the estimator {self.name} is not for models with a latent: choose vlb or ode")
+        check_process(model.process, "is_markov", f"the estimator {self.name}")
         bound, scale = self._bound(model, self.config), model.units_per_nat
 
         def one_draw(params, images, u, keys):

@@ -37,6 +37,7 @@ from jvdm.evaluation.record import ODESettings, Provenance, Result, SolverError
 from jvdm.evaluation.rows import Rows
 from jvdm.evaluation.vlb import for_evaluation
 from jvdm.model import Model
+from jvdm.model.checks import check_process
 
 Params = Any
 
@@ -94,6 +95,7 @@ class ODE:
 
     def __post_init__(self):
         model, config = self.model, self.config
+        check_process(model.process, "drift", "the estimator ode")
         self._batch_size = config.batch_size
         self._batches = Batches(self.mesh, config.batch_size, "config.eval.ode.batch_size")
         self._draws, self._samples = config.draws, config.importance_samples

@@ -20,6 +20,7 @@ from jvdm.data.local import read_npz_array
 from jvdm.diffusion import samplers, transforms
 from jvdm.evaluation.passes import Store
 from jvdm.model import Model
+from jvdm.model.checks import check_process
 
 log = logging.getLogger("jvdm")
 
@@ -75,6 +76,8 @@ class Sampling:
         self._mesh = mesh
         sampler = samplers.SAMPLERS.build(config.sampler)
         is_ode = sampler.solver is not None
+        for part in sampler.needs:
+            check_process(model.process, part, f"config.sample.sampler.name={config.sampler.name}")
         if config.log_likelihood and not is_ode:
             raise UserError(
                 "config.sample.log_likelihood needs config.sample.sampler.name=ode, "
@@ -90,7 +93,7 @@ class Sampling:
             z_0 = samplers.sample(
                 lambda z, t: model.predict(params, z, t, context),
                 model.process,
-                params["schedule"],
+                params,
                 context,
                 sampler,
                 keys,
@@ -281,7 +284,7 @@ def trajectories(
         return samplers.sample(
             lambda z, t: model.predict(params, z, t, context),
             model.process,
-            params["schedule"],
+            params,
             context,
             samplers.ReverseSDE(lam=lam),
             keys,

@@ -19,6 +19,7 @@ from jvdm.evaluation.record import Provenance, Result
 from jvdm.evaluation.rows import Rows
 from jvdm.evaluation.slices import SlicePass
 from jvdm.model import Model, objectives
+from jvdm.model.checks import check_process
 
 Params = Any
 
@@ -75,6 +76,8 @@ class VLB:
                 "the estimator vlb needs discrete data and noise at time 0 (config.schedule.t_min above 0): "
                 "set config.eval.estimators=elbo,ode"
             )
+        if model.timesteps:
+            check_process(model.process, "step_loss", f"config.eval.timesteps={model.timesteps}")
         scale = model.units_per_nat
 
         def one_draw(params, images, u, keys):

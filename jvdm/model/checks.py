@@ -10,6 +10,7 @@ from jvdm.diffusion import losses
 from jvdm.diffusion.latents import LATENTS
 from jvdm.diffusion.paths import PATHS
 from jvdm.diffusion.per_pixel_schedules import SCHEDULES
+from jvdm.diffusion.process import PROCESSES
 from jvdm.diffusion.schedules import is_fixed
 from jvdm.diffusion.transforms import DATA_MAPS
 from jvdm.networks import NETWORKS
@@ -149,6 +150,33 @@ def _noise_free_start(config: Config, schedule: Any) -> None:
         raise UserError(
             "config.training.objective=bound needs a finite gamma at time 0: config.schedule.t_min above 0, "
             "or config.training.objective=score_matching"
+        )
+
+
+# What a process may lack, in words.
+PROCESS_PARTS = {
+    "is_markov": "is Markov",
+    "reverse": "has an ancestral step",
+    "step_loss": "has a bound in discrete time",
+    "drift": "has a probability-flow ODE",
+}
+
+
+def check_process(process: Any, part: str, what: str) -> None:
+    """Refuse what needs a part that the process lacks.
+
+    Args:
+        process: one of `PROCESSES`, or another one.
+        part: a key of `PROCESS_PARTS`.
+        what: needs it, to open the message.
+
+    Raises:
+        UserError: naming the processes that have it.
+    """
+    if not getattr(process, part, None):
+        such_as = _such_as(PROCESSES, lambda p: getattr(p, part))
+        raise UserError(
+            f"{what} needs a process that {PROCESS_PARTS[part]}{such_as}: set config.process.name"
         )
 
 

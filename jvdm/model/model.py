@@ -1,7 +1,7 @@
 """Composition: a config selects the parts, and `build` joins them into one model.
 
 This is the only module that knows all of the mathematics and the networks. Parameters are
-`{"network": ..., "schedule": ...}`, and `"encoder"` with a latent.
+`{"network": ..., "schedule": ...}`, `"encoder"` with a latent, and what else the process learns.
 """
 
 import dataclasses
@@ -17,13 +17,13 @@ from jvdm.core.errors import UserError, unknown
 from jvdm.core.keys import fold_in_each
 from jvdm.core.records import Batch, Coefficients, Context, Draws, LatentCost, TimeGamma
 from jvdm.core.registry import Config
-from jvdm.core.shapes import expand
 from jvdm.diffusion import losses, transforms
 from jvdm.diffusion.latents import LATENTS
+from jvdm.diffusion.normal import Normal
 from jvdm.diffusion.parameterizations import PARAMETERIZATIONS
 from jvdm.diffusion.paths import PATHS
 from jvdm.diffusion.per_pixel_schedules import SCHEDULES
-from jvdm.diffusion.process import GaussianProcess, Normal
+from jvdm.diffusion.process import PROCESSES, Process
 from jvdm.diffusion.relations import Prediction
 from jvdm.diffusion.times import TIME_DENSITIES, UniformDensity, WeightedTimes
 from jvdm.diffusion.transforms import DATA_MAPS, SCALING
@@ -41,7 +41,7 @@ class Model:
 
     Attributes:
         network: (z, time [b], context, train) -> output [b, *data_shape].
-        process: the forward process, whose parameters are those of the schedule.
+        process: the forward process.
         parameterization: coefficients -> relation of output and eps.
         data_shape: of one example, of any rank.
         num_levels: K, values per dimension; 0 is continuous data.
@@ -56,7 +56,7 @@ class Model:
     """
 
     network: nn.Module
-    process: GaussianProcess
+    process: Process
     parameterization: Any
     data_shape: tuple[int, ...]
     num_levels: int
@@ -105,19 +105,17 @@ class Model:
         return 1.0 / (self.num_dims * math.log(2.0)) if self.num_levels else 1.0
 
     def init(self, key: jax.Array) -> Params:
-        """Initial parameters, `{"network", "schedule"}`, and `"encoder"` with a latent."""
-        k_network, k_schedule = jax.random.split(key)
+        """Initial parameters: `"network"`, those of the process, and `"encoder"` with a latent."""
+        k_network, k_process = jax.random.split(key)
         z, scalar, params = jnp.zeros((1, *self.data_shape)), jnp.zeros(1), {}
         context = Context()
         if self.latent is not None and self.encoder is not None:
             context = context._replace(latent=jnp.zeros((1, self.latent.size)))
             encoder = self.encoder.init(jax.random.fold_in(k_network, 1), z, context.conditioning)
             params["encoder"] = encoder.get("params", {})
-        t = expand(scalar, len(self.data_shape)) if self.per_pixel else jnp.zeros(())
-        schedule = self.schedule.init(k_schedule, t, context)
         time = self.time_input(scalar, jnp.zeros((1, *self.data_shape) if self.per_pixel else (1,)))
         network = self.network.init(k_network, z, time, context)
-        return {"network": network.get("params", {}), "schedule": schedule.get("params", {}), **params}
+        return {"network": network.get("params", {}), **self.process.init(k_process, context), **params}
 
     def draw(self, keys: jax.Array, u: Float[Array, " b"]) -> Draws:
         """The random numbers of one evaluation of the bound.
@@ -191,25 +189,25 @@ class Model:
 
     def at(self, params: Params, t: Float[Array, " b"], context: Context | None = None) -> Coefficients:
         """The process at times [b]; every field broadcasts to the data."""
-        return self.process.at(params["schedule"], t, context)
+        return self.process.at(params, t, context)
 
     def gamma(
         self, params: Params, t: Float[Array, "..."], context: Context | None = None
     ) -> Float[Array, "..."]:
         """gamma(t), elementwise."""
-        return self.process.gamma(params["schedule"], t, context)
+        return self.process.gamma(params, t, context)
 
     def time_gamma(self, params: Params, t: Float[Array, " b"], context: Context | None = None) -> TimeGamma:
         """gamma and dgamma/dt at times [b], broadcastable to the data."""
-        return self.process.time_gamma(params["schedule"], t, context)
+        return self.process.time_gamma(params, t, context)
 
     def ends(self, params: Params) -> Float[Array, "2"]:
         """gamma at t = 0 and 1."""
-        return self.process.ends(params["schedule"])
+        return self.process.ends(params)
 
     def prior(self, params: Params) -> Normal:
         """p(z_1), broadcastable to the data."""
-        return self.process.prior(params["schedule"])
+        return self.process.prior(params)
 
     def times(self, u: Float[Array, " b"]) -> WeightedTimes:
         """Times from uniform numbers, by the density, or the upper end of one of T steps."""
@@ -268,7 +266,7 @@ class Model:
         return self.parameterization(c).predict(out, z, c)
 
     def ode_drift(self, params: Params, z: Data, t: Float[Array, " b"], context: Context) -> Data:
-        """The drift of the probability-flow ODE (`jvdm.diffusion.process`, 6).
+        """The drift of the probability-flow ODE (`jvdm.diffusion.gaussian`, 6).
 
         Args:
             params, z, t, context: as of `predict`.
@@ -280,7 +278,7 @@ class Model:
             # Without noise gamma' is infinite: the limit, from a little above.
             t = jnp.maximum(t, 2.0**-24)
         prediction = self.predict(params, z, t, context)
-        return self.process.drift(params["schedule"], z, prediction, context)
+        return self.process.drift(params, z, prediction, context)
 
     def magnification(self, alpha_0: Float[Array, "..."]) -> Float[Array, "..."]:
         """The factor of z_0 before it is decoded."""
@@ -310,6 +308,11 @@ def build(config: Config, data_shape: tuple[int, ...], num_levels: int) -> Model
     time_density = TIME_DENSITIES.build(config.time_density)
     data_map = DATA_MAPS.build(config.data_map)
     checks.check(config, schedule, path, time_density, data_map, num_levels)
+    process = PROCESSES.build(
+        config.process, schedule=schedule, path=path, data_shape=data_shape, prior_name=config.model.prior
+    )
+    if timesteps:
+        checks.check_process(process, "step_loss", f"config.model.timesteps={timesteps}")
     checks.check_latent(config, schedule, latent)
     network = NETWORKS.build(config.network)
     checks.check_network(config, schedule, network, data_shape)
@@ -317,9 +320,7 @@ def build(config: Config, data_shape: tuple[int, ...], num_levels: int) -> Model
         raise unknown("config.model.decoder", config.model.decoder, losses.DECODERS)
     return Model(
         network=network,
-        process=GaussianProcess(
-            schedule=schedule, path=path, rank=len(data_shape), prior_name=config.model.prior
-        ),
+        process=process,
         parameterization=PARAMETERIZATIONS.build(config.parameterization, path=path),
         data_shape=data_shape,
         num_levels=num_levels,

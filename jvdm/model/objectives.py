@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jvdm.core.records import Batch, Context, Draws, LatentCost, LossTerms, ScoreMatching, TimeGamma
 from jvdm.core.shapes import of_example, sum_example
 from jvdm.diffusion import losses, transforms
-from jvdm.diffusion.process import coefficients
+from jvdm.diffusion.gaussian import coefficients
 from jvdm.model import Model
 
 Params = Any
@@ -48,11 +48,11 @@ def bound(
     if known is None:
         known = model.encode_latent(params, batch, draws.latent, step=draws.step, dropout_key=dropout_key)
     context, cost = known
-    process, schedule = model.process, params["schedule"]
+    process = model.process
     t, density_weight = model.times(draws.u)
     c = model.at(params, t, context) if at is None else coefficients(model.path, *at)
     x = model.encode(batch.x)
-    encoded = process.encode(schedule, x, c, context)
+    encoded = process.encode(params, x, c, context)
     z = process.sample(encoded, draws.eps, c)
     relation = model.parameterization(c)
 
@@ -67,7 +67,7 @@ def bound(
             second_order,
             weight,
             sum_example(draws.probe * tangent),
-            sum_example((relation.target(x, draws.eps) - out) ** 2),
+            sum_example((relation.target(encoded.value, draws.eps) - out) ** 2),
             scale=of_example(relation.scale),
             eps_coeff=of_example(relation.eps_coeff),
             sigma=of_example(c.sigma),
@@ -78,12 +78,14 @@ def bound(
     prediction = relation.predict(out, z, c)
     if model.timesteps:
         at_s = model.at(params, t - 1.0 / model.timesteps, context)
-        squared_error = prediction.squared_error(encoded.value, draws.eps)
-        diffusion = losses.diffusion_discrete(model.timesteps, at_s.gamma, c.gamma, squared_error)
+        encoded_s = process.encode(params, x, at_s, context)
+        diffusion = process.step_loss(
+            params, encoded_s, encoded, draws.eps, prediction, at_s, model.timesteps, context
+        )
     else:
         diffusion = process.integrand(encoded, draws.eps, prediction, density_weight)
 
-    at_0, at_1 = process.at_ends(schedule, context)
+    at_0, at_1 = process.at_ends(params, context)
     return LossTerms(
         reconstruction=losses.reconstruction(
             batch.x,
@@ -94,7 +96,7 @@ def bound(
             model.data_map,
         ),
         prior=losses.prior(
-            process.marginal(process.encode(schedule, x, at_1, context), at_1), model.prior(params)
+            process.marginal(process.encode(params, x, at_1, context), at_1), model.prior(params)
         ),
         diffusion=diffusion,
         second_order=penalty,
@@ -139,11 +141,11 @@ def score_matching(
         x = transforms.dequantize(batch.x, draws.u_data, model.num_levels, model.data_map).y
     else:
         x = model.encode(batch.x)
-    encoded = model.process.encode(params["schedule"], x, c, context)
+    encoded = model.process.encode(params, x, c, context)
     z = model.process.sample(encoded, draws.eps, c)
     out = model.output(params, z, c.gamma, context, t=t, dropout_key=dropout_key)
     if weighting == "likelihood":
         at = jnp.maximum(t, truncation)
         density_weight *= of_example(model.time_gamma(params, at, context).dgamma_dt)
-    squared_error = model.parameterization(c).squared_error(out, x, draws.eps)
+    squared_error = model.parameterization(c).squared_error(out, encoded.value, draws.eps)
     return ScoreMatching(losses.score_matching(density_weight, squared_error))

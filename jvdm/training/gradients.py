@@ -134,7 +134,7 @@ class Variance:
                 return scale * jnp.mean(terms.total), terms
 
             def schedule_at(schedule):
-                return model.time_gamma({"schedule": schedule}, t, context)
+                return model.time_gamma({**params, "schedule": schedule}, t, context)
 
             at, pull_back = jax.vjp(schedule_at, params["schedule"])
             (grads, cotangent), terms = jax.grad(objective, argnums=(0, 1), has_aux=True)(params, at)

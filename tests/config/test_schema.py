@@ -87,7 +87,17 @@ def test_which_fields_are_free_on_resume():
 def test_which_fields_make_the_model():
     fields = config_lib.model_fields(config_lib.default())
     assert {name.partition(".")[0] for name in fields} == {
-        *("model", "network", "schedule", "path", "parameterization", "data_map", "latent", "encoder")
+        *(
+            "model",
+            "network",
+            "process",
+            "schedule",
+            "path",
+            "parameterization",
+            "data_map",
+            "latent",
+            "encoder",
+        )
     }
     assert {"network.channels", "schedule.gamma_min"} < set(fields)
     how_it_is_computed = {"remat", "dtype", "dropout"}

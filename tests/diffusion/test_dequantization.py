@@ -17,8 +17,8 @@ from jvdm.diffusion.dequantization import (
     UniformDequantization,
     Variational,
 )
+from jvdm.diffusion.gaussian import coefficients
 from jvdm.diffusion.paths import PATHS
-from jvdm.diffusion.process import coefficients
 from jvdm.diffusion.transforms import SCALING
 
 EPS32 = np.finfo(np.float32).eps

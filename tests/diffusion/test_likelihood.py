@@ -12,7 +12,7 @@ from helpers.known import NUM_DIMS, ORACLES, PATH_NAMES, SHAPE
 from jvdm.diffusion import likelihood
 from jvdm.diffusion.dequantization import DEQUANTIZATIONS
 from jvdm.diffusion.divergence import ExactTrace, Hutchinson
-from jvdm.diffusion.process import Normal
+from jvdm.diffusion.normal import Normal
 from jvdm.diffusion.solvers import Adaptive
 
 EPS32 = np.finfo(np.float32).eps

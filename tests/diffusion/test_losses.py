@@ -5,13 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import oracles
-from helpers.compose import predicted
+from helpers.compose import gaussian, predicted
 
 from jvdm.core.records import LossTerms
 from jvdm.core.shapes import sum_example
 from jvdm.diffusion import losses
+from jvdm.diffusion.gaussian import coefficients, diffuse
+from jvdm.diffusion.normal import Normal
 from jvdm.diffusion.paths import VariancePreserving
-from jvdm.diffusion.process import Encoded, GaussianProcess, Normal, coefficients, diffuse
+from jvdm.diffusion.process import Encoded
 from jvdm.diffusion.times import stratify
 
 EPS32 = np.finfo(np.float32).eps
@@ -166,7 +168,7 @@ def gaussian_errors(key, u, timesteps):
     c = coefficients(VariancePreserving(), gamma, jnp.full_like(gamma, SPAN))
     x, eps, eps_hat = (a.reshape(error.shape) for a in (x, eps, eps_hat))
     prediction = predicted(eps_hat, diffuse(x, eps, c), c)
-    process = GaussianProcess(schedule=None, path=VariancePreserving())
+    process = gaussian(None, VariancePreserving())
     return process.integrand(Encoded(x, 0.0 * x), eps, prediction)
 
 

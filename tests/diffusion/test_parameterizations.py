@@ -5,10 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import oracles
+from helpers.compose import FIXED, gaussian
 
+from jvdm.diffusion.gaussian import coefficients
 from jvdm.diffusion.parameterizations import PARAMETERIZATIONS
 from jvdm.diffusion.paths import PATHS
-from jvdm.diffusion.process import GaussianProcess, coefficients
 from jvdm.diffusion.schedules import SCHEDULES
 
 EPS32 = np.finfo(np.float32).eps
@@ -80,8 +81,8 @@ def test_drift_at_the_time_without_noise(path_name):
     schedule = SCHEDULES.build(SCHEDULES.spec("linear_beta"), noise_path=path)
     drift = PARAMETERIZATIONS.build(PARAMETERIZATIONS.spec("drift"), path=path)
     t = jnp.array([0.0, 1e-12, 1e-6, 1e-3])
-    process = GaussianProcess(schedule=schedule, path=path, rank=0)
-    at = c = process.at({}, t)
+    process = gaussian(schedule, path, rank=0)
+    at = c = process.at(FIXED, t)
     out, z = jnp.full(4, -3.0), jnp.ones(4)
     eps_hat = drift(c).to_eps(out, z)
     assert at.dgamma_dt[0] == jnp.inf and eps_hat[0] == 0.0

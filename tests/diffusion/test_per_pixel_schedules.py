@@ -13,10 +13,10 @@ from helpers.compose import predicted, step
 from jvdm.core.errors import UserError
 from jvdm.core.records import Conditioning, Context
 from jvdm.diffusion import schedules
+from jvdm.diffusion.gaussian import coefficients
 from jvdm.diffusion.latents import LATENTS
 from jvdm.diffusion.paths import PATHS
 from jvdm.diffusion.per_pixel_schedules import SCHEDULES
-from jvdm.diffusion.process import coefficients
 from jvdm.diffusion.samplers import Ancestral
 
 EPS32 = np.finfo(np.float32).eps

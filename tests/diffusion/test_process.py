@@ -7,16 +7,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
-from helpers.compose import compose, predicted
+from helpers.compose import FIXED, compose, gaussian, predicted
 
 from jvdm.core.errors import UserError
 from jvdm.core.records import Context
 from jvdm.core.shapes import expand
 from jvdm.diffusion import losses
+from jvdm.diffusion.normal import Normal, kl
 from jvdm.diffusion.parameterizations import Drift
 from jvdm.diffusion.paths import PATHS
-from jvdm.diffusion.process import Encoded, GaussianProcess, Normal, kl
-from jvdm.diffusion.samplers import ReverseSDE
+from jvdm.diffusion.process import Encoded
+from jvdm.diffusion.samplers import ReverseSDE, Step
 from jvdm.diffusion.schedules import FixedLinear, LinearBeta
 from jvdm.networks import TimeInput
 
@@ -30,7 +31,7 @@ def path(request):
 
 def process(path, shape=(2, 3, 1), prior="path"):
     schedule = FixedLinear(gamma_min=-8.0, gamma_max=4.0)
-    return GaussianProcess(schedule=schedule, path=path, rank=len(shape), prior_name=prior)
+    return gaussian(schedule, path, rank=len(shape), prior=prior)
 
 
 def draw(shape, n=4, seed=0):
@@ -56,7 +57,7 @@ def test_a_sample_has_mean_and_deviation(x64):
 @pytest.mark.parametrize("shape", SHAPES)
 def test_forward_after_marginal_is_marginal(path, shape, x64):
     p, (encoded, *_) = process(path, shape), draw(shape)
-    at_s, at_t = (p.at({}, jnp.full(4, t)) for t in (0.3, 0.55))
+    at_s, at_t = (p.at(FIXED, jnp.full(4, t)) for t in (0.3, 0.55))
     start, end = p.marginal(encoded, at_s), p.marginal(encoded, at_t)
     step = p.forward(start.mean, encoded, encoded, at_s, at_t)
     slope = p.forward(start.mean + 1.0, encoded, encoded, at_s, at_t).mean - step.mean
@@ -69,7 +70,7 @@ def test_forward_after_marginal_is_marginal(path, shape, x64):
 def test_posterior_is_bayes_rule(path, shape, x64):
     """log q(z_s | x) + log q(z_t | z_s, x) - log q(z_t | x) = log q(z_s | z_t, x), at any z_s."""
     p, (encoded, z_t, z_s, _) = process(path, shape), draw(shape)
-    at_s, at_t = (p.at({}, jnp.full(4, t)) for t in (0.3, 0.55))
+    at_s, at_t = (p.at(FIXED, jnp.full(4, t)) for t in (0.3, 0.55))
     joint = p.marginal(encoded, at_s).log_density(z_s)
     joint += p.forward(z_s, encoded, encoded, at_s, at_t).log_density(z_t)
     expected = joint - p.marginal(encoded, at_t).log_density(z_t)
@@ -80,9 +81,9 @@ def test_posterior_is_bayes_rule(path, shape, x64):
 
 def test_the_reverse_step_is_the_posterior_of_the_estimate(path, x64):
     p, (encoded, _, eps, _) = process(path), draw((2, 3, 1))
-    at_s, at_t = (p.at({}, jnp.full(4, t)) for t in (0.3, 0.55))
+    at_s, at_t = (p.at(FIXED, jnp.full(4, t)) for t in (0.3, 0.55))
     z_t = p.sample(encoded, eps, at_t)
-    reverse = p.reverse({}, z_t, predicted(eps, z_t, at_t), at_s)
+    reverse = p.reverse(FIXED, z_t, predicted(eps, z_t, at_t), at_s)
     posterior = p.posterior(z_t, encoded, encoded, at_s, at_t)
     np.testing.assert_allclose(reverse.mean, posterior.mean, rtol=1e-10, atol=1e-10)
     np.testing.assert_allclose(reverse.log_sigma, posterior.log_sigma, rtol=1e-12)
@@ -95,13 +96,13 @@ def test_the_discrete_bound_is_the_sum_of_divergences(path, shape, timesteps, x6
     """T KL(posterior || reverse) and its stable form, the sum of expm1 of steps of gamma."""
     p, (encoded, _, eps, eps_hat) = process(path, shape), draw(shape)
     t = jnp.asarray(np.ceil(np.linspace(0.2, 0.9, 4) * timesteps) / timesteps)
-    at_s, at_t = p.at({}, t - 1.0 / timesteps), p.at({}, t)
+    at_s, at_t = p.at(FIXED, t - 1.0 / timesteps), p.at(FIXED, t)
     z_t = p.sample(encoded, eps, at_t)
     prediction = predicted(eps_hat, z_t, at_t)
     general = losses.diffusion_kl(
         timesteps,
         p.posterior(z_t, encoded, encoded, at_s, at_t),
-        p.reverse({}, z_t, prediction, at_s),
+        p.reverse(FIXED, z_t, prediction, at_s),
     )
     error = prediction.squared_error(encoded.value, eps)
     stable = losses.diffusion_discrete(timesteps, at_s.gamma, at_t.gamma, error)
@@ -113,7 +114,7 @@ def test_the_discrete_bound_is_the_sum_of_divergences(path, shape, timesteps, x6
 def test_the_integrand_is_the_limit_of_small_steps(path, shape, x64):
     p, (encoded, _, eps, eps_hat) = process(path, shape), draw(shape)
     t = jnp.linspace(0.2, 0.9, 4)
-    at_t = p.at({}, t)
+    at_t = p.at(FIXED, t)
     z_t = p.sample(encoded, eps, at_t)
     prediction = predicted(eps_hat, z_t, at_t)
     limit = p.integrand(encoded, eps, prediction)
@@ -121,10 +122,10 @@ def test_the_integrand_is_the_limit_of_small_steps(path, shape, x64):
         losses.diffusion_kl(
             n,
             p.posterior(z_t, encoded, encoded, at_s, at_t),
-            p.reverse({}, z_t, prediction, at_s),
+            p.reverse(FIXED, z_t, prediction, at_s),
         )
         for n in (10**3, 10**4)
-        for at_s in (p.at({}, t - 1.0 / n),)
+        for at_s in (p.at(FIXED, t - 1.0 / n),)
     ]
     errors = [np.abs(value / limit - 1) for value in values]
     # expm1(h) = h (1 + h / 2), h = 12 / n: of first order.
@@ -136,10 +137,10 @@ def test_the_drift_moves_the_marginal(path, x64):
     """For one known x the ODE's flow is z = alpha x + sigma eps of a fixed eps: dz/dt by differences."""
     p, (encoded, _, eps, _) = process(path), draw((2, 3, 1))
     t, h = jnp.linspace(0.2, 0.9, 4), 1e-5
-    c = p.at({}, t)
+    c = p.at(FIXED, t)
     z = p.sample(encoded, eps, c)
-    ahead, behind = (p.sample(encoded, eps, p.at({}, t + d)) for d in (h, -h))
-    drift = p.drift({}, z, predicted(eps, z, c))
+    ahead, behind = (p.sample(encoded, eps, p.at(FIXED, t + d)) for d in (h, -h))
+    drift = p.drift(FIXED, z, predicted(eps, z, c))
     np.testing.assert_allclose(drift, (ahead - behind) / (2 * h), rtol=1e-7, atol=1e-8)
     by_score = c.dlogalpha_dt * z - 0.5 * predicted(eps, z, c).g2_score
     np.testing.assert_allclose(drift, by_score, rtol=1e-12, atol=1e-12)
@@ -148,7 +149,7 @@ def test_the_drift_moves_the_marginal(path, x64):
 
 
 def test_priors(path, x64):
-    own, standard = (process(path, prior=name).prior({}) for name in ("path", "standard"))
+    own, standard = (process(path, prior=name).prior(FIXED) for name in ("path", "standard"))
     np.testing.assert_allclose(jnp.exp(own.log_sigma), path.alpha_sigma(jnp.float64(4.0))[1], rtol=1e-14)
     assert own.mean == standard.mean == standard.log_sigma == 0.0
     assert process(path).prior_text == "N(0, sigma_1^2 I)"
@@ -164,7 +165,7 @@ def test_times_get_the_axes_of_the_data():
 
 
 def test_the_ends_are_those_of_the_schedule(path):
-    zero, one = jax.jit(lambda: process(path).at_ends({}))()
+    zero, one = jax.jit(lambda: process(path).at_ends(FIXED))()
     assert zero.gamma.shape == one.gamma.shape == (1, 1, 1, 1)
     np.testing.assert_allclose([zero.gamma.item(), one.gamma.item()], [-8.0, 4.0])
     np.testing.assert_allclose(one.sigma.item(), path.alpha_sigma(jnp.float32(4.0))[1])
@@ -207,8 +208,9 @@ def test_reverse_drift_at_time_without_noise(path_name, lam):
     f, a = -0.5 * BETA_MIN, 0.7 * np.asarray(z, np.float64) - 0.2
     g2 = BETA_MIN if path_name == "variance_preserving" else 0.0
     np.testing.assert_allclose(prediction.coefficients.g2, np.full((2, 1), g2), rtol=1e-6)
-    ours = ReverseSDE(lam=lam).drift(prediction, z, model.process, context)
+    where = Step(model.process, params, prediction.coefficients, 0.0, (-1.0, 1.0), context)
+    ours = ReverseSDE(lam=lam).drift(prediction, z, where)
     expected = (1.0 - 0.5 * lam) * math.sqrt(g2) * a - f * z
     np.testing.assert_allclose(ours, expected, rtol=1e-6, atol=1e-7)
-    ode = model.process.drift(params["schedule"], z, prediction, context)
+    ode = model.process.drift(params, z, prediction, context)
     np.testing.assert_allclose(ode, f * z - 0.5 * math.sqrt(g2) * a, rtol=1e-6, atol=1e-7)

@@ -15,12 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import oracles
-from helpers.compose import predicted, step
+from helpers.compose import FIXED, gaussian, predicted, step
 
 from jvdm.core.records import Context
 from jvdm.diffusion import samplers
+from jvdm.diffusion.gaussian import coefficients
 from jvdm.diffusion.paths import PATHS
-from jvdm.diffusion.process import GaussianProcess, coefficients
 from jvdm.diffusion.samplers import ReverseSDE
 from jvdm.diffusion.schedules import LinearBeta, at
 
@@ -47,17 +47,17 @@ def coefficients_at(path_name, t):
 @functools.partial(jax.jit, static_argnums=(0, 1, 2, 3))
 def draw(path_name, lam, num_steps, every, keys):
     path, schedule = parts(path_name)
-    process = GaussianProcess(schedule=schedule, path=path, prior_name="standard")
+    process = gaussian(schedule, path, prior="standard")
 
     def predict(z, t):
-        c = process.at({}, t)
+        c = process.at(FIXED, t)
         alpha, sigma = (a.reshape(-1, 1) for a in (c.alpha, c.sigma))
         return predicted(DATA.eps_hat(z.reshape(len(z), -1), alpha, sigma, jnp).reshape(z.shape), z, c)
 
     return samplers.sample(
         predict,
         process,
-        {},
+        FIXED,
         Context(),
         ReverseSDE(lam=lam),
         keys,

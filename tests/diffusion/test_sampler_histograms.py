@@ -11,13 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers.compose import predicted
+from helpers.compose import FIXED, gaussian, predicted
 from scipy.stats import norm
 
 from jvdm.core.records import Context
 from jvdm.diffusion import samplers
 from jvdm.diffusion.paths import PATHS
-from jvdm.diffusion.process import GaussianProcess
 from jvdm.diffusion.samplers import DDIM, Ancestral, ODESampler, ReverseSDE
 from jvdm.diffusion.schedules import FixedLinear
 from jvdm.diffusion.transforms import encode, nearest_level
@@ -48,10 +47,10 @@ def exact_law():
 def parts(path_name, prior):
     path = PATHS.build(PATHS.spec(path_name))
     schedule = FixedLinear(gamma_min=ENDS[0], gamma_max=ENDS[1])
-    process = GaussianProcess(schedule=schedule, path=path, rank=1, prior_name=prior)
+    process = gaussian(schedule, path, rank=1, prior=prior)
 
     def predict(z, t):
-        c = process.at({}, t)
+        c = process.at(FIXED, t)
         log_weights = np.log(P) - 0.5 * ((z - c.alpha * F) / c.sigma) ** 2
         x_hat = jnp.sum(jax.nn.softmax(log_weights, axis=-1) * F, axis=-1, keepdims=True)
         return predicted((z - c.alpha * x_hat) / c.sigma, z, c)
@@ -64,7 +63,7 @@ def chi_squared(path_name, name, prior="path", num_steps=NUM_STEPS):
     sampler, keys = SAMPLERS[name], jax.random.split(jax.random.key(0), NUM_SAMPLES)
 
     def by_ode(keys):
-        drift = lambda shared, z, t, context: process.drift({}, z, predict(z, t))  # noqa: E731
+        drift = lambda shared, z, t, context: process.drift(FIXED, z, predict(z, t))  # noqa: E731
         return samplers.flow(
             drift,
             (),
@@ -72,7 +71,7 @@ def chi_squared(path_name, name, prior="path", num_steps=NUM_STEPS):
             sampler,
             keys,
             shape=(1,),
-            prior=process.prior({}),
+            prior=process.prior(FIXED),
             num_steps=200,
             log_likelihood=False,
         ).z_0
@@ -81,7 +80,7 @@ def chi_squared(path_name, name, prior="path", num_steps=NUM_STEPS):
         return samplers.sample(
             predict,
             process,
-            {},
+            FIXED,
             Context(),
             sampler,
             keys,

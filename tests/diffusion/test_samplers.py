@@ -8,13 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import known, oracles
-from helpers.compose import predicted, step
+from helpers.compose import FIXED, gaussian, predicted, step
 
 from jvdm.core.errors import UserError
 from jvdm.core.records import Context
 from jvdm.diffusion import losses, samplers, transforms
+from jvdm.diffusion.normal import Normal
 from jvdm.diffusion.paths import VariancePreserving
-from jvdm.diffusion.process import GaussianProcess, Normal
 from jvdm.diffusion.samplers import SAMPLERS
 from jvdm.diffusion.schedules import FixedLinear
 
@@ -27,9 +27,7 @@ BY_STEPS = [name for name in SAMPLERS.names() if "clip" in SAMPLERS.options(name
 PATH, RANGE = VariancePreserving(), (-1.0, 1.0)
 
 
-PROCESS = GaussianProcess(
-    schedule=FixedLinear(gamma_min=GAMMA_0, gamma_max=GAMMA_1), path=PATH, prior_name="standard"
-)
+PROCESS = gaussian(FixedLinear(gamma_min=GAMMA_0, gamma_max=GAMMA_1), PATH, prior="standard")
 
 
 def where(at_s):
@@ -38,7 +36,7 @@ def where(at_s):
 
 
 def coefficients(t):
-    return PROCESS.at({}, t)
+    return PROCESS.at(FIXED, t)
 
 
 def predict(z, t):
@@ -56,7 +54,7 @@ def draw(keys, name, num_steps=NUM_STEPS, clip=False):
     return samplers.sample(
         predict,
         PROCESS,
-        {},
+        FIXED,
         Context(),
         sampler(name, clip),
         keys,

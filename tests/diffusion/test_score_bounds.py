@@ -7,14 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import known, known_bounds, oracles
+from helpers.compose import gaussian
 from helpers.known import NUM_DIMS, ORACLES, WIDE
 from helpers.known_bounds import NAMES, TRUNCATED
 from scipy.stats import norm
 
 from jvdm.core.records import Coefficients
 from jvdm.diffusion import score_bounds
+from jvdm.diffusion.normal import Normal
 from jvdm.diffusion.paths import PATHS
-from jvdm.diffusion.process import GaussianProcess, Normal
 
 # Schedule, path, and the parameterization of a network that errs by a constant. Each is one program for all
 # checks: compiling it is half of the time they take.
@@ -50,7 +51,7 @@ def coefficients(path, gamma, slope=1.0, k_a=0.0):
 
 
 def process(path):
-    return GaussianProcess(schedule=None, path=PATHS.build(PATHS.spec(path)))
+    return gaussian(None, PATHS.build(PATHS.spec(path)))
 
 
 @pytest.mark.parametrize(

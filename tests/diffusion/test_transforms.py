@@ -13,8 +13,8 @@ import pytest
 from jvdm.core.errors import UserError
 from jvdm.diffusion import losses, transforms
 from jvdm.diffusion.dequantization import DEQUANTIZATIONS
+from jvdm.diffusion.gaussian import coefficients
 from jvdm.diffusion.paths import PATHS, VariancePreserving
-from jvdm.diffusion.process import coefficients
 from jvdm.diffusion.transforms import DATA_MAPS
 
 EPS32 = np.finfo(np.float32).eps

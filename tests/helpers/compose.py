@@ -4,15 +4,23 @@ import dataclasses
 
 from jvdm.core.records import Conditioning, Context
 from jvdm.diffusion import samplers
+from jvdm.diffusion.gaussian import GaussianProcess
 from jvdm.diffusion.parameterizations import Noise
-from jvdm.diffusion.process import GaussianProcess
 from jvdm.diffusion.schedules import FixedLinear
 from jvdm.model import Model
+
+# The parameters of a schedule that learns nothing.
+FIXED = {"schedule": {}}
+
+
+def gaussian(schedule, path, *, rank=3, prior="path"):
+    """A Gaussian process over data of a rank."""
+    return GaussianProcess(schedule=schedule, path=path, data_shape=(1,) * rank, prior_name=prior)
 
 
 def compose(*, schedule, path, data_shape, prior="path", **parts):
     """A model of a Gaussian process."""
-    process = GaussianProcess(schedule=schedule, path=path, rank=len(data_shape), prior_name=prior)
+    process = gaussian(schedule, path, rank=len(data_shape), prior=prior)
     return Model(process=process, data_shape=tuple(data_shape), **parts)
 
 
@@ -30,8 +38,7 @@ def predicted(eps_hat, z, c):
 
 def step(path, at_s, *, length=0.0, data_range=(-1.0, 1.0)):
     """A step of a sampler to `at_s` along a path, with noise at all times."""
-    process = GaussianProcess(schedule=FixedLinear(), path=path)
-    return samplers.Step(process, {}, at_s, length, data_range, Context())
+    return samplers.Step(gaussian(FixedLinear(), path), FIXED, at_s, length, data_range, Context())
 
 
 def with_process(model, **fields):

@@ -18,9 +18,9 @@ from helpers.compose import compose
 from jvdm.core.records import Context
 from jvdm.diffusion import likelihood
 from jvdm.diffusion.divergence import ExactTrace, Hutchinson
+from jvdm.diffusion.gaussian import coefficients
 from jvdm.diffusion.parameterizations import PARAMETERIZATIONS
 from jvdm.diffusion.paths import PATHS
-from jvdm.diffusion.process import coefficients
 from jvdm.diffusion.schedules import SCHEDULES
 from jvdm.diffusion.solvers import Adaptive
 from jvdm.diffusion.times import TIME_DENSITIES

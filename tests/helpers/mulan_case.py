@@ -11,7 +11,7 @@ from helpers import peers, replays
 from helpers.replays import ROUNDING, jit, per_image
 from jvdm.core.records import Coefficients, Context, Draws
 from jvdm.diffusion import losses, schedules
-from jvdm.diffusion.process import coefficients
+from jvdm.diffusion.gaussian import coefficients
 from jvdm.importers import mulan
 from jvdm.networks import GammaInput
 

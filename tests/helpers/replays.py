@@ -161,8 +161,8 @@ class Replay:
         """A sampler's step of the EMA weights' process."""
         model = self.model
         context = self.context if context is None else context
-        schedule, data_range = self.ema_params["schedule"], model.data_map.range
-        return samplers.Step(model.process, schedule, at_s, length, data_range, context)
+        data_range = model.data_map.range
+        return samplers.Step(model.process, self.ema_params, at_s, length, data_range, context)
 
     def need(self, key: str) -> None:
         """Skips a test of what the case does not have."""

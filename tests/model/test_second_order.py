@@ -10,9 +10,9 @@ from helpers import known, oracles, tiny
 
 from jvdm.core.records import Batch, Context
 from jvdm.diffusion import losses
+from jvdm.diffusion.gaussian import coefficients
 from jvdm.diffusion.parameterizations import PARAMETERIZATIONS
 from jvdm.diffusion.paths import PATHS
-from jvdm.diffusion.process import coefficients
 from jvdm.diffusion.schedules import SCHEDULES
 from jvdm.diffusion.times import TIME_DENSITIES
 from jvdm.model import objectives

@@ -29,9 +29,9 @@ from helpers.replays import ROUNDING, Leaf, gradient_tolerance, jit, note, per_i
 from jvdm import importers
 from jvdm.core.records import Batch, Context, Draws
 from jvdm.diffusion import losses, samplers, transforms
+from jvdm.diffusion.gaussian import coefficients
 from jvdm.diffusion.parameterizations import Noise
 from jvdm.diffusion.paths import VariancePreserving
-from jvdm.diffusion.process import coefficients
 from jvdm.diffusion.schedules import FixedLinear, LearnedScalar
 from jvdm.diffusion.times import stratify
 from jvdm.importers import addtt, torch_archive
@@ -517,8 +517,7 @@ def test_parameters_and_average_after_the_step(replay, step):
 def step_to(replay, at_s):
     """A step of the sampler, whose length the ancestral one does not need."""
     model = replay.model
-    schedule, data_range = replay.params["schedule"], model.data_map.range
-    return samplers.Step(model.process, schedule, at_s, 0.0, data_range, Context())
+    return samplers.Step(model.process, replay.params, at_s, 0.0, model.data_map.range, Context())
 
 
 def test_ancestral_steps(replay, check):

@@ -16,8 +16,8 @@ from helpers.replays import ROUNDING, jit, note, per_image
 
 from jvdm.core.records import Coefficients, Draws
 from jvdm.diffusion import losses, transforms
+from jvdm.diffusion.gaussian import coefficients
 from jvdm.diffusion.paths import Straight
-from jvdm.diffusion.process import coefficients
 
 STRENGTH = 0.1  # lambda of the second-order penalty
 

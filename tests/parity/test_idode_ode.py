@@ -21,8 +21,9 @@ from helpers.replays import ROUNDING, jit, note
 
 from jvdm.core.records import Coefficients, Context
 from jvdm.diffusion import dequantization, divergence, likelihood, solvers
+from jvdm.diffusion.gaussian import coefficients
+from jvdm.diffusion.normal import Normal
 from jvdm.diffusion.paths import invert_increasing
-from jvdm.diffusion.process import Normal, coefficients
 
 # Of their solution whose steps ours takes; the finer one is what ours is compared with in steps of its own.
 TOLERANCE = "1e-05"

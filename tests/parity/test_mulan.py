@@ -14,8 +14,8 @@ from helpers import mulan_case, peers, replays
 from helpers.replays import ROUNDING, note, per_image
 
 from jvdm.diffusion import losses, samplers, transforms
+from jvdm.diffusion.gaussian import coefficients
 from jvdm.diffusion.parameterizations import Velocity
-from jvdm.diffusion.process import coefficients
 
 CSAMPLE_STEP = re.compile(r"csample_i(\d+)_eps")
 

@@ -25,8 +25,9 @@ from helpers.replays import ROUNDING, jit, note
 
 from jvdm.core.records import Coefficients, Context, LatentCost
 from jvdm.diffusion import dequantization, divergence, likelihood, solvers, subsets
+from jvdm.diffusion.gaussian import coefficients
+from jvdm.diffusion.normal import Normal
 from jvdm.diffusion.parameterizations import Noise, Velocity
-from jvdm.diffusion.process import Normal, coefficients
 from jvdm.evaluation.vlb import for_evaluation
 
 TRUNCATION, NORMALIZER = 3.0, 0.9974613  # of (2)

@@ -103,7 +103,7 @@ class Replay:
         """A step of the generative SDE, which needs nothing of the time it goes to but the length."""
         data_range = self.model.data_map.range
         at_s = self.coefficients(jnp.maximum(t - length, 0.0))
-        return samplers.Step(self.model.process, self.params["schedule"], at_s, length, data_range, Context())
+        return samplers.Step(self.model.process, self.params, at_s, length, data_range, Context())
 
 
 def sum_error(a):
@@ -274,7 +274,7 @@ def test_family_of_reverse_sdes(replay, lam):
     io = replay.io
     t, z = 1.0 - jnp.ravel(io["lmbd/t"]), nhwc(io["lmbd/y"])
     prediction, sampler = replay.predict(z, t), samplers.ReverseSDE(lam=lam)
-    drift = sampler.drift(prediction, z, replay.model.process, Context())
+    drift = sampler.drift(prediction, z, replay.step_from(t, 0.0))
     check("drift", nchw(drift), io[f"lmbd/mu_{lam}"], 10 * replay.floor)
     volatility = jnp.sqrt((1.0 - lam) * prediction.coefficients.g2)
     np.testing.assert_allclose(np.ravel(volatility), io[f"lmbd/sigma_{lam}"], rtol=2e-5, atol=2e-5)
