@@ -10,7 +10,7 @@ of every pixel, and depend on the latent.
     subsets, classes:   c is told by x in part; the encoder has the marginals of the posterior
     untrained:          an encoder that has learned little
     posterior:          an encoder that has the posterior itself
-    telling:            c is told by x. "as released" charges the KL of one class, and is no bound
+    telling:            x determines c. "as released" charges the KL of one class, and is not a bound
 """
 
 import argparse

@@ -2,7 +2,7 @@
 
     python benchmarks/scaling.py [--channels=64] [--blocks=4] [--batch=8] [--devices=1,2,4,8] [--repeats=3]
 
-Every row is a process of its own with that many host devices, which share the cores of this machine: its
+Every row is a separate process with that many host devices, which share the cores of this machine: its
 memory is what each of so many devices would need, its time only what splitting the same work costs: `CPU s`,
 of all threads, does not count what other programs take. With --real the devices are those that jax finds, and
 the time is theirs. The global batch is the same in all rows. The efficiency compares `CPU s` with that of one
@@ -95,7 +95,7 @@ def main() -> None:
         f"{args.channels} channels, {args.blocks} blocks, global batch {args.batch}, "
         f"{args.size}x{args.size}x3, "
         f"median of {args.repeats} steps; "
-        + ("devices of their own" if args.real else f"host devices sharing {os.cpu_count()} cores")
+        + ("separate devices" if args.real else f"host devices sharing {os.cpu_count()} cores")
     )
     print(" ".join(f"{name:>11}" for name in COLUMNS))
     first = None
@@ -116,7 +116,7 @@ def main() -> None:
             row = done.stdout.split()
             seconds = float(row[-2 if args.real else -1])
             first = seconds if first is None else first
-            # On devices of their own n would take an n-th of the time; sharing the cores, the same.
+            # On n separate devices it would take an n-th of the time; on shared cores, the same time.
             ideal = first / num_devices if args.real else first
             row.append(f"{ideal / seconds:.2f}")
             print(" ".join(f"{cell:>11}" for cell in row), flush=True)

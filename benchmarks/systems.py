@@ -5,7 +5,7 @@
     python benchmarks/systems.py --folder=runs/systems --only=report   # what is there already
     python benchmarks/systems.py --folder=runs/systems --config.training.num_steps=1000  # flags of main.py
 
-Every system is trained and evaluated by main.py, in a workdir of its own; what was done already is not done
+Every system is trained and evaluated by main.py, in a separate workdir; what was done already is not done
 again. Printed and written as `systems.txt`: bits/dim by variational bound and ODE. The report of the first
 system compares it with the others.
 """

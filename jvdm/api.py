@@ -97,7 +97,7 @@ class LoadedModel:
 
     @property
     def units(self) -> str:
-        """In which likelihoods are: "bits/dim", or "nats" of an example where the data is continuous."""
+        """The unit of likelihoods: "bits/dim", or "nats" of an example where the data is continuous."""
         return self.model.units
 
     def bits_per_dim(
@@ -125,7 +125,7 @@ class LoadedModel:
 
         Raises:
             UserError: images that are not the model's, an unknown estimator or field, settings that do not go
-                together, or a solver that does not come to its end.
+                together, or a solver that does not reach the end time.
         """
         if estimator not in ESTIMATORS.names():
             raise unknown("estimator", estimator, ESTIMATORS.names())
@@ -180,7 +180,7 @@ class LoadedModel:
 
         Raises:
             UserError: an unknown field, settings that do not go together, latents that are not the model's,
-                or a solver that does not come to its end.
+                or a solver that does not reach the end time.
         """
         config = self._config_with("sample", settings, seed, num_images=num_images, steps=steps)
         latents = None if latents is None else self._checked_latents(latents)
@@ -254,7 +254,7 @@ class LoadedModel:
         return self.model.encode(jnp.asarray(x))
 
     def latents(self, images: np.ndarray | Subject, *, seed: int | None = None) -> np.ndarray:
-        """A sample of q(c | x) for every image, [N, m]; for samples like them, `sample(..., latents=...)`.
+        """A sample of q(c | x) for every image, [N, m], which `sample(..., latents=...)` takes.
 
         Args:
             images: [N, *data_shape] levels.
@@ -273,7 +273,7 @@ class LoadedModel:
     def _config_with(
         self, section: str, settings: Settings | None, seed: int | None, **arguments: Any
     ) -> Config:
-        """A copy of the config with other fields of one section; arguments that are None are not given."""
+        """A copy of the config with fields of one section replaced; None leaves a field as it is."""
         config = ConfigDict(self.config.to_dict())
         values = {f"{section}.{field}": value for field, value in (settings or {}).items()}
         for field in _ARGUMENTS:
@@ -287,7 +287,7 @@ class LoadedModel:
         return config
 
     def _subject(self, images: Any) -> Subject:
-        """Images as a subject, if they are the model's.
+        """Images as a `Subject`, if they suit the model.
 
         Raises:
             UserError: they are not.

@@ -90,7 +90,7 @@ def main() -> int:
     """The exit status, pytest's."""
     arguments = sys.argv[1:]
     os.chdir(ROOT)
-    # Workers are processes of their own, which find the package here too.
+    # Workers are separate processes, which find the package here too.
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     recorder = Recorder()
     start = time.monotonic()

@@ -75,7 +75,7 @@ def fail(message: object) -> NoReturn:
 
 
 def _fail_of_several(message: object) -> None:
-    """`fail`, except that one process among several ends at once, since the others may wait for it for ever.
+    """`fail`, except that one of several processes exits at once, because the others may wait for it forever.
 
     JAX's coordination service then ends them.
     """
@@ -90,7 +90,7 @@ def _fail_of_several(message: object) -> None:
 
 
 def parse(argv: list[str], values: flags.FlagValues = flags.FLAGS) -> list[str]:
-    """`read`, after --help and --version; a mistake ends the process with one line."""
+    """`read`, after --help and --version; a mistake ends the process with one line on stderr."""
     if _HELP & set(argv[1:]):  # absl's own help ends with status 1
         print(help_text(values))
         sys.exit(0)
@@ -155,7 +155,7 @@ def read(argv: list[str], values: flags.FlagValues = flags.FLAGS) -> list[str]:
 
 
 def _set_mode(values: flags.FlagValues, words: list[str]) -> None:
-    """Take the mode from the flag or from the only word that is no flag."""
+    """Take the mode from the flag, or from the only word that is not a flag."""
     if values.mode is None and words:
         values.mode, *words = words
     if values.mode is None:
@@ -203,7 +203,7 @@ def configure_logging() -> None:
 
 
 def _left_by_orbax(error) -> bool:
-    """Whether it is one of Orbax's writers or readers that a failed one has left unfinished.
+    """Whether it is an Orbax writer or reader that a failure has left unfinished.
 
     Writers find their event loop closed; readers are ended by the garbage collector.
     """
@@ -214,7 +214,7 @@ def _left_by_orbax(error) -> bool:
 
 @contextlib.contextmanager
 def errors_in_one_line(mode: str) -> Iterator[None]:
-    """End the process with one line if the block is stopped, or fails in a way that the user can mend.
+    """End the process with one line if the block is stopped, or fails in a way that the user can fix.
 
     Args:
         mode: of the command.

@@ -40,7 +40,7 @@ log = logging.getLogger("jvdm")
 
 
 class Request(NamedTuple):
-    """What a mode is asked for.
+    """The arguments of a mode.
 
     Attributes:
         config: all of it; None for a report without one.
@@ -323,7 +323,7 @@ def report(request: Request) -> None:
 
 
 def _load(request: Request, mesh: Mesh) -> Trained:
-    """The weights that a mode is asked to use, and a workdir that can be written.
+    """The weights that a mode uses, after a check that the workdir can be written.
 
     Raises:
         UserError: as `loading.load`, or the workdir cannot be written.

@@ -24,7 +24,7 @@ def packaged() -> dict[str, pathlib.Path]:
 
 
 def find(path: str) -> pathlib.Path:
-    """The file that a path or a name of a packaged config stands for.
+    """The file of a path, or of the name of a packaged config.
 
     Args:
         path: "configs/digits.py" or "digits"; a file of that name comes first.

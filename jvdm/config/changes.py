@@ -1,4 +1,4 @@
-"""What may differ between the config of a saved run and the one that is given."""
+"""What may differ between the config of a saved run and the given one."""
 
 import pathlib
 from typing import Any
@@ -28,7 +28,7 @@ def _describe(changed: list[Change]) -> str:
 
 
 def check_resume(saved: dict[str, Any], current: Config, where: pathlib.Path) -> None:
-    """Refuse to continue a run under a config that would make it another run.
+    """Refuse to resume a run under a config that would make it a different run.
 
     Raises:
         UserError: naming the fields that differ and may not.
@@ -48,12 +48,12 @@ def check_resume(saved: dict[str, Any], current: Config, where: pathlib.Path) ->
 
 
 def model_fields(config: Config) -> dict[str, Any]:
-    """(dotted name, value) of every field that makes the model that weights belong to."""
+    """(dotted name, value) of every field that defines the model."""
     return {f: value for f, value in leaves(config.to_dict()) if about(f, config).part_of_model}
 
 
 def check_model(saved: dict[str, Any], current: Config, where: pathlib.Path) -> None:
-    """Refuse to use weights with a config of another model.
+    """Refuse to use weights with a config of a different model.
 
     Raises:
         UserError: naming the fields that differ.

@@ -11,7 +11,7 @@ from jvdm.core.registry import Config
 
 
 def choose(config: Config, section: str, name: str) -> None:
-    """Put another component into a section; options that the old one has too keep their values.
+    """Put another component into a section; options that both have keep their values.
 
     Args:
         config: changed in place.
@@ -35,7 +35,7 @@ def choose_components(config: Config, values: Mapping[str, Any]) -> None:
     """`choose` for every field that names a component, such as "eval.ode.solver.name".
 
     Args:
-        config: changed in place; fields of `values` that name no component are not looked at.
+        config: changed in place; fields of `values` that do not name a component are ignored.
         values: by dotted name.
 
     Raises:

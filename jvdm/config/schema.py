@@ -98,7 +98,7 @@ def _about(
 
 
 def check_complete(config: Any) -> None:
-    """Refuse a config that lacks a field of `default`, has one more, or has a value that no run can have.
+    """Refuse a config with a missing, unknown or impossible field.
 
     Raises:
         UserError: naming the field, and what would be right.

@@ -1,4 +1,4 @@
-"""What everything else stands on, and knows nothing of diffusion.
+"""What all other packages build on; nothing here knows about diffusion.
 
 Errors, the registry, random keys, records, trees, meshes, processes, files, progress. Its modules are
 imported by name, so that a mistake in a flag is reported without importing JAX.

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 
 class UserError(ValueError):
-    """A mistake the user can mend: one line that says what, where and what would be right.
+    """A mistake that the user can fix: one line that says what, where and what would be right.
 
     `main.py` prints the message on stderr and exits with a non-zero status; everything else
     propagates as a traceback, because it is a defect of jvdm.
@@ -27,7 +27,7 @@ def wrong_type(field: str, value: object, wanted: type) -> UserError:
 
 
 def one_line(message: object, *, limit: int | None = None) -> str:
-    """A message, or what an error says, on one line; an error without a message gives its type.
+    """A message, or that of an error, on one line; an error without a message gives its type.
 
     Args:
         message: any text or exception.

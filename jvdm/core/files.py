@@ -13,7 +13,7 @@ from jvdm.core.errors import UserError
 
 @contextlib.contextmanager
 def user_errors(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Turns an `OSError` raised inside the block into a `UserError` that names `path` and the cause.
+    """Turn an `OSError` raised inside the block into a `UserError` that names `path` and the cause.
 
     Args:
         path: the file being written.
@@ -32,7 +32,7 @@ def user_errors(path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def write_atomically(path: str | os.PathLike[str], write: Callable[[BinaryIO], object]) -> None:
-    """Writes a file by way of a temporary one beside it, so that no reader sees a partial file.
+    """Write a file by way of a temporary one beside it, so that no reader sees a partial file.
 
     Args:
         path: the file; missing parent directories are created.
@@ -69,7 +69,7 @@ def read_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray] | None:
 
 
 def write_arrays(path: str | os.PathLike[str], *arrays: np.ndarray, **named: np.ndarray) -> None:
-    """Writes an .npz of unnamed arrays (`arr_0` and so on) and named ones.
+    """Write an .npz of unnamed arrays (`arr_0` and so on) and named ones.
 
     Raises:
         UserError: the file cannot be written.

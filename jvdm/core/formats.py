@@ -23,7 +23,7 @@ RECORD = 2
 
 
 class NewerFormat(UserError):
-    """A file of a format that this version does not know, which is no damage."""
+    """A file in a format that this version does not know; the file is not damaged."""
 
 
 def check(content: Mapping[str, Any], newest: int, where: object) -> int:

@@ -1,4 +1,4 @@
-"""A lock that keeps other processes out of a block, and that ends with its process however that ends."""
+"""A lock that keeps other processes out of a block, released when its process ends for any reason."""
 
 import contextlib
 import logging
@@ -16,7 +16,7 @@ class Busy(Exception):
 
 @contextlib.contextmanager
 def exclusive(path: pathlib.Path, *, wait: bool, purpose: str) -> Iterator[None]:
-    """Hold a lock until the block or the process ends. Where the file system has no locks, the log says so.
+    """Hold a lock until the block or the process ends. A file system without locks is reported in the log.
 
     Args:
         path: the lock's file, which stays; its holder may write into it.

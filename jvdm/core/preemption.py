@@ -1,10 +1,10 @@
-"""Stopping on request: SIGTERM, as schedulers send it, is noticed by loops between two pieces of work.
+"""Stopping on request: SIGTERM, as schedulers send it, is honoured by loops between two pieces of work.
 
     1. One process: a handler notes the signal. Loops ask `requested` after every piece of work, save what
        they have and raise `Preempted`.
     2. Where a piece takes longer than `GRACE_S` the process ends by itself: what is saved is whole at any
        time, so only that piece is lost.
-    3. Several processes: JAX's coordination service tells all of them the same point at which to stop,
+    3. Several processes: JAX's coordination service gives all of them the same point at which to stop,
        whichever of them got the signal. They must ask equally often.
 
 The exit status is 143, 128 + SIGTERM, so that a scheduler starts the job again.
@@ -28,7 +28,7 @@ _ends: list[socket.socket] = []  # of the pair that wakes the watching thread, w
 
 
 class Preempted(Exception):
-    """The process was asked to stop, and has saved what there is."""
+    """The process was asked to stop, and its work is saved."""
 
 
 def install() -> None:
@@ -66,7 +66,7 @@ def requested() -> bool:
 
 
 def check() -> None:
-    """Stop here if that is asked for.
+    """Stop here if a stop was requested.
 
     Raises:
         Preempted: it is.

@@ -129,12 +129,12 @@ def initialize(
 
 
 def is_main() -> bool:
-    """Whether this process is the first one, which alone writes files and tells of progress."""
+    """Whether this process is the first one, the only one that writes files and shows progress."""
     return jax.process_index() == 0
 
 
 def wait_for_all(name: str) -> None:
-    """Return when all processes are here; `name` tells the places apart."""
+    """Return when all processes have arrived; `name` identifies the barrier."""
     if jax.process_count() > 1:
         from jax.experimental import multihost_utils
 
@@ -142,7 +142,7 @@ def wait_for_all(name: str) -> None:
 
 
 def least(value: int) -> int:
-    """The least of all processes' values."""
+    """The smallest of all processes' values."""
     if jax.process_count() == 1:
         return value
     from jax.experimental import multihost_utils

@@ -8,7 +8,7 @@ from typing import Self, TextIO
 
 
 def duration(seconds: float) -> str:
-    """Formats a length of time: "45s", "1m39s", "2h05m", "3d04h".
+    """Format a length of time: "45s", "1m39s", "2h05m", "3d04h".
 
     Args:
         seconds: at least 0.
@@ -83,7 +83,7 @@ class Progress:
             )
 
     def update(self, done: int, **values: float) -> None:
-        """Reports progress; cheap enough for every step.
+        """Report progress; cheap enough for every step.
 
         Args:
             done: the absolute count, `total` at the end.
@@ -100,7 +100,7 @@ class Progress:
             self._print_line(now)
 
     def close(self) -> None:
-        """Shows the last state; calling it again does nothing."""
+        """Show the last state; calling it again does nothing."""
         if self._closed:
             return
         self._closed = True
@@ -130,7 +130,7 @@ class Progress:
             self._bar.update(self._done - self._bar.n)
 
     def _sample(self, now: float) -> None:
-        """Stores (time, count) about 50 times per window, however often `update` is called."""
+        """Store (time, count) about 50 times per window, however often `update` is called."""
         window_s = 3 * self._interval_s
         if not self._samples or now - self._samples[-1][0] >= window_s / 50:
             self._samples.append((now, self._done))

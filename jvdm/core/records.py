@@ -67,7 +67,7 @@ class LatentCost(NamedTuple):
     Attributes:
         charge: [b] what is added to the bound.
         log_ratio: [b] log q(latent | x) - log p(latent), whose mean is the charge; None where q is unknown.
-        surrogate: [b] what the released code charges, where that is no bound; None elsewhere.
+        surrogate: [b] what the released code charges, where that is not a bound; None elsewhere.
     """
 
     charge: Float[Array, " b"]

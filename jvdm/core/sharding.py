@@ -1,4 +1,4 @@
-"""The device mesh and how arrays lie on it.
+"""The device mesh, and how arrays are sharded over it.
 
 One mesh with the axes `data` and `fsdp` over all devices of all processes; one device is the smallest mesh.
 
@@ -26,7 +26,7 @@ def make_mesh(devices: Sequence[Any] | None = None, *, fsdp: int = 1) -> Mesh:
 
     Args:
         devices: to be used, in any order. A process's own are neighbours in the mesh, so that its part of a
-            batch is one piece of it, and `fsdp` lies within a host where it can.
+            batch is one piece of it, and `fsdp` stays within a host where it can.
         fsdp: over how many devices the state is split.
 
     Raises:
@@ -44,7 +44,7 @@ def make_mesh(devices: Sequence[Any] | None = None, *, fsdp: int = 1) -> Mesh:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Every device holds all of it."""
+    """Replicated: every device holds the whole array."""
     return NamedSharding(mesh, PartitionSpec())
 
 
@@ -54,7 +54,7 @@ def split(mesh: Mesh, axis: int = 0) -> NamedSharding:
 
 
 def of_state(tree: Any, mesh: Mesh) -> Any:
-    """How each leaf of what training carries lies on the devices.
+    """The sharding of each leaf of what training carries.
 
     Args:
         tree: whatever has shapes: arrays, or what `jax.eval_shape` returns.
@@ -62,18 +62,18 @@ def of_state(tree: Any, mesh: Mesh) -> Any:
     """
     parts = mesh.shape["fsdp"]
 
-    def lie(leaf):
+    def sharding_of(leaf):
         dividing = [axis for axis, size in enumerate(leaf.shape) if size % parts == 0]
         if parts == 1 or leaf.size < SMALL or not dividing:
             return replicated(mesh)
         axis = max(dividing, key=lambda axis: (leaf.shape[axis], axis))
         return NamedSharding(mesh, PartitionSpec(*[None] * axis, "fsdp"))
 
-    return jax.tree.map(lie, tree)
+    return jax.tree.map(sharding_of, tree)
 
 
 def gather(tree: Any, mesh: Mesh) -> Any:
-    """The same arrays, replicated; all processes must ask."""
+    """The same arrays, replicated; all processes must call it."""
     if mesh.shape["fsdp"] == 1:
         return tree
     return jax.jit(lambda tree: tree, out_shardings=replicated(mesh))(tree)

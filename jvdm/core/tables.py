@@ -8,7 +8,7 @@ _NUMBER = re.compile(r"[≤≥<>≈~]?\s*[+−-]?\d[\d.,_]*(e[+-]?\d+)?(\s*±\s*
 
 
 def table(rows: Sequence[Mapping[str, str]], *, columns: Sequence[str] | None = None) -> str:
-    """Formats rows as a Markdown table that is aligned, so that it reads well on a terminal.
+    """Format rows as a Markdown table that is aligned, so that it reads well on a terminal.
 
     Args:
         rows: cells by column. Missing cells are empty.
@@ -16,7 +16,7 @@ def table(rows: Sequence[Mapping[str, str]], *, columns: Sequence[str] | None = 
 
     Returns:
         Lines without a final newline: a header, a rule and one line per row. Columns of numbers, such as
-        "2.0134 ± 0.0021" or "≤ 2.65", are aligned right; "-" stands for none.
+        "2.0134 ± 0.0021" or "≤ 2.65", are aligned right; "-" is none.
     """
     if columns is None:
         columns = list(dict.fromkeys(name for row in rows for name in row))
@@ -47,7 +47,7 @@ def _cell(text: object) -> str:
 
 
 def with_error(value: float, error: float, digits: int = 4) -> str:
-    """Formats a number with its error, such as "2.0134 ± 0.0021".
+    """Format a number with its error, such as "2.0134 ± 0.0021".
 
     Args:
         value: the estimate.
@@ -64,6 +64,6 @@ def with_error(value: float, error: float, digits: int = 4) -> str:
 
 
 def difference_text(value: float, error: float | None) -> str:
-    """Formats a difference with its sign and, if known, its error, such as "+0.0011 ± 0.0004"."""
+    """Format a difference with its sign and, if known, its error, such as "+0.0011 ± 0.0004"."""
     sign = "+" if value >= 0 else ""
     return f"{sign}{value:.4f}" if error is None else sign + with_error(value, error)

@@ -19,7 +19,7 @@ _CHUNK_BYTES = 1 << 20
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Archive:
-    """One file somebody publishes.
+    """One published file.
 
     Attributes:
         url: where it is, or was, served.
@@ -77,7 +77,7 @@ def fetch(archive: Archive, folder: Path) -> Path:
 
 
 def verify(archive: Archive, path: Path) -> None:
-    """Compares the size and the SHA-256 of a file with those published.
+    """Compare the size and the SHA-256 of a file with those published.
 
     Raises:
         UserError: one of them differs.
@@ -101,7 +101,7 @@ def verify(archive: Archive, path: Path) -> None:
 
 
 def progress(total: int, what: str, *, unit: str) -> tqdm:
-    """A progress bar with rate and time left that short work does not show."""
+    """A progress bar with rate and time left; short work does not show it."""
     interval = 0.5 if sys.stderr.isatty() else 30  # seconds; a log wants a line now and then
     scale = unit == "B"
     return tqdm(
@@ -127,7 +127,7 @@ def _download(archive: Archive, path: Path, folder: Path) -> None:
 
 
 class _NetworkError(Exception):
-    """The network failed; the disk, whose errors are OSErrors too, is not to blame."""
+    """The network failed, not the disk, whose errors are OSErrors as well."""
 
 
 def _request(url: str):

@@ -65,7 +65,7 @@ class Augmentation(abc.ABC):
 
     @abc.abstractmethod
     def draw(self, shape: tuple[int, ...], rng: np.random.Generator) -> Draws | None:
-        """Draws for a batch of shape [B, H, W, C]; None where nothing is done.
+        """Draws for a batch of shape [B, H, W, C]; None without augmentation.
 
         Raises:
             UserError: images of a shape this augmentation cannot keep.
@@ -78,7 +78,7 @@ AUGMENTATIONS = Registry("augmentation", Augmentation)
 @AUGMENTATIONS.register("none")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NoAugmentation(Augmentation):
-    """Leaves data of any shape alone."""
+    """No augmentation, for data of any shape."""
 
     def draw(self, shape: tuple[int, ...], rng: np.random.Generator) -> None:
         """Nothing."""
@@ -88,7 +88,7 @@ class NoAugmentation(Augmentation):
 @AUGMENTATIONS.register("flip")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Flip(Augmentation):
-    """A horizontal flip with probability 1/2, of which the network is not told."""
+    """A horizontal flip with probability 1/2, which the network does not see."""
 
     def draw(self, shape: tuple[int, ...], rng: np.random.Generator) -> Draws:
         """A fair coin for every image."""
@@ -98,7 +98,7 @@ class Flip(Augmentation):
 @AUGMENTATIONS.register("vdm")
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VdmAugmentation(Augmentation):
-    """The augmentation of arXiv:2107.00630: some images are augmented, and the network is told which.
+    """The augmentation of arXiv:2107.00630: some images are augmented, and the network sees which.
 
     Attributes:
         horizontal_flip: flip an augmented image with probability 1/2.

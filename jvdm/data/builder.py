@@ -70,7 +70,7 @@ class JvdmImages(tfds.core.GeneratorBasedBuilder):
 
 
 def prepare(name: str, data_dir: Path, archive_paths: dict[str, Path]) -> None:
-    """Writes a published dataset as ArrayRecords under `data_dir`; nothing is left of a failure.
+    """Write a published dataset as ArrayRecords under `data_dir`; a failure leaves no files behind.
 
     Raises:
         UserError: an archive that is not as it should be, or a disk that cannot be written.

@@ -66,7 +66,7 @@ def fingerprint(images: np.ndarray) -> str:
 
 
 def check_images(images: np.ndarray, split: str, num_levels: int, where: str) -> None:
-    """Refuse what are no images of `num_levels` levels.
+    """Refuse arrays that are not images of `num_levels` levels.
 
     Args:
         images: of one split.
@@ -96,7 +96,7 @@ def check_images(images: np.ndarray, split: str, num_levels: int, where: str) ->
 
 
 def check_dataset(dataset: Dataset, where: str) -> Dataset:
-    """The dataset itself, if both splits hold what they should.
+    """Return the dataset if both splits are valid.
 
     Args:
         dataset: what a source read.

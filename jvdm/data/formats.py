@@ -1,4 +1,4 @@
-"""Readers of the archives' own formats: a path to PNG images, one by one, in the archive's order.
+"""Readers of the archives' formats: from a path to PNG images, one by one, in the archive's order.
 
 Each reader takes the archive's path, then what to take from it, and yields the bytes of PNG files.
 None of them unpickles anything or extracts an archive to disk.
@@ -83,7 +83,7 @@ def mnist_idx(path: Path) -> Iterator[bytes]:
 
 
 def png_tar(path: Path, *, image_shape: tuple[int, int, int]) -> Iterator[bytes]:
-    """The tar of PNG files in which the old downsampled ImageNet came."""
+    """The tar file of PNG images of the old downsampled ImageNet."""
     with _reading(path, "tar of PNG images"), tarfile.open(path, "r:") as archive:
         for member in archive:
             if not member.isfile() or not member.name.endswith(".png"):
@@ -98,7 +98,7 @@ def png_tar(path: Path, *, image_shape: tuple[int, int, int]) -> Iterator[bytes]
 
 
 def npz_zip(path: Path, *, image_shape: tuple[int, int, int]) -> Iterator[bytes]:
-    """The zip of .npz batches in which the new downsampled ImageNet comes: `data` [n, C*H*W]."""
+    """The zip file of .npz batches of the new downsampled ImageNet: `data` [n, C*H*W]."""
     height, width, channels = image_shape
     with _reading(path, "zip of .npz batches"), zipfile.ZipFile(path) as archive:
         members = [name for name in archive.namelist() if name.endswith(".npz")]

@@ -1,4 +1,4 @@
-"""Images the user already has: the bundled digits, an .npz file, a folder of image files."""
+"""Local images: the bundled digits, an .npz file, a folder of image files."""
 
 import zipfile
 import zlib
@@ -159,7 +159,7 @@ def _folder(path: str) -> Path:
 
 def _image_files(folder: Path, split: str) -> list[Path]:
     if not (folder / split).is_dir():
-        raise UserError(f"{folder} has no folder {split}/; the images must lie under train/ and test/")
+        raise UserError(f"{folder} has no folder {split}/; the images must be in train/ and test/")
     files = [f for f in (folder / split).rglob("*") if f.suffix.lower() in IMAGE_SUFFIXES and f.is_file()]
     if not files:
         raise UserError(f"{folder / split} holds no images ({', '.join(IMAGE_SUFFIXES)})")
@@ -167,7 +167,7 @@ def _image_files(folder: Path, split: str) -> list[Path]:
 
 
 def _read_all(files: list[Path], model: Path) -> np.ndarray:
-    """The images of all files, which must be like that of `model`."""
+    """The images of all files, which must have the shape and mode of `model`."""
     shape = _open_image(model).shape
     images = np.empty((len(files), *shape), np.uint8)
     for position, file in enumerate(files):

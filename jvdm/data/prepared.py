@@ -24,7 +24,7 @@ SPLITS = ("train", "test")
 
 
 def load_published(name: str, data_dir: str = "") -> Dataset:
-    """A published dataset, prepared first if it is not yet.
+    """A published dataset, prepared first if necessary.
 
     Args:
         name: a key of `PUBLISHED`.

@@ -1,4 +1,4 @@
-"""`load`: the name of a source to its images."""
+"""From the name of a source to its images."""
 
 from collections.abc import Callable
 from typing import TypeVar
@@ -89,7 +89,7 @@ def _read_registered(name: str, num_levels: int) -> Dataset:
 
 
 def data_spec(source: str, *, num_levels: int = 0) -> tuple[tuple[int, ...], int]:
-    """The shape of an example and the number of levels of a source, without the images where these are known.
+    """The shape of an example and the number of levels; images are read only where these are unknown.
 
     Args:
         source, num_levels: as for `load`.
@@ -105,7 +105,7 @@ def data_spec(source: str, *, num_levels: int = 0) -> tuple[tuple[int, ...], int
 
 
 def parse(source: str, num_levels: int) -> tuple[str, str]:
-    """(kind, path) of a source that exists and can have that number of levels.
+    """(kind, path) of a source, after a check that it exists and can have that number of levels.
 
     Raises:
         UserError: it does not, or cannot.

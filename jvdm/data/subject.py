@@ -87,7 +87,7 @@ def load_subject(source: str, split: str, *, num_levels: int, data_dir: str = ""
 
 
 def check_shape(subject: Subject, shape: tuple[int, ...]) -> None:
-    """Refuse images that are not of the model's shape.
+    """Refuse images whose shape is not the model's.
 
     Raises:
         UserError: naming both.

@@ -47,7 +47,7 @@ class Dequantized(NamedTuple):
     Attributes:
         z: [b, *data_shape].
         log_q: [b] log q(z | x), nats.
-        log_decoder: [b] log p(x | z), nats; 0 where z tells x.
+        log_decoder: [b] log p(x | z), nats; 0 where z determines x.
     """
 
     z: Data

@@ -18,7 +18,7 @@ class Normal(NamedTuple):
     log_sigma: Scale
 
     def sample(self, noise: Float[Array, "..."]) -> Float[Array, "..."]:
-        """The point that standard normal noise stands for."""
+        """mean + deviation * noise."""
         return self.mean + jnp.exp(self.log_sigma) * noise
 
     def log_density(self, z: Float[Array, "..."]) -> Float[Array, "..."]:

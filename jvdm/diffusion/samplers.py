@@ -186,7 +186,7 @@ class ODESampler:
         Hutchinson(probes=self.probes)
 
     def solver(self, num_steps: int) -> Any:
-        """The solver; `num_steps` is not looked at where the steps are adaptive."""
+        """The solver; adaptive steps ignore `num_steps`."""
         if self.tolerance:
             return Adaptive(method=self.method, tolerance=self.tolerance, max_steps=self.max_steps)
         return Fixed(method=self.method, num_steps=num_steps)
@@ -198,7 +198,7 @@ class Flow(NamedTuple):
     Attributes:
         z_0: [b, *data_shape].
         log_likelihood: [b] log p(z_0), nats, or None.
-        ok: [b] the solver came to its end.
+        ok: [b] the solver reached the end time.
     """
 
     z_0: Data

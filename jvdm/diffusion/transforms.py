@@ -7,7 +7,7 @@ With u = x / K in [0, 1] for data x in {0..K-1}, or (x + noise) / K:
                  (1605.08803, section 4.1; 2106.02808)
     3. identity: y = x, for continuous data, which has no levels
 
-A level v stands for the cell [v / K, (v + 1) / K], and for its centre, f_v = y((v + 1/2) / K).
+A level v is the cell [v / K, (v + 1) / K], and for its centre, f_v = y((v + 1/2) / K).
 """
 
 import dataclasses
@@ -176,7 +176,7 @@ def dequantize(levels: Levels, u: Data, num_levels: int, data_map: DataMap = SCA
 
 
 def level_of(y: Data, num_levels: int, data_map: DataMap = SCALING) -> UInt8[Array, "..."]:
-    """The level whose cell y lies in, or the first or last."""
+    """The level whose cell contains y, or the first or last."""
     level = jnp.floor(data_map.inverse(y) * num_levels)
     return jnp.clip(level, 0, num_levels - 1).astype(jnp.uint8)
 

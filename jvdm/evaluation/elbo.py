@@ -35,7 +35,7 @@ Params = Any
 
 
 def _continuous(model: Model, images: jax.Array, keys: jax.Array, alpha: jax.Array) -> Any:
-    """alpha y and log q of images dequantized uniformly, or of continuous data as they are."""
+    """alpha y and log q of uniformly dequantized images, or of continuous data."""
     if not model.num_levels:
         return dequantization.continuous(images, alpha)
     u = jax.vmap(lambda key: jax.random.uniform(key, model.data_shape))(keys)
@@ -178,7 +178,7 @@ class RandomSliceELBO(_ScoreBound):
     def result(
         self, rows: Rows, provenance: Provenance, *, params: Params, images: np.ndarray, key: jax.Array
     ) -> Result:
-        """As `Estimator.result`; with a prior that is not normalised the number is no bound."""
+        """As `Estimator.result`; with a prior that is not normalised the number is not a bound."""
         of_model = self.config.prior == "model"
         return record.result(
             self,

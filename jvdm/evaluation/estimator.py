@@ -1,4 +1,4 @@
-"""What an estimator of the likelihood is, and the table of them."""
+"""The contract of estimators of the likelihood, and their registry."""
 
 from collections.abc import Iterator
 from typing import Any, ClassVar, Protocol, Self
@@ -59,11 +59,11 @@ class Estimator(Protocol):
         ...
 
     def settings(self) -> dict[str, Any]:
-        """What the numbers depend on and the record says, as JSON values."""
+        """What the numbers depend on, as JSON values for the record."""
         ...
 
     def description(self) -> str:
-        """The estimator in words, for people."""
+        """The estimator in words."""
         ...
 
     def file_name(self) -> str:

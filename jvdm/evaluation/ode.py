@@ -50,9 +50,9 @@ class Sample(NamedTuple):
         trace: [b, m] the integral of the divergence, by probe.
         log_q, log_decoder: [b] of the dequantization.
         latent: [b] what a latent costs: its charge, or, with K > 1, log q - log p of the sample.
-        surrogate: [b] what the released code charges, where that is no bound; otherwise the same.
+        surrogate: [b] what the released code charges, where that is not a bound; otherwise the same.
         evaluations: [b] of the network.
-        ok: [b] the solver came to its end.
+        ok: [b] the solver reached the end time.
     """
 
     prior: jax.Array
@@ -231,7 +231,7 @@ class ODE:
             first: the images before it are left out.
 
         Raises:
-            UserError: the solver did not come to its end for an image.
+            UserError: the solver did not reach the end time for an image.
         """
         for batch_images, index, real in self._batches(images, first):
             samples = self._solve(self._sample, params, key, batch_images, index, self._draws, self._samples)
@@ -285,8 +285,8 @@ class ODE:
                 else "raise config.eval.ode.solver.num_steps"
             )
             raise UserError(
-                f"the ODE solver ({self.solver.text()}) did not come to its end for {failed.size} image(s): "
-                f"{names}; {remedy}"
+                f"the ODE solver ({self.solver.text()}) did not reach the end time for "
+                f"{failed.size} image(s): {names}; {remedy}"
             )
 
     def solver_error(
@@ -299,7 +299,7 @@ class ODE:
             num_images: of the subset, at most all.
 
         Raises:
-            UserError: the finer solver did not come to its end.
+            UserError: the refined solver did not reach the end time.
         """
         num_images = min(num_images, len(images))
         chosen = np.sort(np.random.default_rng(0).permutation(len(images))[:num_images])
@@ -315,7 +315,8 @@ class ODE:
             ]
             if not all(samples.ok[:real].all() for samples in pair):
                 raise UserError(
-                    f"the finer ODE solver ({finer.text()}), which tells the error, did not come to its end; "
+                    f"the refined ODE solver ({finer.text()}), which gives the error, did not reach the end "
+                    "time; "
                     "set config.eval.ode.check_images=0 or raise config.eval.ode.solver.max_steps"
                 )
             log_p = [np.asarray(s.prior, np.float64) + s.trace.mean(axis=-1) for s in pair]
@@ -363,7 +364,7 @@ class ODE:
         """As `Estimator.result`, with the error of the solver if the config asks for it.
 
         Raises:
-            UserError: the finer solver did not come to its end.
+            UserError: the refined solver did not reach the end time.
         """
         error, check_images = None, self.config.check_images
         if check_images:

@@ -49,7 +49,7 @@ class Batches:
     def __call__(
         self, images: np.ndarray, first: int = 0, *, index: np.ndarray | None = None
     ) -> Iterator[tuple[jax.Array, jax.Array, int]]:
-        """(images, index of each, how many of them are no padding) of images[first:].
+        """(images, index of each, how many of them are not padding) of images[first:].
 
         Args:
             images: uint8 [N, h, w, c].

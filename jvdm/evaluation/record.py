@@ -29,14 +29,14 @@ class Term:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SolverError:
-    """Of the number at hand against the finer solver's, bits/dim, over the images solved twice.
+    """The difference from the number of a refined solver, bits/dim, over the images that were solved twice.
 
     Attributes:
         bias: mean difference, coarse - fine.
         standard_error: of `bias`, over images; None for one image.
         rms: root mean square difference.
         num_images: solved twice.
-        finer: what solver was compared with.
+        finer: the refined solver.
     """
 
     bias: float
@@ -72,7 +72,7 @@ class ODESettings:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Surrogate:
-    """The number as the released code of MuLAN computes it, which is no bound.
+    """The number as the released code of MuLAN computes it, which is not a bound.
 
     Attributes:
         value: in the result's units.
@@ -137,7 +137,7 @@ class Result:
         num_images, num_draws: images, and draws for each.
         ode: how an ODE likelihood was computed; None for a bound of another kind.
         slices: the options of "elbo" and "scoreflow"; None for others.
-        surrogate: what the released code would report of a latent whose charge is no bound; None otherwise.
+        surrogate: what the released code would report, if the latent's charge is not a bound; else None.
         provenance: where the number comes from.
     """
 
@@ -180,7 +180,7 @@ class Result:
         return with_error(self.value, self.standard_error)
 
     def row(self) -> dict[str, str]:
-        """The record as a row of a table for people."""
+        """The record as a row of a table."""
         error = self.ode.solver_error if self.ode else None
         return {
             "estimator": self.description,

@@ -1,4 +1,4 @@
-"""Rows, what an estimator yields of images, and their errors.
+"""The rows that an estimator yields, and their errors.
 
 Rows are arrays by name whose first axis is the images. Among them are the terms of the bound, [N, n] in the
 model's units for n draws per image, which sum to the bound of each draw.

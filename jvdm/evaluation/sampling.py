@@ -170,7 +170,7 @@ class Sampling:
             store: where finished batches are kept and found again.
 
         Raises:
-            UserError: no images or no steps are asked for, or a solver that does not come to its end.
+            UserError: no images or no steps are asked for, or a solver that does not reach the end time.
             Preempted: the process was asked to stop.
         """
         if num_images < 1 or num_steps < 1:
@@ -189,7 +189,7 @@ class Sampling:
                 samples, ok = jax.device_get(self._sample(params, key, place(local), num_steps))
             if not ok.all():
                 raise UserError(
-                    f"the ODE solver did not come to its end for {int((~ok).sum())} samples; raise "
+                    f"the ODE solver did not reach the end time for {int((~ok).sum())} samples; raise "
                     "config.sample.sampler.max_steps or config.sample.sampler.tolerance"
                 )
             parts.append(Samples(*samples))
@@ -203,7 +203,7 @@ class Sampling:
 def given_latents(
     choice: str, model: Model, params: Params, images: Callable[[], np.ndarray], key: jax.Array
 ) -> np.ndarray | None:
-    """The latents that `config.sample.latents` asks for.
+    """The latents that `config.sample.latents` selects.
 
     Args:
         choice: "prior"; "posterior", a sample of q(c | x) for each of the images; or an .npz with one array

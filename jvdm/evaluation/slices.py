@@ -1,4 +1,4 @@
-"""Estimates that look at one random time per draw: n draws per image, their times stratified.
+"""Estimates at one random time per draw: n draws per image, with stratified times.
 
 1. Image i has its own key, fold_in(root, i), and from it n uniform numbers, one drawn in each of n
    equal intervals, and n keys of noise: its number depends on nothing else, in particular not on

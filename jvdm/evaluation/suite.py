@@ -1,4 +1,4 @@
-"""The estimators that a config asks for, over a set of images, each with its record."""
+"""The estimators that a config selects, over a set of images, each with its record."""
 
 import contextlib
 import csv
@@ -34,7 +34,7 @@ class Evaluation(NamedTuple):
 
     Attributes:
         result: the record.
-        name: of its files, which tells this evaluation from others of the same workdir.
+        name: of its files; different for every evaluation of a workdir.
         estimator: what made them.
         rows: of every image.
         store: the chunks on disk; to be discarded when the record is written.
@@ -82,7 +82,7 @@ def provenance(config: Config, trained: Trained, subject: Subject) -> Provenance
 
 
 def build(config: Config, model: Model, mesh: Mesh) -> list[Estimator]:
-    """The estimators that a config asks for, to be given to `evaluate` any number of times.
+    """The estimators that a config selects, for any number of calls of `evaluate`.
 
     Raises:
         UserError: an unknown one, or settings that do not go together.
@@ -144,7 +144,7 @@ def evaluate(
 
 
 def during_training(config: Config, model: Model, mesh: Mesh) -> Estimator:
-    """What training watches: the variational bound, or the random-slice ELBO if there is none."""
+    """The estimator that training logs: the variational bound, or the random-slice ELBO if there is none."""
     model = for_evaluation(model)
     sizes = {"batch_size": config.eval.batch_size, "draws": config.training.eval_draws}
     if model.has_bound:

@@ -25,7 +25,7 @@ Params = Any
 
 
 def for_evaluation(model: Model, timesteps: int | None = None) -> Model:
-    """The model computing in float32, with T of the bound to evaluate (None keeps the model's).
+    """The model in float32, with T of the bound to evaluate (None keeps the model's).
 
     Its times are uniform where those of training would not estimate the bound.
     """
@@ -46,8 +46,8 @@ class VLB:
     """The compiled variational bound.
 
     Its rows are the terms, with a latent `latent` among them; `surrogate`, what the latent is charged
-    elsewhere, if that is no bound; and `gamma`, the schedule at the drawn times (its mean over pixels); all
-    [N, n].
+    elsewhere, if that is not a bound; and `gamma`, the schedule at the drawn times (its mean over pixels);
+    all [N, n].
 
     Args:
         model: as `for_evaluation` returns it.

@@ -30,7 +30,7 @@ class Importer:
     check_settings: Callable[["Model"], None]
 
     def __call__(self, path: str, model: "Model") -> Imported:
-        """Reads a checkpoint and checks it against the model."""
+        """Read a checkpoint and checks it against the model."""
         imported = self.read(path)
         expected = shapes.expected_by(model)
         shapes.check(imported.params, expected, "params")
@@ -49,7 +49,7 @@ IMPORTERS: dict[str, Callable[[str, "Model"], Imported]] = {
 
 
 def load(source: str, path: str, model: "Model") -> Imported:
-    """Reads a checkpoint of another codebase as parameters of a model.
+    """Read a checkpoint of another codebase as parameters of a model.
 
     Args:
         source: a key of `IMPORTERS`.

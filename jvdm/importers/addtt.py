@@ -17,7 +17,7 @@ Kernels have their axes in another order (`jvdm.importers.torch_layers`), and
     2. sines and cosines of the Fourier features are ordered by exponent, ours by channel
     3. the second convolution of a block is net2.3 if the network has dropout, and net2.2 otherwise
 
-Names tell the number of blocks, attention, dropout and schedule, and with them which leaves there must be. A
+Names determine the number of blocks, attention, dropout and schedule, and hence the expected leaves. A
 missing or an unexpected leaf is an error.
 """
 
@@ -64,7 +64,7 @@ _SCHEDULES = {"fixed_linear": "fixed_linear", "learned_linear": "learned_scalar"
 
 
 def load(path: str | Path, model: "Model") -> Imported:
-    """Reads a checkpoint and checks it, and a `config.yaml` beside it, against the model.
+    """Read a checkpoint and checks it, and a `config.yaml` beside it, against the model.
 
     Raises:
         UserError: as in `read`, or the config selects another model.
@@ -80,7 +80,7 @@ def load(path: str | Path, model: "Model") -> Imported:
 
 
 def read(path: str | Path) -> Imported:
-    """Reads a checkpoint, a file or the folder of a `model.pt`.
+    """Read a checkpoint, a file or the folder of a `model.pt`.
 
     Raises:
         UserError: there is no checkpoint, it is corrupt, or it was not written by this code.
@@ -149,7 +149,7 @@ def correspondence(names: Any) -> Iterator[Leaf]:
     """Every leaf that the source must have, entries of a stack in order.
 
     Args:
-        names: of the source's parameters; they tell depth, attention, dropout and schedule.
+        names: of the source's parameters; they determine depth, attention, dropout and schedule.
     """
     blocks = {m[1] for name in names if (m := re.match(r"model\.down_blocks\.(\d{1,9})\.", name))}
     attention = any(re.match(r"model\.(down|up)_blocks\.\d{1,9}\.attention_block\.", name) for name in names)
@@ -221,7 +221,7 @@ def _step(value: Any) -> int:
 
 
 def _compare(theirs: Mapping[str, str], model: "Model") -> None:
-    """Refuses a model that differs from `config.yaml`.
+    """Refuse a model that differs from `config.yaml`.
 
     Raises:
         UserError: names the first option that differs, and the checkpoint's value.
@@ -263,7 +263,7 @@ def _number(text: str) -> float | None:
 
 
 def check_settings(model: "Model") -> None:
-    """Refuses a model that differs from this code in what no shape reveals.
+    """Refuse a model that differs from this code in what no shape reveals.
 
     Raises:
         UserError: a model with such weights would compute something else.

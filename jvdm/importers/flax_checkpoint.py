@@ -56,7 +56,7 @@ class Checkpoint:
 
 
 def read(path: str | Path) -> Checkpoint:
-    """Reads a checkpoint.
+    """Read a checkpoint.
 
     Args:
         path: as for `find`.
@@ -73,7 +73,7 @@ def read(path: str | Path) -> Checkpoint:
 
 
 def find(path: str | Path) -> Path:
-    """The `.flax` file that `path` stands for.
+    """The `.flax` file of `path`.
 
     Args:
         path: a `.flax` file, the same without its suffix, a folder of such files, or the folder above

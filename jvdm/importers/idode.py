@@ -17,7 +17,7 @@ CODEBASE = "the i-DODE code"
 
 
 def read(path: str | Path) -> Imported:
-    """Reads a checkpoint; `path` is as for `flax_checkpoint.find`.
+    """Read a checkpoint; `path` is as for `flax_checkpoint.find`.
 
     Raises:
         UserError: there is no checkpoint, it is corrupt, or it was not written by the i-DODE code.
@@ -26,7 +26,7 @@ def read(path: str | Path) -> Imported:
 
 
 def check_settings(model: "Model") -> None:
-    """Refuses a model that differs from the i-DODE code in what no shape reveals.
+    """Refuse a model that differs from the i-DODE code in what no shape reveals.
 
     Raises:
         UserError: a model with such weights would compute something else.

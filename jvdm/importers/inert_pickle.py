@@ -1,4 +1,4 @@
-"""Reads a pickle without executing anything that it names.
+"""Read a pickle without executing anything that it names.
 
 A pickle is a program for a machine with a stack and a memo. Python's own reader imports the names that it
 meets, and calls them. Here
@@ -293,7 +293,7 @@ class _Machine:
         return self.instance(cls, () if state is None else (state,))
 
     def build(self, state: Any) -> None:
-        """Keeps the state of a record; the attributes of a container or a tensor are dropped."""
+        """Keep the state of a record; the attributes of a container or a tensor are dropped."""
         target = self.top()
         if isinstance(target, Record):
             target.state = state

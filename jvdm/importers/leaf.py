@@ -1,4 +1,4 @@
-"""Which parameter of another codebase becomes which of jvdm's, and what both must have."""
+"""From the parameters of another codebase to jvdm's, and the checks of both."""
 
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
@@ -29,7 +29,7 @@ class Leaf(NamedTuple):
 
 
 def check_names(found: Iterable[str], expected: Iterable[str], where: str, codebase: str) -> None:
-    """Whether the source has the parameters that it must have, and no others.
+    """Refuse a source with missing or unexpected parameters.
 
     Args:
         found: names of the source's parameters.

@@ -49,7 +49,7 @@ _HALVES = vdm.within(dense_layer_final_mu=("mean", DENSE), dense_layer_final_sig
 
 
 def read(path: str | Path) -> Imported:
-    """Reads a checkpoint; `path` is as for `flax_checkpoint.find`.
+    """Read a checkpoint; `path` is as for `flax_checkpoint.find`.
 
     Raises:
         UserError: there is no checkpoint, it is corrupt, or it was not written by the MuLAN code.
@@ -99,7 +99,7 @@ def correspondence(paths: Iterable[str]) -> Iterator[Leaf]:
     """Every leaf that the source must have, entries of a stack in order.
 
     Args:
-        paths: '/'-joined, of the source's leaves. They tell depths, attention and whether the latent is
+        paths: '/'-joined, of the source's leaves. They determine depths, attention and whether the latent is
             Gaussian; if so, the encoder's last layer has two halves, `encoder/mean` and `encoder/variance`.
     """
     paths = list(paths)
@@ -111,7 +111,7 @@ def correspondence(paths: Iterable[str]) -> Iterator[Leaf]:
 
 
 def check_settings(model: "Model") -> None:
-    """Refuses a model that differs from the MuLAN code in what no shape reveals.
+    """Refuse a model that differs from the MuLAN code in what no shape reveals.
 
     Raises:
         UserError: a model with such weights would compute something else.

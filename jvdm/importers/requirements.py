@@ -1,4 +1,4 @@
-"""Settings that a codebase fixes and no shape reveals: with others, its weights compute something else."""
+"""Settings that a codebase fixes and no shape reveals: under others, its weights would give wrong numbers."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 def check_components(model: "Model", codebase: str, **names: Sequence[str]) -> None:
-    """Whether the model's parts are those that a codebase has.
+    """Refuse a model whose parts the codebase does not have.
 
     Args:
         model: the one that the config selects.
@@ -43,7 +43,7 @@ def check_components(model: "Model", codebase: str, **names: Sequence[str]) -> N
 
 
 def check_values(part: Any, section: str, codebase: str, **values: Any) -> None:
-    """Whether options of a part have the values that a codebase fixes.
+    """Refuse options whose values differ from those that the codebase fixes.
 
     Args:
         part: of the model.
@@ -63,7 +63,7 @@ def check_values(part: Any, section: str, codebase: str, **values: Any) -> None:
 
 
 def check_groups(network: Any, section: str, codebase: str) -> None:
-    """Whether a network normalises in 32 groups, which its `num_groups` may only ask for.
+    """Refuse a network that does not normalise in 32 groups, whatever its `num_groups`.
 
     Args:
         network: has `groups`.

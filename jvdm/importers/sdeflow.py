@@ -15,7 +15,7 @@ optimizer; whether training goes on; the number of steps taken. For level l, who
 Kernels have their axes in another order (`jvdm.importers.torch_layers`). sdeflow keeps no moving average:
 `ema_params` are the parameters themselves.
 
-Names and shapes tell levels, blocks, attention and resampling, and with them which leaves there must be. A
+Names and shapes determine levels, blocks, attention and resampling, and hence which leaves are expected. A
 missing or an unexpected leaf is an error. All of these, and beta, are compared with the config.
 """
 
@@ -66,7 +66,7 @@ _TIMES = ("T", "base_sde.T")
 
 
 class Architecture(NamedTuple):
-    """The options of `DDPMUNet` that names and shapes of a tree tell.
+    """The options of `DDPMUNet` that follow from the names and shapes of a tree.
 
     Attributes:
         channels, num_res_blocks, resample_with_conv: as there; 0 and False for an incomplete tree.
@@ -82,7 +82,7 @@ class Architecture(NamedTuple):
 
 
 def load(path: str | Path, model: "Model") -> Imported:
-    """Reads a checkpoint and checks it against the model.
+    """Read a checkpoint and checks it against the model.
 
     Raises:
         UserError: as in `read`, or the model is another one.
@@ -96,7 +96,7 @@ def load(path: str | Path, model: "Model") -> Imported:
 
 
 def read(path: str | Path) -> Imported:
-    """Reads a checkpoint, a file or the folder of a `checkpoint.pt`.
+    """Read a checkpoint, a file or the folder of a `checkpoint.pt`.
 
     Raises:
         UserError: there is no checkpoint, it is corrupt, or it was not written by sdeflow.
@@ -130,7 +130,7 @@ def convert(source: Mapping[str, np.ndarray]) -> dict[str, Any]:
 
 
 def architecture(source: Mapping[str, np.ndarray]) -> Architecture:
-    """The architecture that arrays by dotted name tell, even if some are missing."""
+    """The architecture of arrays by dotted name, even if some are missing."""
     levels, blocks, attention = set(), set(), set()
     for name in source:
         if m := re.match(r"a\.down_modules\.(\d{1,9})\.", name):
@@ -158,7 +158,7 @@ def correspondence(source: Mapping[str, np.ndarray]) -> Iterator[Leaf]:
     """Every parameter that the network must have.
 
     Args:
-        source: arrays by dotted name; they tell the architecture, and their shapes where there is a shortcut.
+        source: arrays by dotted name; names give the architecture, shapes the blocks with a shortcut.
     """
     found = architecture(source)
     last = len(found.multipliers) - 1
@@ -235,7 +235,7 @@ def _open(path: str | Path) -> _Saved:
 
 
 def _check_options(saved: _Saved, model: "Model") -> None:
-    """Refuses a model whose options are not the checkpoint's.
+    """Refuse a model whose options are not the checkpoint's.
 
     Raises:
         UserError: names the first option that differs, and the checkpoint's value.
@@ -259,7 +259,7 @@ def _check_options(saved: _Saved, model: "Model") -> None:
 
 
 def check_settings(model: "Model") -> None:
-    """Refuses a model that differs from sdeflow in what no shape reveals.
+    """Refuse a model that differs from sdeflow in what no shape reveals.
 
     Raises:
         UserError: a model with such weights would compute something else.

@@ -1,4 +1,4 @@
-"""Checks imported parameters against a model, and names the option of the config that is likely wrong."""
+"""Check imported parameters against a model, and name the option of the config that is probably wrong."""
 
 from typing import TYPE_CHECKING, Any, cast
 
@@ -20,7 +20,7 @@ def expected_by(model: "Model") -> dict[str, Shape]:
 
 
 def check(params: Any, expected: dict[str, Shape], name: str) -> None:
-    """Compares imported parameters with those of a model.
+    """Compare imported parameters with those of a model.
 
     Args:
         params: nested dicts of arrays, `{"network", "schedule"}`, and `"encoder"` with a latent.
@@ -49,7 +49,7 @@ def _shapes(params: Any) -> dict[str, Shape]:
 
 
 def _rank(path: str) -> int:
-    """Leaves whose mismatch tells most come first."""
+    """The leaves whose mismatch is most informative come first."""
     order = (
         "schedule/",
         "network/conv_out/",
@@ -121,7 +121,7 @@ def _first(shapes: dict[str, Shape], path: str) -> int | str:
 
 
 def _encoder_hint(path: str, found: dict[str, Shape], expected: dict[str, Shape]) -> str:
-    """What only concerns the encoder; "" where the network's hint applies to it."""
+    """A hint that concerns only the encoder; "" where the network's hint applies to it."""
     a, b = found.get(path), expected.get(path)
     if not any(other.startswith("encoder/") for other in found):
         return " (config.latent.name? the checkpoint's is none)"

@@ -125,7 +125,7 @@ class _Archive:
         )
 
     def storage(self, pid: Any) -> torch_tensors.Storage:
-        """The storage that an id stands for."""
+        """The storage of an id."""
         if not isinstance(pid, tuple) or len(pid) != 5 or pid[0] != "storage":
             raise Refused("corrupt: a persistent id does not stand for a storage")
         _, cls, key, _, length = pid

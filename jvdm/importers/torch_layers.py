@@ -41,7 +41,7 @@ def leaves(source: str, target: str, layout: str) -> Iterator[Leaf]:
 
 
 def check(array: np.ndarray, layout: str, where: str) -> None:
-    """Refuses an array that is not such a parameter.
+    """Refuse an array that is not such a parameter.
 
     Args:
         array: as saved.

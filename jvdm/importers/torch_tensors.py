@@ -54,7 +54,7 @@ class Budget:
         return cls(_MAX_SHARING * size)
 
     def spend(self, amount: int) -> None:
-        """Takes a tensor's bytes off.
+        """Take a tensor's bytes off.
 
         Raises:
             Refused: too few are left.

@@ -12,7 +12,7 @@ Codes derived from it have the same tree (`jvdm.importers.idode`) or one of the 
     gamma/{b,w}, of shape (1,)                    schedule/{b,w}, of shape ()
     gamma/{l1,l2,l3}                              schedule/{l1,l2,l3}
 
-Names in the tree tell the number of blocks, attention and schedule, and with them which leaves there must be.
+Names in the tree determine the number of blocks, attention and schedule, and hence the expected leaves.
 A missing or an unexpected leaf is an error.
 """
 
@@ -71,7 +71,7 @@ _MONOTONE = within(l1=("l1", DENSE), l2=("l2", DENSE), l3=("l3", {"kernel": "ker
 
 
 def read(path: str | Path, codebase: str = CODEBASE) -> Imported:
-    """Reads a checkpoint.
+    """Read a checkpoint.
 
     Args:
         path: as for `flax_checkpoint.find`.
@@ -84,7 +84,7 @@ def read(path: str | Path, codebase: str = CODEBASE) -> Imported:
 
 
 def read_with(convert: Callable[[flax_checkpoint.Tree, str], dict[str, Any]], path: str | Path) -> Imported:
-    """Reads a checkpoint whose trees `convert` turns into parameters: (tree, its name) -> parameters.
+    """Read a checkpoint whose trees `convert` turns into parameters: (tree, its name) -> parameters.
 
     Raises:
         UserError: as of `read`.
@@ -152,7 +152,7 @@ def correspondence(paths: Iterable[str]) -> Iterator[Leaf]:
     """Every leaf that the source must have, entries of a stack in order.
 
     Args:
-        paths: '/'-joined, of the source's leaves; they tell depth, attention and schedule.
+        paths: '/'-joined, of the source's leaves; they determine depth, attention and schedule.
     """
     paths = list(paths)
     yield from unet(paths, "score_model", "network", ways=("down", "up"))
@@ -194,7 +194,7 @@ def entries(source: str, target: str, names: Mapping[str, str], entry: int | Non
 
 
 def check_settings(model: "Model") -> None:
-    """Refuses a model that differs from the VDM code in what no shape reveals.
+    """Refuse a model that differs from the VDM code in what no shape reveals.
 
     Raises:
         UserError: a model with such weights would compute something else.
@@ -210,7 +210,7 @@ def check_network(
     path: Sequence[str] = ("variance_preserving",),
     time_input: Sequence[str] = ("gamma",),
 ) -> None:
-    """Refuses a model whose network is not the VDM code's, or that uses it in another way.
+    """Refuse a model whose network, or use of it, is not that of the VDM code.
 
     Args:
         model: the one that the config selects.
@@ -233,7 +233,7 @@ def check_network(
 
 
 def check_blocks(network: Any, section: str, codebase: str) -> None:
-    """Refuses groups or Fourier features that are not the VDM code's.
+    """Refuse groups or Fourier features that are not the VDM code's.
 
     Args:
         network: of `jvdm.networks.unet`'s blocks.

@@ -1,4 +1,4 @@
-"""Which parts of a model go together: one line for each combination that does not."""
+"""Which parts of a model go together: a one-line error for each combination that does not."""
 
 import math
 from collections.abc import Callable
@@ -99,7 +99,7 @@ def _fixed_parts(config: Config, schedule: Any, path: Any, time_density: Any) ->
         )
     if not time_density.unbiased and config.training.objective == "bound":
         raise UserError(
-            f"{what} is for config.training.objective=score_matching: with it the loss is no bound"
+            f"{what} is for config.training.objective=score_matching: with it the loss is not a bound"
         )
     if config.training.second_order:
         _needs_fixed("config.training.second_order", config, schedule)

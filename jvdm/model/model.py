@@ -52,7 +52,7 @@ class Model:
         data_map: from data to the space of the diffusion.
         latent: an auxiliary latent (`jvdm.diffusion.latents`), or None.
         encoder: (encoded data, conditioning) -> logits of the latent; None without one.
-        evaluating: a latent whose charge in training is no bound is replaced by one whose charge is.
+        evaluating: a latent whose training charge is not a bound is replaced by one whose charge is.
     """
 
     network: nn.Module
@@ -81,7 +81,7 @@ class Model:
 
     @property
     def per_pixel(self) -> bool:
-        """Whether gamma is another at every pixel; the ends are shared."""
+        """Whether gamma differs from pixel to pixel; the ends are shared."""
         return self.schedule.per_pixel
 
     @property
@@ -101,7 +101,7 @@ class Model:
 
     @property
     def units_per_nat(self) -> float:
-        """Those units in one nat."""
+        """How many of those units are one nat."""
         return 1.0 / (self.num_dims * math.log(2.0)) if self.num_levels else 1.0
 
     def init(self, key: jax.Array) -> Params:
@@ -149,7 +149,7 @@ class Model:
         step: Array | None = None,
         dropout_key: jax.Array | None = None,
     ) -> tuple[Context, LatentCost | None]:
-        """What schedule and network know of the examples, and what the latent among it costs.
+        """The context of the examples, and the cost of the latent in it.
 
         Args:
             params: the model's.
@@ -178,7 +178,7 @@ class Model:
         return context._replace(latent=sample.value), LatentCost(sample.charge, sample.log_ratio)
 
     def prior_context(self, keys: jax.Array, latent: Float[Array, "b m"] | None = None) -> Context:
-        """What schedule and network know where there is no example: a latent of the prior, or a given one."""
+        """The context of samples: a latent from the prior, or a given one."""
         if self.latent is None:
             return Context()
         return Context(latent=jax.vmap(self.latent.prior)(keys) if latent is None else latent)
@@ -225,7 +225,7 @@ class Model:
         t: Float[Array, " b"] | None = None,
         dropout_key: jax.Array | None = None,
     ) -> Data:
-        """The network's output, whatever it means.
+        """The network's output, in the units of the parameterization.
 
         Args:
             params: the model's.

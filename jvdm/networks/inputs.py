@@ -71,7 +71,7 @@ def time_input(name: str, schedule: Any) -> GammaInput | TimeInput:
 
 
 def features(context: Context, batch_size: int) -> Float[Array, "b m"]:
-    """The vector that tells a network about each example, apart from its time.
+    """What a network sees of each example apart from z and its time, as one vector.
 
     The flag of augmentation comes first, 0 where it is not known; then the latent, if there is one.
     """

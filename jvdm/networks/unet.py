@@ -149,14 +149,14 @@ class Blocks:
 
     @property
     def block(self) -> Callable[..., nn.Module]:
-        """Makes a residual block."""
+        """Make a residual block."""
         return functools.partial(
             ResidualBlock, self.channels, self.groups, self.dropout, self.dtype, self.norm_epsilon
         )
 
     @property
     def attend(self) -> Callable[..., nn.Module]:
-        """Makes an attention."""
+        """Make an attention."""
         return functools.partial(
             layers.SelfAttention, self.groups, self.norm_epsilon, self.dtype, self.num_heads
         )

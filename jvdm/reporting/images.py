@@ -50,7 +50,7 @@ def grid(
 
 
 def picture(samples: np.ndarray, num_levels: int) -> np.ndarray | None:
-    """Draws samples as one picture, uint8 [height, width, 3].
+    """Draw samples as one picture, uint8 [height, width, 3].
 
     Args:
         samples: uint8 [N, H, W, C], or float32 of continuous data (num_levels 0).
@@ -69,7 +69,7 @@ def picture(samples: np.ndarray, num_levels: int) -> np.ndarray | None:
 
 
 def write_png(path: str | os.PathLike[str], image: np.ndarray) -> None:
-    """Writes one image as PNG, whole or not at all.
+    """Write one image as PNG, whole or not at all.
 
     Args:
         path: the file.
@@ -90,7 +90,7 @@ def write_png(path: str | os.PathLike[str], image: np.ndarray) -> None:
 
 
 def write_npz(path: str | os.PathLike[str], images: np.ndarray, **more: np.ndarray) -> None:
-    """Writes images as the `.npz` that sample evaluators read: one unnamed array, `arr_0`.
+    """Write images as the `.npz` that sample evaluators read: one unnamed array, `arr_0`.
 
     Args:
         path: the file.

@@ -1,4 +1,4 @@
-"""What the report shows of runs, computed for the template."""
+"""What the report shows, computed for the template."""
 
 import collections
 import datetime

@@ -1,4 +1,4 @@
-"""The parts of a page that the template draws: tables and pictures. Their text is not escaped yet."""
+"""The tables and pictures that the template draws. Their text is not escaped yet."""
 
 import base64
 import dataclasses

@@ -13,7 +13,7 @@ SHOWN_TIMES = (0.25, 0.5, 0.75)
 def pixel_schedules(
     t: np.ndarray, gamma: np.ndarray, images: Sequence[np.ndarray], path: str | os.PathLike[str]
 ) -> None:
-    """Draws a row for each latent: its image, gamma(t) of the pixels, and maps of gamma at three times.
+    """Draw a row for each latent: its image, gamma(t) of the pixels, and maps of gamma at three times.
 
     A map shows the mean over channels minus the mean over pixels: red pixels are noised earlier. All maps
     share one scale.
@@ -53,7 +53,7 @@ def pixel_schedules(
 
 
 def _curves(axes, t: np.ndarray, gamma: np.ndarray, *, title: str) -> None:
-    """Draws the range over pixels, its middle 80 %, and some of the pixels."""
+    """Draw the range over pixels, its middle 80 %, and some of the pixels."""
     plots.style(axes, "time t", "", title)
     low, p10, middle, p90, high = np.quantile(gamma, [0.0, 0.1, 0.5, 0.9, 1.0], axis=1)
     color = plots.COLORS["train"]

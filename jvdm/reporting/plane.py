@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def points(xy: np.ndarray) -> np.ndarray:
-    """Draws points [n, 2] as a scatter plot, uint8 [height, width, 3]."""
+    """Draw points [n, 2] as a scatter plot, uint8 [height, width, 3]."""
     figure = figure_of(5.0, 5.0)
     axes = figure.add_subplot()
     axes.scatter(*np.asarray(xy).reshape(-1, 2).T, s=4, color=COLORS["train"], alpha=0.6, lw=0)
@@ -22,7 +22,7 @@ def points(xy: np.ndarray) -> np.ndarray:
 
 
 def densities(log_density: Mapping[str, np.ndarray], extent: float, path: str | os.PathLike[str]) -> None:
-    """Draws densities side by side, on one colour scale.
+    """Draw densities side by side, on one colour scale.
 
     Args:
         log_density: [m, m] natural logarithms by title, rows from the lowest y to the highest.
@@ -45,7 +45,7 @@ def densities(log_density: Mapping[str, np.ndarray], extent: float, path: str | 
 
 
 def trajectories(paths: Mapping[str, np.ndarray], path: str | os.PathLike[str], *, shown: int = 12) -> None:
-    """Draws how samples form: each coordinate against time, and the final points.
+    """Draw how samples form: each coordinate against time, and the final points.
 
     Args:
         paths: [steps + 1, n, 2] by title, from time 1, the noise, to time 0, the data.

@@ -26,7 +26,7 @@ INK, _GRID = "#333333", "#e3e3e3"
 
 
 def training_curves(metrics: Sequence[Mapping[str, Any]], path: str | os.PathLike[str]) -> None:
-    """Draws bits/dim (nats for continuous data) and every other quantity against the training step.
+    """Draw bits/dim (nats for continuous data) and every other quantity against the training step.
 
     A panel for each term that `metrics` holds; its axis and its points are those of `curves`.
 
@@ -73,7 +73,7 @@ def loss_against_gamma(
     total: float | None = None,
     units: str = "bits/dim",
 ) -> None:
-    """Draws the diffusion loss against γ, to show where on the schedule it arises.
+    """Draw the diffusion loss against γ, to show where on the schedule it arises.
 
     Args:
         gamma: [M], −log SNR at the time of each draw.
@@ -121,7 +121,7 @@ def loss_against_gamma(
 def schedule(
     t: np.ndarray, gamma: np.ndarray, path: str | os.PathLike[str], *, dgamma_dt: np.ndarray | None = None
 ) -> None:
-    """Draws a scalar noise schedule and its derivative.
+    """Draw a scalar noise schedule and its derivative.
 
     Args:
         t: [M] times in [0, 1], increasing, M at least 2.
@@ -164,7 +164,7 @@ def _best(splits: Mapping[str, curves.Series]) -> str:
 
 
 def _draw(axes: "Axes", splits: Mapping[str, curves.Series], term: str, *, num_ticks: int = 5) -> None:
-    """Draws the series of one term and sets both axes."""
+    """Draw the series of one term and sets both axes."""
     others = itertools.cycle(_OTHER_COLORS)
     for split, series in splits.items():
         color = COLORS.get(split) or next(others)
@@ -197,14 +197,14 @@ def _binned(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.nd
 
 
 def figure_of(width: float, height: float) -> "Figure":
-    """Makes an empty figure, its size in inches."""
+    """Make an empty figure, its size in inches."""
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), dpi=DPI, layout="constrained", facecolor="white")
 
 
 def style(axes: "Axes", xlabel: str, ylabel: str, title: str, *, num_ticks: int = 5) -> None:
-    """Sets the labels, colours and grid that all plots share."""
+    """Set the labels, colours and grid that all plots share."""
     axes.set_title(title, loc="left", fontsize=10.5, color=INK)
     axes.set_xlabel(xlabel, fontsize=9, color=INK)
     axes.set_ylabel(ylabel, fontsize=9, color=INK)
@@ -218,7 +218,7 @@ def style(axes: "Axes", xlabel: str, ylabel: str, title: str, *, num_ticks: int 
 
 
 def save(figure: "Figure", path: str | os.PathLike[str]) -> None:
-    """Writes a figure as PNG, whole or not at all.
+    """Write a figure as PNG, whole or not at all.
 
     Raises:
         UserError: the file cannot be written.

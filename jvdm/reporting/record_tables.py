@@ -71,7 +71,7 @@ class Card:
 
 
 def labelled(entries: Sequence[Entry], *, with_run: bool) -> list[Entry]:
-    """Gives the entries the shortest labels that tell them apart."""
+    """Give the entries the shortest labels that tell them apart."""
     labels = [description(entry.record) for entry in entries]
     for i, entry in enumerate(entries):
         if entry.name.startswith("scores/"):
@@ -209,7 +209,7 @@ def environment(record: Mapping[str, Any]) -> dict[str, str]:
 
 
 def check(record: Any) -> None:
-    """Checks that a record can be shown.
+    """Check that a record can be shown.
 
     Raises:
         KeyError, TypeError, ValueError, AttributeError: it cannot.

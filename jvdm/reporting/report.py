@@ -37,7 +37,7 @@ class Report(NamedTuple):
 
 
 def write_report(path: pathlib.Path, others: Sequence[pathlib.Path] = ()) -> Report:
-    """Writes `report.html` into a workdir.
+    """Write `report.html` into a workdir.
 
     Args:
         path: the workdir, absolute.

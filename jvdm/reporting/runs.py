@@ -66,7 +66,7 @@ class Run:
 
 
 def read_run(path: pathlib.Path, *, few: bool = False) -> Run:
-    """Reads a workdir.
+    """Read a workdir.
 
     Args:
         path: its absolute path.
@@ -134,7 +134,7 @@ def read_run(path: pathlib.Path, *, few: bool = False) -> Run:
 
 
 def _files(path: pathlib.Path, notes: list[str]) -> Iterator[tuple[str, int]]:
-    """Lists the files, except hidden ones, those of checkpoints and the report itself."""
+    """List the files, except hidden ones, those of checkpoints and the report itself."""
     for folder, folders, names in os.walk(
         path, onerror=lambda error: notes.append(f"cannot be read: {error}")
     ):
@@ -150,7 +150,7 @@ def _files(path: pathlib.Path, notes: list[str]) -> Iterator[tuple[str, int]]:
 
 
 def _metrics(path: pathlib.Path, notes: list[str]) -> list[dict[str, Any]]:
-    """Reads every intact line, wherever the damaged ones are."""
+    """Read every intact line, wherever the damaged ones are."""
     try:
         lines = path.read_bytes().split(b"\n")
     except FileNotFoundError:

@@ -27,16 +27,16 @@ class NullWriter:
     """Has the methods of `MetricWriter` and writes nothing; for every process except the first."""
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Ignores the values."""
+        """Ignore the values."""
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
-        """Ignores the image."""
+        """Ignore the image."""
 
     def sync(self) -> None:
-        """Does nothing."""
+        """Do nothing."""
 
     def close(self) -> None:
-        """Does nothing."""
+        """Do nothing."""
 
     def __enter__(self) -> Self:
         return self
@@ -75,7 +75,7 @@ class MetricWriter:
             raise
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Appends one line, on disk when the call returns, and one TensorBoard event.
+        """Append one line, on disk when the call returns, and one TensorBoard event.
 
         Args:
             step: the number of training steps done.
@@ -98,7 +98,7 @@ class MetricWriter:
         self._events.scalars(int(step), now, plain)
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
-        """Shows one image in TensorBoard.
+        """Show one image in TensorBoard.
 
         Args:
             step: the number of training steps done.
@@ -114,7 +114,7 @@ class MetricWriter:
         self._events.image(int(step), time.time(), name, image)
 
     def sync(self) -> None:
-        """Returns once the lines so far are safe on disk, even if the machine fails.
+        """Return once the lines so far are safe on disk, even if the machine fails.
 
         Raises:
             UserError: they cannot be written.
@@ -123,7 +123,7 @@ class MetricWriter:
             os.fsync(self._file.fileno())
 
     def close(self) -> None:
-        """Closes both files; calling it again does nothing."""
+        """Close both files; calling it again does nothing."""
         try:
             with user_errors(self._path):
                 self._file.close()
@@ -140,7 +140,7 @@ class MetricWriter:
 
 
 def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """Reads the lines of a `metrics.jsonl`.
+    """Read the lines of a `metrics.jsonl`.
 
     Args:
         path: the file, or the workdir that holds it.
@@ -189,7 +189,7 @@ def _parse(path: pathlib.Path, content: bytes) -> list[tuple[bytes, dict[str, An
 
 
 def _drop_from(path: pathlib.Path, first_new_step: int, redone: str | None) -> None:
-    """Keeps the complete lines before `first_new_step`; an untouched file is not rewritten."""
+    """Keep the complete lines before `first_new_step`; an untouched file is not rewritten."""
     if not path.exists():
         return
 

@@ -38,7 +38,7 @@ METRIC = "test_bpd"
 
 
 class _Manager(ocp.CheckpointManager):
-    """Leaves preemption to `jvdm.core.preemption`.
+    """Orbax's manager without its own handling of preemption, which `jvdm.core.preemption` has.
 
     Orbax also asks at every save, with the step, but JAX expects a single ascending count from all who ask:
     several processes would agree on a point that never comes.
@@ -49,7 +49,7 @@ class _Manager(ocp.CheckpointManager):
 
 
 class Resumed(NamedTuple):
-    """What a run goes on from.
+    """What a run resumes from.
 
     Attributes:
         state: as it was saved.
@@ -135,7 +135,7 @@ class Checkpoints:
             raise self._save_error(step, error) from error
 
     def amend(self, step: int, *, bits_per_dim: float | None = None, pending: Pending | None = None) -> None:
-        """Record work that was done after the checkpoint of `step` was saved.
+        """Record work done after the checkpoint of `step` was saved.
 
         The metric is written first: if the process ends between the two, the evaluation is still pending, and
         is done again with the same result.
@@ -222,7 +222,7 @@ class Checkpoints:
 
 
 class _Damaged(NamedTuple):
-    """A checkpoint that was put aside: where it was, where it is, and why."""
+    """A checkpoint that was moved aside: from where, to where, and why."""
 
     path: pathlib.Path
     now: pathlib.Path
@@ -230,7 +230,7 @@ class _Damaged(NamedTuple):
 
 
 def _put_unreadable_aside(folder: pathlib.Path) -> list[_Damaged]:
-    """Move away checkpoints that have lost what Orbax reads from every one, if at least one still has it.
+    """Move aside checkpoints without the files that Orbax reads from all of them, if at least one is left.
 
     Raises:
         UserError: none has it, or one is of a newer format.
@@ -253,7 +253,7 @@ def _put_unreadable_aside(folder: pathlib.Path) -> list[_Damaged]:
 
 
 def _put_aside(path: pathlib.Path, why: BaseException) -> _Damaged:
-    """Move a damaged checkpoint out of the way.
+    """Move a damaged checkpoint aside.
 
     Raises:
         UserError: it cannot be moved.

@@ -1,4 +1,4 @@
-"""What a checkpoint says about its arrays, and whether what is read is what was saved."""
+"""What a checkpoint records about its arrays, and whether they are read as they were saved."""
 
 import contextlib
 import json
@@ -22,12 +22,12 @@ class Unreadable(UserError):
 
 
 def short(error: BaseException) -> str:
-    """What an error of Orbax says; its traces can be pages long."""
+    """The message of an Orbax error, shortened; its traces can be pages long."""
     return one_line(error, limit=300)
 
 
 class Description(NamedTuple):
-    """What a checkpoint says of its arrays.
+    """What a checkpoint records about its arrays.
 
     Attributes:
         arrays: the folder of the train state.
@@ -39,7 +39,7 @@ class Description(NamedTuple):
 
 
 def read_description(path: pathlib.Path) -> dict[str, Any]:
-    """What is saved about the arrays of a checkpoint, and not by them: its metric, its checksums, its format.
+    """The metric, checksums and format of a checkpoint, without its arrays.
 
     Raises:
         NewerFormat: this version cannot read the checkpoint.
@@ -66,7 +66,7 @@ def describe(path: pathlib.Path) -> Description:
 
 @contextlib.contextmanager
 def reading(path: pathlib.Path, of_model: str = " of this model") -> Iterator[None]:
-    """Whatever is raised in the block says that this checkpoint cannot be read.
+    """Report any exception in the block as an unreadable checkpoint.
 
     Raises:
         NewerFormat: this version cannot read it.
@@ -82,7 +82,7 @@ def reading(path: pathlib.Path, of_model: str = " of this model") -> Iterator[No
 
 
 def check_sums(description: Description, tree: Any) -> None:
-    """Refuse arrays that are not what was saved.
+    """Refuse arrays that differ from what was saved.
 
     Raises:
         ValueError: naming the first of them.

@@ -1,4 +1,4 @@
-"""Checksums of arrays, which tell whether what is read back is what was saved, on whatever devices.
+"""Checksums of arrays, which show whether what is read back is what was saved, on any devices.
 
 The words w_i of an array, its bits taken as integers, give sum_i (2 i + 1) w_i modulo 2^32. The order of the
 summation, and so the sharding, does not matter; any single flipped bit changes the sum, since 2 i + 1 is odd.

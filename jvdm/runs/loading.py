@@ -47,7 +47,7 @@ def load(
     config: Config | None = None,
     flag: str = "--checkpoint",
 ) -> Trained:
-    """The averaged weights of a checkpoint on all devices, with their model.
+    """The averaged weights of a checkpoint, on all devices, with their model.
 
     If the checkpoint is damaged, the one before takes its place, unless it was named itself; the log says so.
 

@@ -1,4 +1,4 @@
-"""What a checkpoint's step leaves undone, as the item `pending` of the checkpoint.
+"""The work that a checkpoint's step has not done yet, in the checkpoint's item `pending`.
 
 A checkpoint may fall between two lines of metrics, whose steps so far are not averaged yet, and a run that
 was asked to stop may have saved before it evaluated. Whoever resumes there takes up both, so that the run's
@@ -24,7 +24,7 @@ _CHECKSUM = "crc32"
 
 
 class Pending(NamedTuple):
-    """The undone work of one step.
+    """The work that one step has not done yet.
 
     Attributes:
         window: metrics of the steps since the last line.
@@ -55,10 +55,10 @@ def to_json(pending: Pending) -> dict[str, Any]:
 
 
 def read(checkpoint: pathlib.Path) -> Pending:
-    """What the step of a checkpoint leaves undone.
+    """The work that a checkpoint's step has not done yet.
 
     Args:
-        checkpoint: `<workdir>/checkpoints/<step>`, of any format. In format 1 this lies beside it, in
+        checkpoint: `<workdir>/checkpoints/<step>`, of any format. In format 1 this is beside it, in
             `<workdir>/notes/<step>.npz`, if there is any.
 
     Raises:
@@ -74,7 +74,7 @@ def read(checkpoint: pathlib.Path) -> Pending:
 
 
 def write(checkpoint: pathlib.Path, pending: Pending) -> None:
-    """Replace what a checkpoint on disk has, at one stroke.
+    """Replace the item of a checkpoint on disk, atomically.
 
     Raises:
         UserError: it cannot be written.
@@ -104,7 +104,7 @@ def _of_json(saved: Any) -> Pending:
 
 
 def _of_notes(path: pathlib.Path) -> Pending:
-    """As format 1 has it.
+    """From format 1.
 
     Raises:
         ValueError: damaged.

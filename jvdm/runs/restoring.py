@@ -1,4 +1,4 @@
-"""Find checkpoints and read them: all of one, some of its fields, or whatever fits."""
+"""Find checkpoints and read them: entirely, some fields, or the leaves that fit."""
 
 import logging
 import pathlib
@@ -64,7 +64,7 @@ class Readable(NamedTuple):
 
 
 def first_readable(folder: pathlib.Path, steps: Iterable[int], like: Any) -> Readable:
-    """The first of `steps` that can be read; the first process's word holds for all.
+    """The first of `steps` that can be read; the first process decides for all.
 
     Processes may see different files, and a collective read of what one of them cannot read does not end. So
     where there are several, the first one reads alone before all of them do.
@@ -94,7 +94,7 @@ def first_readable(folder: pathlib.Path, steps: Iterable[int], like: Any) -> Rea
 
 
 def restore_readable(path: pathlib.Path, like: Any, *, older: bool) -> tuple[Any, pathlib.Path]:
-    """What is saved at `path`, or, if that is damaged, in the newest checkpoint beside it that is not.
+    """The state saved at `path`, or, if that is damaged, the newest intact checkpoint beside it.
 
     Args:
         path: of one checkpoint.
@@ -159,7 +159,7 @@ def steps_in(folder: pathlib.Path) -> list[int]:
 
 
 class Fitted(NamedTuple):
-    """What another checkpoint gave.
+    """What was taken from another checkpoint.
 
     Attributes:
         tree: in the structure that was asked for.

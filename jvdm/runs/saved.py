@@ -24,7 +24,7 @@ def data_text(record: dict[str, Any]) -> str:
 
 
 def read_config(path: pathlib.Path) -> dict[str, Any]:
-    """The fields of a `config.json`. It may lack some, which an older version of jvdm did not have.
+    """The fields of a `config.json`. Fields that an older version of jvdm did not have may be missing.
 
     Raises:
         UserError: it cannot be read, or is of a newer format.
@@ -72,7 +72,7 @@ def complete_config(path: pathlib.Path) -> Config:
 
 
 def _config_of_format_1(fields: dict[str, Any]) -> dict[str, Any]:
-    """Say what format 1 leaves unsaid: it was trained on the bound with the prior N(0, I)."""
+    """Add what format 1 implies: it was trained on the bound with the prior N(0, I)."""
     model = fields.get("model", {})
     if "prior" not in config_lib.default().model or not isinstance(model, dict):
         return fields

@@ -139,7 +139,7 @@ class Trainer:
         self._check_data()
 
     def _check_data(self) -> None:
-        """Refuse to continue on other images than the run was started with."""
+        """Refuse to continue on images other than those the run was started with."""
         now = {"name": self.dataset.name, "version": self.dataset.version}
         now["train"] = self.dataset.fingerprint("train")
         resumed = self.step and self.workdir.data.exists()
@@ -206,7 +206,7 @@ class Trainer:
             self._plot(averages)
 
     def _finish(self, due: tuple[str, ...], fetch: Callable[[int], None]) -> None:
-        """Do what is due after a step; if the process is asked to stop, save, and leave the rest for later.
+        """Do what is due after a step; if a stop is requested, save, and leave the rest for the next start.
 
         Args:
             due: names of intervals.
@@ -242,7 +242,7 @@ class Trainer:
                 self._save(bits_per_dim)
 
     def _save(self, bits_per_dim: float | None, *, todo: tuple[str, ...] = ()) -> None:
-        """Save the state with what is pending, or only the latter where the step has a checkpoint already.
+        """Save the state with its pending work, or only the latter where the step already has a checkpoint.
 
         Metrics come first: what a checkpoint says is done must survive the machine.
         """

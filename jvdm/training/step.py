@@ -46,7 +46,7 @@ def make_train_step(model: Model, config: Config, mesh: Mesh) -> Any:
     Args:
         model: what is trained.
         config: all of it.
-        mesh: of `sharding.make_mesh`; the state lies on it as `sharding.of_state` says.
+        mesh: of `sharding.make_mesh`; the state is placed on it by `sharding.of_state`.
 
     Returns:
         (state, batches) -> (state, metrics). Every field of `batches` and of the metrics has a leading
@@ -77,9 +77,9 @@ def make_train_step(model: Model, config: Config, mesh: Mesh) -> Any:
             dropout_key = jax.random.fold_in(k_dropout, i) if has_dropout else None
             terms, more = gradient(state.params, draws, batch, dropout_key)
             means = {name: scale * jnp.mean(term) for name, term in terms.metrics().items()}
-            return lying(jax.tree.map(lambda a, b: a + b / num_micro, grads, more)), means
+            return like_params(jax.tree.map(lambda a, b: a + b / num_micro, grads, more)), means
 
-        zeros = lying(jax.tree.map(jnp.zeros_like, state.params))
+        zeros = like_params(jax.tree.map(jnp.zeros_like, state.params))
         micro = (u, keys, batch, jnp.arange(num_micro))
         if num_micro == 1:
             grads, terms = accumulate(zeros, jax.tree.map(lambda a: a[0], micro))
@@ -113,8 +113,8 @@ def make_train_step(model: Model, config: Config, mesh: Mesh) -> Any:
         jax.eval_shape(lambda key: init_state(model, config, key), jax.random.key(0)), mesh
     )
 
-    def lying(tree):
-        """Gradients lie as their parameters do: each device sums its part alone."""
+    def like_params(tree):
+        """Gradients are sharded like their parameters: each device sums its own part."""
         return jax.lax.with_sharding_constraint(tree, where.params)
 
     def train_step(state, batches):
