@@ -264,9 +264,9 @@ class LoadedModel:
             UserError: images that are not the model's, or a model without a latent.
         """
         self._check_has_latent()
-        x = self._subject(images).images
+        examples = self._subject(images).examples
         key = root_key(self.config.seed if seed is None else seed, "latents")
-        latents = given_latents("posterior", self._model, self.params, lambda: x, key)
+        latents = given_latents("posterior", self._model, self.params, lambda: examples, key)
         assert latents is not None
         return latents
 
@@ -293,7 +293,7 @@ class LoadedModel:
             UserError: they are not.
         """
         if not isinstance(images, Subject):
-            images = Subject(name="given", version="-", split="-", images=np.asarray(images), names=None)
+            images = Subject(name="given", version="-", split="-", images=np.asarray(images))
         x, shape, levels = images.images, self.model.data_shape, self.model.num_levels
         wanted = f"[N, {', '.join(map(str, shape))}]"
         if x.ndim != 1 + len(shape) or not len(x):

@@ -69,9 +69,7 @@ def evaluate(request: Request) -> None:
     mesh = sharding.make_mesh()
     trained = _load(request, mesh)
     dataset = data.load(config.data.source, num_levels=config.data.num_levels, data_dir=config.data.data_dir)
-    subject = data.Subject(
-        name=dataset.name, version=dataset.version, split="test", images=dataset.test, names=None
-    ).first(config.eval.num_images)
+    subject = data.of_dataset(dataset, "test").first(config.eval.num_images)
 
     def report(evaluation: suite.Evaluation, record_path: pathlib.Path) -> None:
         if "diffusion" in evaluation.rows:
@@ -90,7 +88,7 @@ def evaluate(request: Request) -> None:
         nats = -dataset.log_density(subject.images)
         error = standard_error(nats)
         rows.append({"estimator": "true density", "nats": with_error(nats.mean(), error or 0.0)})
-    for picture in inspection.plot_schedule(trained.model, trained.params, subject.images, workdir):
+    for picture in inspection.plot_schedule(trained.model, trained.params, subject.examples, workdir):
         print(f"plot    {picture}")
     print(table(rows))
     for result in results:
@@ -206,12 +204,12 @@ def sample(request: Request) -> None:
     trained = _load(request, mesh)
     model = for_evaluation(trained.model)
 
-    def test_images():
-        source = config.data.source
-        return data.load(source, num_levels=config.data.num_levels, data_dir=config.data.data_dir).test
+    def test_examples():
+        source, levels = config.data.source, config.data.num_levels
+        return data.load(source, num_levels=levels, data_dir=config.data.data_dir).examples("test")
 
     key = root_key(config.seed, "latents")
-    latents = given_latents(config.sample.latents, model, trained.params, test_images, key)
+    latents = given_latents(config.sample.latents, model, trained.params, test_examples, key)
     sampling = Sampling(
         model,
         mesh,

@@ -2,6 +2,8 @@
 
 from typing import Any, NamedTuple
 
+import jax
+import numpy as np
 from jaxtyping import Array, Float, Int, Integer
 
 
@@ -27,6 +29,16 @@ class Batch(NamedTuple):
 
     x: Integer[Array, " b *d"] | Float[Array, " b *d"]
     conditioning: Conditioning = Conditioning()
+
+
+def as_batch(examples: Any) -> Batch:
+    """Examples as a `Batch`: an array has values, of which nothing else is known."""
+    return examples if isinstance(examples, Batch) else Batch(examples)
+
+
+def take(examples: Batch, index: Any) -> Batch:
+    """Some of the examples, by an index or a slice along the first axis, with all that is known of them."""
+    return jax.tree.map(lambda a: np.asarray(a[index]), examples)
 
 
 class Coefficients(NamedTuple):

@@ -7,7 +7,7 @@ from jvdm.data.augmentation import AUGMENTATIONS, Augmentation
 from jvdm.data.dataset import Dataset
 from jvdm.data.pipeline import TrainBatches, evaluation_batches, num_evaluation_batches
 from jvdm.data.sources import data_spec, describe_sources, load, register
-from jvdm.data.subject import Subject, check_shape, load_subject
+from jvdm.data.subject import Subject, check_shape, load_subject, of_dataset
 
 __all__ = [
     "AUGMENTATIONS",
@@ -22,5 +22,6 @@ __all__ = [
     "load",
     "load_subject",
     "num_evaluation_batches",
+    "of_dataset",
     "register",
 ]

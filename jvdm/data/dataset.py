@@ -3,10 +3,14 @@
 import dataclasses
 import hashlib
 from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from jvdm.core.errors import UserError, unknown
+
+if TYPE_CHECKING:  # it imports jax, which --help does not need
+    from jvdm.core.records import Batch, Conditioning
 
 _CHUNK_BYTES = 1 << 24
 
@@ -21,6 +25,8 @@ class Dataset:
         num_levels: K; every value is one of 0..K-1. 0 is continuous data.
         train: uint8 [N, H, W, C], possibly a read-only memory map, or float32 of continuous data.
         test: uint8 [M, H, W, C], or float32 as for `train`.
+        train_conditioning, test_conditioning: what the source says about each example of a split besides its
+            values, such as labels (`jvdm.core.records.Conditioning` of numpy arrays); None where nothing.
         log_density: of generated data, [n, H, W, C] -> [n] its true log-density, nats; None of other data.
     """
 
@@ -29,6 +35,8 @@ class Dataset:
     num_levels: int
     train: np.ndarray
     test: np.ndarray
+    train_conditioning: "Conditioning | None" = None
+    test_conditioning: "Conditioning | None" = None
     log_density: Callable[[np.ndarray], np.ndarray] | None = None
 
     @property
@@ -46,22 +54,45 @@ class Dataset:
             raise unknown("split", split, ("train", "test"))
         return self.train if split == "train" else self.test
 
+    def conditioning(self, split: str) -> "Conditioning | None":
+        """What is known of the examples of a split besides their values."""
+        return self.train_conditioning if split == "train" else self.test_conditioning
+
+    def examples(self, split: str) -> "Batch":
+        """A split, with what is known of each example.
+
+        Raises:
+            UserError: another name.
+        """
+        return examples(self.split(split), self.conditioning(split))
+
     def fingerprint(self, split: str) -> str:
-        """The first 16 hex digits of the SHA-256 of a split's shape and values.
+        """The first 16 hex digits of the SHA-256 of a split's shape and values, and of what else is known.
 
         The split is read in chunks at every call; nothing is hashed before somebody asks.
 
         Raises:
             UserError: an unknown split.
         """
-        return fingerprint(self.split(split))
+        return fingerprint(self.split(split), self.conditioning(split))
 
 
-def fingerprint(images: np.ndarray) -> str:
-    """The first 16 hex digits of the SHA-256 of shape and values, read in chunks."""
+def examples(x: np.ndarray, conditioning: "Conditioning | None") -> "Batch":
+    """Values, and what is known of each of them; None for nothing."""
+    from jvdm.core.records import Batch
+
+    values: Any = x
+    return Batch(values) if conditioning is None else Batch(values, conditioning)
+
+
+def fingerprint(images: np.ndarray, conditioning: "Conditioning | None" = None) -> str:
+    """The first 16 hex digits of the SHA-256 of shape, values (in chunks) and what else is known."""
     digest = hashlib.sha256(str(tuple(images.shape)).encode())
     for chunk in _chunks(images):
         digest.update(np.ascontiguousarray(chunk).data)
+    for name, array in () if conditioning is None else conditioning._asdict().items():
+        if array is not None:
+            digest.update(f"{name}{array.dtype}".encode() + np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()[:16]
 
 

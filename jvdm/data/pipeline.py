@@ -5,6 +5,7 @@ that straddle epochs. The order of an epoch is a function of (seed, epoch), so t
 found without reading those before it, and resuming needs nothing but the step.
 """
 
+import dataclasses
 import functools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -21,11 +22,26 @@ if TYPE_CHECKING:
 _ORDERS = 2**63
 
 
+@dataclasses.dataclass(frozen=True)
+class EvaluationBatch:
+    """A batch of one pass.
+
+    Attributes:
+        examples: x [b, *data_shape], and what is known of each.
+        index: int32 [b] positions in the split, 0 for padding.
+        mask: float32 [b], 1 for an image, 0 for padding.
+    """
+
+    examples: "Batch"
+    index: np.ndarray
+    mask: np.ndarray
+
+
 class TrainBatches:
     """Shuffled, augmented training batches with random access by step.
 
     Args:
-        images: uint8 [N, H, W, C], possibly a memory map.
+        examples: uint8 [N, H, W, C], possibly a memory map, or a `Batch` of them and what is known of each.
         batch_size: the global batch; it may exceed N.
         seed: of the order and the augmentation, from 0 to 2**63 - 1.
         augmentation: what is done to the images.
@@ -39,7 +55,7 @@ class TrainBatches:
 
     def __init__(
         self,
-        images: np.ndarray,
+        examples: "np.ndarray | Batch",
         *,
         batch_size: int,
         seed: int,
@@ -47,10 +63,13 @@ class TrainBatches:
         process_index: int = 0,
         process_count: int = 1,
     ):
+        from jvdm.core.records import as_batch  # here: it imports jax, which --help does not need
+
         if not 0 <= seed < 2**63:
             raise UserError(f"the data seed is {seed}; it must be from 0 to 2**63 - 1")
         self._local = _process_slice(batch_size, process_index, process_count)
-        self._images = images
+        self._examples = as_batch(examples)
+        self._shape = self._examples.x.shape
         self._batch_size = batch_size
         self._seed = seed
         self._augmentation = augmentation
@@ -58,7 +77,7 @@ class TrainBatches:
         # 0.1 s, once per epoch.
         self._order = functools.lru_cache(maxsize=2)(self._shuffled)
         # Refuse a shape before the first step, not in it.
-        augmentation.draw((0, *images.shape[1:]), np.random.default_rng(0))
+        augmentation.draw((0, *self._shape[1:]), np.random.default_rng(0))
 
     def __getitem__(self, step: int) -> "Batch":
         """The batch of a step.
@@ -67,28 +86,29 @@ class TrainBatches:
             step: from 0.
 
         Returns:
-            [b, *data_shape] of the data's dtype, b the batch size over the number of processes.
+            x [b, *data_shape] of the data's dtype, b the batch size over the number of processes.
         """
-        from jvdm.core.records import Batch, Conditioning  # here: it imports jax, which --help does not need
+        from jvdm.core.records import Batch, take
 
         if step < 0:
             raise IndexError(f"step {step} is negative")
         rng = np.random.Generator(_philox(self._seed, step))
-        draws = self._augmentation.draw((self._batch_size, *self._images.shape[1:]), rng)
-        x: Any = np.asarray(self._images[self.positions(step)[self._local]])
+        draws = self._augmentation.draw((self._batch_size, *self._shape[1:]), rng)
+        batch = take(self._examples, self.positions(step)[self._local])
         if draws is None:
-            return Batch(x)
+            return batch
         draws = draws.slice(self._local.start, self._local.stop)
         augmented: Any = draws.augmented
-        images: Any = apply(x, draws)
-        return Batch(images, Conditioning(augmented=augmented))
+        values: Any = batch.x
+        x: Any = apply(values, draws)
+        return Batch(x, batch.conditioning._replace(augmented=augmented))
 
     def positions(self, step: int) -> np.ndarray:
         """Which images the global batch of a step holds, int64 [batch_size]."""
         parts = []
         start, stop = step * self._batch_size, (step + 1) * self._batch_size
         while start < stop:
-            epoch, offset = divmod(start, len(self._images))
+            epoch, offset = divmod(start, self._shape[0])
             part = self._order(epoch)[offset : offset + stop - start]
             parts.append(part)
             start += len(part)
@@ -96,7 +116,7 @@ class TrainBatches:
 
     def _shuffled(self, epoch: int) -> np.ndarray:
         rng = np.random.Generator(_philox(self._seed, _ORDERS + epoch))
-        return rng.permutation(len(self._images))
+        return rng.permutation(self._shape[0])
 
 
 def num_evaluation_batches(num_images: int, batch_size: int) -> int:
@@ -105,43 +125,46 @@ def num_evaluation_batches(num_images: int, batch_size: int) -> int:
 
 
 def evaluation_batches(
-    images: np.ndarray, *, batch_size: int, start: int = 0, process_index: int = 0, process_count: int = 1
-) -> Iterator[dict[str, np.ndarray]]:
+    examples: "np.ndarray | Batch",
+    *,
+    batch_size: int,
+    start: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Iterator[EvaluationBatch]:
     """Every image exactly once, in order, in batches of one size.
 
     Global batch k holds the positions k * batch_size and following; each process yields its
     contiguous slice of it. Padding at the end repeats image 0 under mask 0.
 
     Args:
-        images: uint8 [N, H, W, C], possibly a memory map.
+        examples: as of `TrainBatches`.
         batch_size: the global batch.
         start: the first global batch to yield, to continue a pass.
         process_index: which slice of each batch this process takes.
         process_count: the number of slices, a divisor of the batch size.
 
     Returns:
-        An iterator of "images" uint8 [b, H, W, C], "index" int32 [b] (the position in the split, 0
-        for padding) and "mask" float32 [b] (1 for an image, 0 for padding).
+        An iterator of batches of b images.
 
     Raises:
         UserError: a batch size that does not divide.
     """
+    from jvdm.core.records import as_batch
+
     local = _process_slice(batch_size, process_index, process_count)
-    batches = range(start, num_evaluation_batches(len(images), batch_size))
-    return (
-        _evaluation_batch(images, k * batch_size + local.start, local.stop - local.start) for k in batches
-    )
+    whole = as_batch(examples)
+    batches = range(start, num_evaluation_batches(len(whole.x), batch_size))
+    return (_evaluation_batch(whole, k * batch_size + local.start, local.stop - local.start) for k in batches)
 
 
-def _evaluation_batch(images: np.ndarray, first: int, size: int) -> dict[str, np.ndarray]:
+def _evaluation_batch(examples: "Batch", first: int, size: int) -> EvaluationBatch:
+    from jvdm.core.records import take
+
     positions = np.arange(first, first + size)
-    real = positions < len(images)
+    real = positions < len(examples.x)
     positions = np.where(real, positions, 0)
-    return {
-        "images": np.asarray(images[positions]),
-        "index": positions.astype(np.int32),
-        "mask": real.astype(np.float32),
-    }
+    return EvaluationBatch(take(examples, positions), positions.astype(np.int32), real.astype(np.float32))
 
 
 def _process_slice(batch_size: int, process_index: int, process_count: int) -> slice:

@@ -2,13 +2,17 @@
 
 import dataclasses
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from jvdm.core.errors import UserError
 from jvdm.data import local
-from jvdm.data.dataset import check_images, fingerprint
+from jvdm.data.dataset import Dataset, check_images, examples, fingerprint
 from jvdm.data.sources import load, parse
+
+if TYPE_CHECKING:  # it imports jax, which --help does not need
+    from jvdm.core.records import Batch, Conditioning
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -20,18 +24,25 @@ class Subject:
         split: "train", "test", "all", or the first ones of a split, "test[:100]".
         images: uint8 [N, H, W, C].
         names: of the images, where they come from files.
+        conditioning: what else is known of each image, as of `Dataset`.
     """
 
     name: str
     version: str
     split: str
     images: np.ndarray
-    names: tuple[str, ...] | None
+    names: tuple[str, ...] | None = None
+    conditioning: "Conditioning | None" = None
 
     @property
     def fingerprint(self) -> str:
-        """The first 16 hex digits of the SHA-256 of the images' shape and values."""
-        return fingerprint(self.images)
+        """The first 16 hex digits of the SHA-256 of shape, values and what else is known."""
+        return fingerprint(self.images, self.conditioning)
+
+    @property
+    def examples(self) -> "Batch":
+        """The images, with what is known of each."""
+        return examples(self.images, self.conditioning)
 
     def first(self, num_images: int) -> "Subject":
         """The first ones, or all for 0."""
@@ -42,7 +53,27 @@ class Subject:
             split=f"{self.split}[:{num_images}]",
             images=self.images[:num_images],
             names=self.names and self.names[:num_images],
+            conditioning=self.conditioning and _first(self.conditioning, num_images),
         )
+
+
+def _first(conditioning: "Conditioning", num: int) -> "Conditioning":
+    return conditioning._make(a if a is None else a[:num] for a in conditioning)
+
+
+def of_dataset(dataset: Dataset, split: str) -> Subject:
+    """A split of a dataset.
+
+    Raises:
+        UserError: it has no such split.
+    """
+    return Subject(
+        name=dataset.name,
+        version=dataset.version,
+        split=split,
+        images=dataset.split(split),
+        conditioning=dataset.conditioning(split),
+    )
 
 
 def load_subject(source: str, split: str, *, num_levels: int, data_dir: str = "") -> Subject:
@@ -68,7 +99,6 @@ def load_subject(source: str, split: str, *, num_levels: int, data_dir: str = ""
             version="-",
             split=split if name == f"{split}_images" else "all",
             images=images,
-            names=None,
         )
     if kind == "folder":
         images, names, whole = local.read_folder_split(path, split)
@@ -80,10 +110,7 @@ def load_subject(source: str, split: str, *, num_levels: int, data_dir: str = ""
             images=images,
             names=names,
         )
-    dataset = load(source, num_levels=num_levels, data_dir=data_dir)
-    return Subject(
-        name=dataset.name, version=dataset.version, split=split, images=dataset.split(split), names=None
-    )
+    return of_dataset(load(source, num_levels=num_levels, data_dir=data_dir), split)
 
 
 def check_shape(subject: Subject, shape: tuple[int, ...]) -> None:

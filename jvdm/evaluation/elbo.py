@@ -17,13 +17,13 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jvdm.core.errors import UserError, unknown
-from jvdm.core.records import Batch, Coefficients
+from jvdm.core.records import Coefficients
 from jvdm.core.registry import Config
 from jvdm.core.shapes import mean_example
 from jvdm.diffusion import dequantization, schedules, score_bounds
 from jvdm.diffusion.divergence import TRACES
 from jvdm.evaluation import record
-from jvdm.evaluation.estimator import ESTIMATORS
+from jvdm.evaluation.estimator import ESTIMATORS, Examples
 from jvdm.evaluation.record import Provenance, Result
 from jvdm.evaluation.rows import Rows
 from jvdm.evaluation.slices import SlicePass
@@ -86,8 +86,8 @@ class _ScoreBound(abc.ABC):
         check_process(model.process, "is_markov", f"the estimator {self.name}")
         bound, scale = self._bound(model, self.config), model.units_per_nat
 
-        def one_draw(params, images, u, keys):
-            context, _ = model.encode_latent(params, Batch(images))
+        def one_draw(params, batch, u, keys):
+            context, _ = model.encode_latent(params, batch)
 
             def coefficients(t):
                 return model.at(params, t, context)
@@ -95,7 +95,7 @@ class _ScoreBound(abc.ABC):
             def eps_hat_at(t):
                 return lambda z: model.predict(params, z, t, context).eps
 
-            terms, log_q, at_t = bound(images, u, keys, coefficients, eps_hat_at, model.prior(params))
+            terms, log_q, at_t = bound(batch.x, u, keys, coefficients, eps_hat_at, model.prior(params))
             rows = {**terms._asdict(), "dequantization": log_q}
             return {name: scale * row for name, row in rows.items()}, mean_example(at_t.gamma)
 
@@ -116,9 +116,9 @@ class _ScoreBound(abc.ABC):
     def _bound(self, model: Model, config: Config) -> Callable[..., tuple[Any, jax.Array, Coefficients]]:
         """(images, u, keys, t -> coefficients, t -> eps_hat, prior) -> (terms, log q, coefficients at t)."""
 
-    def rows(self, params: Params, images: np.ndarray, key: jax.Array, *, first: int = 0) -> Iterator[Rows]:
+    def rows(self, params: Params, examples: Examples, key: jax.Array, *, first: int = 0) -> Iterator[Rows]:
         """As `VLB.rows`."""
-        return self._pass(params, images, key, first)
+        return self._pass(params, examples, key, first)
 
     def settings(self) -> dict[str, Any]:
         """The section of the config."""
@@ -176,7 +176,7 @@ class RandomSliceELBO(_ScoreBound):
         return (f"elbo_{probes}_probes" if probes else "elbo_exact") + prior
 
     def result(
-        self, rows: Rows, provenance: Provenance, *, params: Params, images: np.ndarray, key: jax.Array
+        self, rows: Rows, provenance: Provenance, *, params: Params, examples: Examples, key: jax.Array
     ) -> Result:
         """As `Estimator.result`; with a prior that is not normalised the number is not a bound."""
         of_model = self.config.prior == "model"
@@ -247,7 +247,7 @@ class ScoreFlowBound(_ScoreBound):
         return f"scoreflow_{self.config.epsilon:g}{times}"
 
     def result(
-        self, rows: Rows, provenance: Provenance, *, params: Params, images: np.ndarray, key: jax.Array
+        self, rows: Rows, provenance: Provenance, *, params: Params, examples: Examples, key: jax.Array
     ) -> Result:
         """As `Estimator.result`."""
         prior = self.model.process.prior_text

@@ -7,12 +7,15 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from jvdm.core.records import Batch
 from jvdm.core.registry import Config, Registry
 from jvdm.evaluation.record import Provenance, Result
 from jvdm.evaluation.rows import Rows
 from jvdm.model import Model
 
 Params = Any
+# [N, *data_shape], or a `Batch` of N images and what is known of each.
+Examples = Batch | np.ndarray
 
 
 class Estimator(Protocol):
@@ -54,8 +57,8 @@ class Estimator(Protocol):
         """
         ...
 
-    def rows(self, params: Params, images: np.ndarray, key: jax.Array, *, first: int = 0) -> Iterator[Rows]:
-        """Rows of images[first:], chunk by chunk, in order; image i draws from fold_in(key, i)."""
+    def rows(self, params: Params, examples: Examples, key: jax.Array, *, first: int = 0) -> Iterator[Rows]:
+        """Rows of the images from `first` on, in chunks; image i draws from fold_in(key, i)."""
         ...
 
     def settings(self) -> dict[str, Any]:
@@ -71,14 +74,14 @@ class Estimator(Protocol):
         ...
 
     def result(
-        self, rows: Rows, provenance: Provenance, *, params: Params, images: np.ndarray, key: jax.Array
+        self, rows: Rows, provenance: Provenance, *, params: Params, examples: Examples, key: jax.Array
     ) -> Result:
         """The record.
 
         Args:
             rows: of all images.
             provenance: where they come from.
-            params, images, key: as of `rows`, from which they were computed.
+            params, examples, key: as of `rows`, from which they were computed.
         """
         ...
 

@@ -23,7 +23,7 @@ from jvdm.core import sharding
 from jvdm.core.errors import UserError
 from jvdm.core.keys import fold_in_each
 from jvdm.core.precision import full_precision
-from jvdm.core.records import Batch
+from jvdm.core.records import as_batch, take
 from jvdm.core.registry import Config
 from jvdm.diffusion import likelihood
 from jvdm.diffusion.dequantization import DEQUANTIZATIONS
@@ -31,7 +31,7 @@ from jvdm.diffusion.divergence import TRACES
 from jvdm.diffusion.paths import invert_increasing
 from jvdm.diffusion.solvers import SOLVERS
 from jvdm.evaluation import record
-from jvdm.evaluation.estimator import ESTIMATORS
+from jvdm.evaluation.estimator import ESTIMATORS, Examples
 from jvdm.evaluation.passes import Batches
 from jvdm.evaluation.record import ODESettings, Provenance, Result, SolverError
 from jvdm.evaluation.rows import Rows
@@ -152,7 +152,7 @@ class ODE:
         return self.model.latent
 
     def _compile(self, solver: Any) -> Any:
-        """(params, root key, images, their indices, draw, sample) -> Sample."""
+        """(params, root key, batch, indices of its images, draw, sample) -> Sample."""
         model, dequantization, trace = self.model, self.dequantization, self.trace
         share_probes, num_samples = self._share_probes, self._samples
 
@@ -165,7 +165,7 @@ class ODE:
             t = invert_increasing(lambda t: model.gamma(params, t), gamma, jnp.zeros(()), jnp.ones(()))
             return jnp.where(gamma > gamma_0, t, 0.0)
 
-        def sample(params, root_key, images, index, draw, k):
+        def sample(params, root_key, batch, index, draw, k):
             keys = fold_in_each(root_key, index)
             k_noise, k_probe = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
 
@@ -174,15 +174,15 @@ class ODE:
 
             latent_keys = jax.vmap(lambda key: jax.random.fold_in(folded(key), 7))(k_noise)
             noise = None if model.latent is None else jax.vmap(model.latent.draw)(latent_keys)
-            context, cost = model.encode_latent(params, Batch(images), noise)
+            context, cost = model.encode_latent(params, batch, noise)
             start = start_of(params)
             at = model.at(params, start[None], context)
             at_one = jax.tree.map(lambda a: a[0], at)
             levels = model.num_levels
             noise = jax.vmap(
                 lambda key, x: dequantization.draw(folded(key), x, at_one, levels, model.data_map)
-            )(k_noise, images)
-            dequantized = dequantization(images, noise, at, levels, model.data_map)
+            )(k_noise, batch.x)
+            dequantized = dequantization(batch.x, noise, at, levels, model.data_map)
             prior = model.prior(params)
 
             field = likelihood.batched_field(model.ode_drift, trace)
@@ -221,30 +221,30 @@ class ODE:
             out_shardings=everywhere,
         )
 
-    def rows(self, params: Params, images: np.ndarray, key: jax.Array, *, first: int = 0) -> Iterator[Rows]:
-        """The terms of images[first:], chunk by chunk, in order.
+    def rows(self, params: Params, examples: Examples, key: jax.Array, *, first: int = 0) -> Iterator[Rows]:
+        """The terms of the images from `first` on, chunk by chunk, in order.
 
         Args:
             params: the model's.
-            images: uint8 [N, h, w, c].
+            examples: N images, and what is known of each.
             key: the root from which image i's key is folded.
             first: the images before it are left out.
 
         Raises:
             UserError: the solver did not reach the end time for an image.
         """
-        for batch_images, index, real in self._batches(images, first):
-            samples = self._solve(self._sample, params, key, batch_images, index, self._draws, self._samples)
+        for batch, index, real in self._batches(examples, first):
+            samples = self._solve(self._sample, params, key, batch, index, self._draws, self._samples)
             samples = jax.tree.map(lambda a, real=real: a[:real], samples)
             self._check(samples, first)
             yield self._combine(samples)
             first += real
 
-    def _solve(self, sample, params, key, images, index, draws, num_samples) -> Sample:
+    def _solve(self, sample, params, key, batch, index, draws, num_samples) -> Sample:
         """Samples with two more axes after the images': [b, n, K, ...]."""
         with full_precision():
             parts = [
-                sample(params, key, images, index, draw, k)
+                sample(params, key, batch, index, draw, k)
                 for draw in range(draws)
                 for k in range(num_samples)
             ]
@@ -290,29 +290,28 @@ class ODE:
             )
 
     def solver_error(
-        self, params: Params, images: np.ndarray, key: jax.Array, *, num_images: int
+        self, params: Params, examples: Examples, key: jax.Array, *, num_images: int
     ) -> SolverError:
         """The error of the solver on a random subset, of the first sample of the first draw.
 
         Args:
-            params, images, key: as of `rows`.
+            params, examples, key: as of `rows`.
             num_images: of the subset, at most all.
 
         Raises:
             UserError: the refined solver did not reach the end time.
         """
-        num_images = min(num_images, len(images))
-        chosen = np.sort(np.random.default_rng(0).permutation(len(images))[:num_images])
+        whole = as_batch(examples)
+        num_images = min(num_images, len(whole.x))
+        chosen = np.sort(np.random.default_rng(0).permutation(len(whole.x))[:num_images])
         finer = self.solver.finer()
         fine = self._compile(finer)
         differences = []
         # No larger than the subset: padding would be solved too.
         batches = Batches(self.mesh, min(self._batch_size, num_images), "config.eval.ode.batch_size")
         # The subset's images keep the keys of their places in the whole.
-        for batch_images, index, real in batches(images[chosen], index=chosen.astype(np.int32)):
-            pair = [
-                self._solve(solve, params, key, batch_images, index, 1, 1) for solve in (self._sample, fine)
-            ]
+        for batch, index, real in batches(take(whole, chosen), index=chosen.astype(np.int32)):
+            pair = [self._solve(solve, params, key, batch, index, 1, 1) for solve in (self._sample, fine)]
             if not all(samples.ok[:real].all() for samples in pair):
                 raise UserError(
                     f"the refined ODE solver ({finer.text()}), which gives the error, did not reach the end "
@@ -359,7 +358,7 @@ class ODE:
         return f"ode_{dequantization['name']}_K{self._samples}_{solver['method']}_{steps}{more}"
 
     def result(
-        self, rows: Rows, provenance: Provenance, *, params: Params, images: np.ndarray, key: jax.Array
+        self, rows: Rows, provenance: Provenance, *, params: Params, examples: Examples, key: jax.Array
     ) -> Result:
         """As `Estimator.result`, with the error of the solver if the config asks for it.
 
@@ -368,7 +367,7 @@ class ODE:
         """
         error, check_images = None, self.config.check_images
         if check_images:
-            error = self.solver_error(params, images, key, num_images=check_images)
+            error = self.solver_error(params, examples, key, num_images=check_images)
         return record.result(
             self,
             rows,

@@ -21,8 +21,9 @@ from jax.sharding import Mesh
 from jvdm.core import preemption, processes, sharding
 from jvdm.core.errors import UserError
 from jvdm.core.files import read_arrays, write_atomically
+from jvdm.core.records import Batch, as_batch, take
 from jvdm.data import evaluation_batches
-from jvdm.evaluation.estimator import Estimator
+from jvdm.evaluation.estimator import Estimator, Examples
 from jvdm.evaluation.rows import Rows, bits_per_dim
 
 log = logging.getLogger("jvdm")
@@ -47,25 +48,26 @@ class Batches:
         self._by_example = sharding.split(mesh)
 
     def __call__(
-        self, images: np.ndarray, first: int = 0, *, index: np.ndarray | None = None
-    ) -> Iterator[tuple[jax.Array, jax.Array, int]]:
-        """(images, index of each, how many of them are not padding) of images[first:].
+        self, examples: Examples, first: int = 0, *, index: np.ndarray | None = None
+    ) -> Iterator[tuple[Batch, jax.Array, int]]:
+        """(batch, index of each image, how many of them are not padding) of the images from `first` on.
 
         Args:
-            images: uint8 [N, h, w, c].
+            examples: N images, [N, *data_shape] or a `Batch` of them and what is known of each.
             first: the images before it are left out.
             index: [N] by which an image's key is folded; its position by default.
         """
-        index = np.arange(len(images), dtype=np.int32) if index is None else index
+        whole = as_batch(examples)
+        index = np.arange(len(whole.x), dtype=np.int32) if index is None else index
         source = evaluation_batches(
-            images[first:],
+            take(whole, slice(first, None)),
             batch_size=self._batch_size,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
         )
-        remaining = len(images) - first
+        remaining = len(whole.x) - first
         for batch in source:
-            host = batch["images"], index[batch["index"] + first]
+            host = batch.examples, index[batch.index + first]
             # Padding is at the end of the last batch.
             yield *sharding.to_devices(host, self._by_example), min(self._batch_size, remaining)
             remaining -= self._batch_size
@@ -123,7 +125,7 @@ class Store:
 def run(
     estimator: Estimator,
     params: Params,
-    images: np.ndarray,
+    examples: Examples,
     key: jax.Array,
     *,
     quantity: str = "bpd",
@@ -135,7 +137,7 @@ def run(
     Args:
         estimator: what is computed.
         params: the model's.
-        images: uint8 [N, h, w, c].
+        examples: N images, as of `Batches`.
         key: the root from which image i's key is folded.
         quantity: what the bound is called in progress.
         on_chunk: called after every chunk with the images done and the running means: the bound, its standard
@@ -146,12 +148,13 @@ def run(
         UserError: the bound of an image is not finite, or a chunk cannot be written.
         Preempted: the process was asked to stop.
     """
+    num_images = len(as_batch(examples).x)
     chunks = store.load() if store else []
     done = sum(len(chunk[estimator.terms[0]]) for chunk in chunks)
     if done:
-        log.info("continuing after image %d of %d", done, len(images))
+        log.info("continuing after image %d of %d", done, num_images)
     means = [bits_per_dim(chunk, estimator.terms).mean(axis=1) for chunk in chunks]
-    for chunk in estimator.rows(params, images, key, first=done):
+    for chunk in estimator.rows(params, examples, key, first=done):
         image_bpd = bits_per_dim(chunk, estimator.terms).mean(axis=1)
         bad = np.flatnonzero(~np.isfinite(image_bpd))
         if bad.size:
@@ -164,7 +167,7 @@ def run(
         chunks.append(chunk)
         means.append(image_bpd)
         done += len(image_bpd)
-        if done < len(images):
+        if done < num_images:
             preemption.check()
         if on_chunk is not None:
             on_chunk(done, _shown(estimator, quantity, chunks, np.concatenate(means)))

@@ -14,10 +14,11 @@ from jvdm.core import preemption, sharding
 from jvdm.core.errors import UserError, unknown
 from jvdm.core.keys import fold_in_each
 from jvdm.core.precision import full_precision
-from jvdm.core.records import Batch
+from jvdm.core.records import Batch, as_batch, take
 from jvdm.core.registry import Config
 from jvdm.data.local import read_npz_array
 from jvdm.diffusion import samplers, transforms
+from jvdm.evaluation.estimator import Examples
 from jvdm.evaluation.passes import Store
 from jvdm.model import Model
 from jvdm.model.checks import check_process
@@ -201,7 +202,7 @@ class Sampling:
 
 
 def given_latents(
-    choice: str, model: Model, params: Params, images: Callable[[], np.ndarray], key: jax.Array
+    choice: str, model: Model, params: Params, examples: Callable[[], Examples], key: jax.Array
 ) -> np.ndarray | None:
     """The latents that `config.sample.latents` selects.
 
@@ -210,7 +211,7 @@ def given_latents(
             [L, m].
         model: of the samples.
         params: its parameters.
-        images: called for the images of the posterior.
+        examples: called for the images of the posterior.
         key: the root, from which image i's key is folded.
 
     Returns:
@@ -226,7 +227,7 @@ def given_latents(
             f"config.sample.latents={choice} is for a model with a latent: this one has none; choose prior"
         )
     if choice == "posterior":
-        return _posterior(model, params, images(), key)
+        return _posterior(model, params, as_batch(examples()), key)
     name, array = read_npz_array(choice, "config.sample.latents")
     numeric = np.issubdtype(array.dtype, np.number)
     if array.ndim != 2 or not len(array) or array.shape[1] != model.latent.size or not numeric:
@@ -239,22 +240,23 @@ def given_latents(
     return array.astype(np.float32)
 
 
-def _posterior(model: Model, params: Params, images: np.ndarray, key: jax.Array) -> np.ndarray:
+def _posterior(model: Model, params: Params, examples: Batch, key: jax.Array) -> np.ndarray:
     """A sample of q(c | x) for each image, [N, m]."""
 
     @jax.jit
-    def encode(params, images, index):
+    def encode(params, batch, index):
         keys = fold_in_each(key, index)
         noise = jax.vmap(model.latent.draw)(keys)
-        return model.encode_latent(params, Batch(images), noise)[0].latent
+        return model.encode_latent(params, batch, noise)[0].latent
 
-    size, parts = min(256, len(images)), []
-    for start in range(0, len(images), size):
+    num_images = len(examples.x)
+    size, parts = min(256, num_images), []
+    for start in range(0, num_images, size):
         # The last batch goes back, so that there is one compilation.
-        first = min(start, len(images) - size)
+        first = min(start, num_images - size)
         index = np.arange(first, first + size)
         with full_precision():
-            parts.append(jax.device_get(encode(params, images[index], index))[start - first :])
+            parts.append(jax.device_get(encode(params, take(examples, index), index))[start - first :])
     return np.concatenate(parts)
 
 

@@ -14,20 +14,21 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 
 from jvdm.core import sharding
 from jvdm.core.errors import UserError
 from jvdm.core.keys import fold_in_each
 from jvdm.core.precision import full_precision
+from jvdm.core.records import Batch
 from jvdm.diffusion.times import jittered
+from jvdm.evaluation.estimator import Examples
 from jvdm.evaluation.passes import Batches
 from jvdm.evaluation.rows import Rows
 
 Params = Any
-# (params, images, u [b], keys [b]) -> (terms [b] by name, gamma at the times [b])
-OneDraw = Callable[[Params, jax.Array, jax.Array, jax.Array], tuple[dict[str, jax.Array], jax.Array]]
+# (params, batch, u [b], keys [b]) -> (terms [b] by name, gamma at the times [b])
+OneDraw = Callable[[Params, Batch, jax.Array, jax.Array], tuple[dict[str, jax.Array], jax.Array]]
 
 
 class SlicePass:
@@ -48,14 +49,14 @@ class SlicePass:
             raise UserError(f"{draws} draws per image are asked for: give 1 or more")
         self._batches = Batches(mesh, batch_size, "config.eval.batch_size")
 
-        def evaluate(params, root_key, images, index):
+        def evaluate(params, root_key, batch, index):
             image_keys = fold_in_each(root_key, index)
             k_time, k_noise = jnp.moveaxis(jax.vmap(jax.random.split)(image_keys), 1, 0)
             u = jax.vmap(lambda key: jittered(key, draws))(k_time)
 
             def draw(j):
                 keys = fold_in_each(k_noise, j)
-                return one_draw(params, images, u[:, j], keys)
+                return one_draw(params, batch, u[:, j], keys)
 
             terms, gamma = jax.lax.map(draw, jnp.arange(draws))
             return {name: term.T for name, term in {**terms, "gamma": gamma}.items()}
@@ -67,9 +68,9 @@ class SlicePass:
             out_shardings=everywhere,
         )
 
-    def __call__(self, params: Params, images: np.ndarray, key: jax.Array, first: int) -> Iterator[Rows]:
-        """The terms of images[first:] and `gamma`, all [N, n], chunk by chunk (`Estimator.rows`)."""
-        for batch_images, index, real in self._batches(images, first):
+    def __call__(self, params: Params, examples: Examples, key: jax.Array, first: int) -> Iterator[Rows]:
+        """The terms and `gamma`, all [N, n], chunk by chunk, as `Estimator.rows`."""
+        for batch, index, real in self._batches(examples, first):
             with full_precision():
-                rows = jax.device_get(self._evaluate(params, key, batch_images, index))
+                rows = jax.device_get(self._evaluate(params, key, batch, index))
             yield {name: row[:real] for name, row in rows.items()}

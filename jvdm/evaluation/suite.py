@@ -118,20 +118,20 @@ def evaluate(
     origin = provenance(config, trained, subject)
     built = build(config, trained.model, mesh) if built is None else built
     key = root_key(config.seed, "eval")
-    params, images = trained.params, subject.images
+    params, examples = trained.params, subject.examples
     for estimator in built:
         kind = estimator.file_name() + ("_standard_prior" if config.model.prior == "standard" else "")
-        name = f"{kind}_step{trained.step}_{len(images)}x{estimator.draws}_seed{config.seed}"
+        name = f"{kind}_step{trained.step}_{len(subject.images)}x{estimator.draws}_seed{config.seed}"
         store = passes.Store(folder / f"{name}.partial", _depends_on(config, origin, estimator))
         with (
-            Progress(len(images), label=estimator.name, unit="image")
+            Progress(len(subject.images), label=estimator.name, unit="image")
             if show_progress and processes.is_main()
             else contextlib.nullcontext()
         ) as progress:
             rows = passes.run(
                 estimator,
                 params,
-                images,
+                examples,
                 key,
                 quantity="bpd" if trained.model.num_levels else "nats",
                 on_chunk=lambda done, values, progress=progress: (
@@ -139,7 +139,7 @@ def evaluate(
                 ),
                 store=store,
             )
-        result = estimator.result(rows, origin, params=params, images=images, key=key)
+        result = estimator.result(rows, origin, params=params, examples=examples, key=key)
         yield Evaluation(result, name, estimator, rows, store)
 
 

@@ -5,16 +5,14 @@ from collections.abc import Iterator
 from typing import Any, ClassVar, Self
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 
 from jvdm.core.errors import UserError
-from jvdm.core.records import Batch
 from jvdm.core.registry import Config
 from jvdm.core.shapes import mean_example
 from jvdm.diffusion.times import TIME_DENSITIES, UniformDensity
 from jvdm.evaluation import record
-from jvdm.evaluation.estimator import ESTIMATORS
+from jvdm.evaluation.estimator import ESTIMATORS, Examples
 from jvdm.evaluation.record import Provenance, Result
 from jvdm.evaluation.rows import Rows
 from jvdm.evaluation.slices import SlicePass
@@ -80,8 +78,7 @@ class VLB:
             check_process(model.process, "step_loss", f"config.eval.timesteps={model.timesteps}")
         scale = model.units_per_nat
 
-        def one_draw(params, images, u, keys):
-            batch = Batch(images)
+        def one_draw(params, batch, u, keys):
             drawn = model.draw(keys, u)
             context, cost = known = model.encode_latent(params, batch, drawn.latent)
             at = model.time_gamma(params, model.times(drawn.u).t, context)
@@ -107,16 +104,16 @@ class VLB:
         """The model's, or None."""
         return self.model.latent
 
-    def rows(self, params: Params, images: np.ndarray, key: jax.Array, *, first: int = 0) -> Iterator[Rows]:
-        """The terms of images[first:], chunk by chunk, in order.
+    def rows(self, params: Params, examples: Examples, key: jax.Array, *, first: int = 0) -> Iterator[Rows]:
+        """The terms of the images from `first` on, chunk by chunk, in order.
 
         Args:
             params: the model's.
-            images: uint8 [N, h, w, c].
+            examples: N images, and what is known of each.
             key: the root from which image i's key is folded.
             first: the images before it are left out.
         """
-        return self._pass(params, images, key, first)
+        return self._pass(params, examples, key, first)
 
     def settings(self) -> dict[str, Any]:
         """T, and the density of the times in continuous time."""
@@ -133,7 +130,7 @@ class VLB:
         return f"vlb_T{self.model.timesteps}" if self.model.timesteps else "vlb_continuous"
 
     def result(
-        self, rows: Rows, provenance: Provenance, *, params: Params, images: np.ndarray, key: jax.Array
+        self, rows: Rows, provenance: Provenance, *, params: Params, examples: Examples, key: jax.Array
     ) -> Result:
         """As `Estimator.result`."""
         prior = self.model.process.prior_text

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jvdm.core.keys import fold_in_each, root_key
-from jvdm.core.records import Batch
+from jvdm.core.records import Batch, take
 from jvdm.core.shapes import expand
 from jvdm.model import Model
 from jvdm.reporting import images as image_lib
@@ -20,13 +20,13 @@ NUM_TIMES = 101
 NUM_LATENTS = 4
 
 
-def plot_schedule(model: Model, params: Any, images: np.ndarray, workdir: Workdir) -> list[pathlib.Path]:
+def plot_schedule(model: Model, params: Any, examples: Batch, workdir: Workdir) -> list[pathlib.Path]:
     """Plots gamma(t) as `plots/schedule.png`; per-pixel schedules also as `plots/pixel_schedules.png`.
 
     Args:
         model: of any kind.
         params: its parameters.
-        images: [N, h, w, c]; the second picture shows the schedules for the latents of the first few.
+        examples: N images; the second picture shows the schedules for the latents of the first few.
         workdir: the pictures are written there.
 
     Returns:
@@ -42,36 +42,37 @@ def plot_schedule(model: Model, params: Any, images: np.ndarray, workdir: Workdi
         gamma, dgamma_dt = (np.ravel(a) for a in at)
         plots.schedule(t, gamma, picture, dgamma_dt=dgamma_dt)
         return [picture]
-    shown = np.asarray(images[:NUM_LATENTS])
+    shown = take(examples, slice(NUM_LATENTS))
     gamma = pixel_gammas(model, params, shown, t)
     # The derivative of a mean over pixels and latents, by finite differences.
     plots.schedule(t, gamma.mean(axis=(0, 2, 3, 4)), picture)
     pixels = workdir.plots / "pixel_schedules.png"
-    pictures = [image_lib.grid(x[None], num_levels=model.num_levels, pad=0) for x in shown]
+    pictures = [image_lib.grid(x[None], num_levels=model.num_levels, pad=0) for x in np.asarray(shown.x)]
     pixel_plots.pixel_schedules(t, gamma, pictures, pixels)
     return [picture, pixels]
 
 
-def pixel_gammas(model: Model, params: Any, images: np.ndarray, t: np.ndarray) -> np.ndarray:
+def pixel_gammas(model: Model, params: Any, examples: Batch, t: np.ndarray) -> np.ndarray:
     """The gamma of every pixel, for one sample of each image's latent.
 
     Args:
         model: one with a per-pixel schedule.
         params: its parameters.
-        images: [N, h, w, c].
+        examples: N images.
         t: [T] times.
 
     Returns:
         [N, T, h, w, c].
     """
-    keys = fold_in_each(root_key(0, "plot"), jnp.arange(len(images)))
+    num_images = len(examples.x)
+    keys = fold_in_each(root_key(0, "plot"), jnp.arange(num_images))
     noise = jax.vmap(model.latent.draw)(keys)
 
     @jax.jit
-    def gammas(params, images, noise):
-        context, _ = model.encode_latent(params, Batch(images), noise)
-        times = jnp.broadcast_to(jnp.asarray(t)[:, None], (len(t), len(images)))
+    def gammas(params, batch, noise):
+        context, _ = model.encode_latent(params, batch, noise)
+        times = jnp.broadcast_to(jnp.asarray(t)[:, None], (len(t), num_images))
         times = expand(times, len(model.data_shape))
         return model.gamma(params, times, context)
 
-    return np.moveaxis(jax.device_get(gammas(params, jnp.asarray(images), noise)), 0, 1)
+    return np.moveaxis(jax.device_get(gammas(params, examples, noise)), 0, 1)

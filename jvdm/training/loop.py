@@ -21,7 +21,7 @@ from jvdm.core import preemption, processes, sharding
 from jvdm.core.errors import UserError
 from jvdm.core.keys import root_key
 from jvdm.core.progress import Progress
-from jvdm.core.records import Batch
+from jvdm.core.records import Batch, take
 from jvdm.core.registry import Config
 from jvdm.evaluation import passes, suite
 from jvdm.evaluation.sampling import Sampling
@@ -92,7 +92,7 @@ class Trainer:
         )
         self.model = model_lib.build(config, self.dataset.data_shape, self.dataset.num_levels)
         self.batches = data.TrainBatches(
-            self.dataset.train,
+            self.dataset.examples("train"),
             batch_size=batch_size,
             seed=config.seed,
             augmentation=data.AUGMENTATIONS.build(config.augmentation),
@@ -100,7 +100,7 @@ class Trainer:
             process_count=jax.process_count(),
         )
         num_test = config.training.eval_images or len(self.dataset.test)
-        self.test_images = self.dataset.test[:num_test]
+        self.test_examples = take(self.dataset.examples("test"), slice(num_test))
         self.estimator = suite.during_training(config, self.model, self.mesh)
         self.sampling = Sampling(
             for_evaluation(self.model),
@@ -339,7 +339,7 @@ class Trainer:
     def _evaluate(self) -> float:
         """The bound of the averaged weights on (the first images of) the test split, in the model's units."""
         averages = sharding.gather(self.state.ema_params, self.mesh)
-        rows = passes.run(self.estimator, averages, self.test_images, self.eval_key)
+        rows = passes.run(self.estimator, averages, self.test_examples, self.eval_key)
         means = {name: float(rows[name].mean(dtype=np.float64)) for name in self.estimator.terms}
         total = math.fsum(means.values())
         name = "bpd" if self.model.num_levels else "nats"
@@ -360,7 +360,7 @@ class Trainer:
 
     def _plot(self, averages: Any) -> None:
         plots.training_curves(read_metrics(self.workdir.metrics), self.workdir.plots / "training.png")
-        inspection.plot_schedule(self.model, averages, self.test_images, self.workdir)
+        inspection.plot_schedule(self.model, averages, self.test_examples, self.workdir)
 
 
 def init_from(path: str, state: TrainState) -> TrainState:

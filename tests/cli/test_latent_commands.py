@@ -10,6 +10,7 @@ from helpers import tiny, tiny_latents
 
 from jvdm import data
 from jvdm.cli import commands
+from jvdm.core.records import Batch
 from jvdm.diffusion.solvers import SOLVERS
 from jvdm.reporting import inspection
 from jvdm.reporting.report import write_report
@@ -87,7 +88,7 @@ def test_gamma_of_every_pixel(workdir):
     model = tiny.model(config())
     params = tiny.perturbed(jax.jit(model.init)(jax.random.key(0)), scale=0.5)
     images = data.load("digits", num_levels=0, data_dir="").test[:3]
-    gamma = inspection.pixel_gammas(model, params, images, np.array([0.0, 0.5, 1.0], np.float32))
+    gamma = inspection.pixel_gammas(model, params, Batch(images), np.array([0.0, 0.5, 1.0], np.float32))
     assert gamma.shape == (3, 3, *tiny.SHAPE)
     np.testing.assert_allclose(gamma[:, 0], -7.0, atol=1e-5)
     np.testing.assert_allclose(gamma[:, 2], 5.0, atol=1e-5)

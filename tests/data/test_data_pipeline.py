@@ -101,8 +101,8 @@ def test_batch_types_and_memory_maps(tmp_path):
         assert (told is None) == (augmentation != "vdm") and (told is None or told.dtype == np.float32)
         np.testing.assert_array_equal(batch.x, batches(images, 4, augmentation=augmentation)[0].x)
     first = next(evaluation_batches(mapped, batch_size=4))
-    assert type(first["images"]) is np.ndarray
-    np.testing.assert_array_equal(first["images"], images[:4])
+    assert type(first.examples.x) is np.ndarray
+    np.testing.assert_array_equal(first.examples.x, images[:4])
 
 
 def test_training_refuses_what_it_cannot_do():
@@ -131,15 +131,15 @@ def test_evaluation_sees_every_image_once(count, batch_size, process_count):
     index, real, values = [], [], []
     for group in zip(*passes, strict=True):  # global batches, put together from the processes
         for batch in group:
-            assert batch["images"].shape == (size, 4, 4, 3)
-            assert (batch["images"].dtype, batch["index"].dtype, batch["mask"].dtype) == (
+            assert batch.examples.x.shape == (size, 4, 4, 3)
+            assert (batch.examples.x.dtype, batch.index.dtype, batch.mask.dtype) == (
                 np.uint8,
                 np.int32,
                 np.float32,
             )
-            index.append(batch["index"])
-            real.append(batch["mask"])
-            values.append(batch["images"])
+            index.append(batch.index)
+            real.append(batch.mask)
+            values.append(batch.examples.x)
     index, real, values = map(np.concatenate, (index, real, values))
     np.testing.assert_array_equal(index[:count], np.arange(count))
     np.testing.assert_array_equal(real, np.arange(len(real)) < count)
@@ -155,8 +155,9 @@ def test_evaluation_continues_at_a_batch(start):
     rest = list(evaluation_batches(images, batch_size=4, start=start))
     assert len(rest) == max(0, len(whole) - start)
     for one, other in zip(whole[start:], rest, strict=True):
-        for key in one:
-            np.testing.assert_array_equal(one[key], other[key])
+        for name in ("index", "mask"):
+            np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+        np.testing.assert_array_equal(one.examples.x, other.examples.x)
 
 
 def test_evaluation_refuses_a_batch_that_does_not_divide():

@@ -179,7 +179,7 @@ def test_what_training_watches():
 
 
 def record_of(one, rows, provenance):
-    return one.result(rows, provenance, params=EMPTY, images=images("gaussian", N), key=jax.random.key(7))
+    return one.result(rows, provenance, params=EMPTY, examples=images("gaussian", N), key=jax.random.key(7))
 
 
 def test_record(whole):

@@ -15,6 +15,7 @@ from helpers.tiny_latents import K, M, batch, draws_of, setting
 
 from jvdm.core import formats
 from jvdm.core.errors import UserError
+from jvdm.core.records import Batch
 from jvdm.diffusion import transforms
 from jvdm.diffusion.latents import LATENTS
 from jvdm.diffusion.solvers import SOLVERS
@@ -92,7 +93,7 @@ def test_several_samples_are_charged_one_by_one():
     model, params = setting("k_subset")
     images = jnp.asarray(tiny.images(N))
     samples = estimator._solve(
-        estimator._sample, params, jax.random.key(7), images, jnp.arange(N, dtype=jnp.int32), 1, 2
+        estimator._sample, params, jax.random.key(7), Batch(images), jnp.arange(N, dtype=jnp.int32), 1, 2
     )
     f = transforms.encode(images, tiny.LEVELS)
     logits = jax.jit(model.encoder.apply)({"params": params["encoder"]}, f, jnp.zeros(N))
@@ -217,7 +218,7 @@ def test_a_record_of_the_surrogate(tmp_path):
 def test_the_record_of_an_ode(num_samples, charge):
     estimator, made = ode("k_subset", num_samples=num_samples)
     estimator.config.check_images = 0
-    given = {"params": {}, "images": tiny.images(1), "key": jax.random.key(0)}
+    given = {"params": {}, "examples": tiny.images(1), "key": jax.random.key(0)}
     result = estimator.result(made, tiny.provenance(), **given)
     assert result.latent_charge == charge
     assert sum(term.mean for term in result.terms.values()) == pytest.approx(result.value)

@@ -11,6 +11,7 @@ from helpers import known, oracles, tiny
 from helpers.compose import with_process
 
 from jvdm.core.errors import UserError
+from jvdm.core.records import Batch
 from jvdm.diffusion.dequantization import DEQUANTIZATIONS
 from jvdm.diffusion.divergence import TRACES
 from jvdm.diffusion.schedules import LinearBeta
@@ -105,7 +106,7 @@ def test_shared_probes(setting):
         estimator = ODE(model, tiny.mesh(), section(share_probes=share, **options))
         images = jnp.asarray(tiny.images(N))
         raw[share] = estimator._solve(
-            estimator._sample, params, jax.random.key(7), images, jnp.arange(N), 1, 2
+            estimator._sample, params, jax.random.key(7), Batch(images), jnp.arange(N), 1, 2
         )
     np.testing.assert_allclose(raw[True].prior, raw[False].prior, rtol=1e-5)
     np.testing.assert_allclose(raw[True].trace[:, :, 0], raw[False].trace[:, :, 0], rtol=1, atol=100)
@@ -264,7 +265,7 @@ def test_a_pass_goes_on_where_it_was_stopped(setting, tmp_path):
 def test_record(whole, setting):
     solver = SOLVERS.spec("adaptive", tolerance=1e-3, max_steps=100)
     estimator = ODE(setting[0], tiny.mesh(), section(solver=solver, check_images=0))
-    given = {"params": setting[1], "images": tiny.images(N), "key": jax.random.key(7)}
+    given = {"params": setting[1], "examples": tiny.images(N), "key": jax.random.key(7)}
     result = estimator.result(whole, tiny.provenance(step=3), **given)
     assert estimator.file_name() == "ode_truncated_normal_K1_dopri5_0.001"
     assert result.description == "ODE, truncated normal, K = 1"

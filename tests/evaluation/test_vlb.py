@@ -133,7 +133,7 @@ def test_record(tmp_path):
     rows = {"reconstruction": one, "prior": 0 * one, "diffusion": one, "gamma": gamma}
     c = tiny.config()
     estimator = VLB.from_config(c, tiny.model(c), tiny.mesh())
-    given = {"params": {}, "images": tiny.images(2), "key": jax.random.key(0)}
+    given = {"params": {}, "examples": tiny.images(2), "key": jax.random.key(0)}
     result = estimator.result(rows, tiny.provenance(step=5), **given)
     assert result.value == pytest.approx(6.0)
     assert result.standard_error == pytest.approx(np.std([4.0, 8.0], ddof=1) / np.sqrt(2))
