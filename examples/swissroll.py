@@ -111,7 +111,7 @@ def log_density(params, x):
             solver=solver,
         )
         # The density of x: alpha x is x at another scale.
-        return found.prior + found.trace[0] + x.size * jnp.log(alpha[0, 0, 0])
+        return found.prior + found.trace[0] + x.size * jnp.log(alpha[0])
 
     return jax.vmap(one)(x)
 
@@ -129,7 +129,7 @@ print(f"the model is {(truth - ours).mean():.4f} ± {error:.4f} nats below the t
 # %%
 side, extent = 60, 1.8
 axis = (np.arange(side) + 0.5) / side * 2 * extent - extent
-grid = np.stack(np.meshgrid(axis, axis), axis=-1).reshape(-1, 1, 1, 2).astype(np.float32)
+grid = np.stack(np.meshgrid(axis, axis), axis=-1).reshape(-1, 2).astype(np.float32)
 densities = {
     "model": np.asarray(log_density(params, jnp.asarray(grid))),
     "truth": swissroll.log_density(grid),
@@ -137,9 +137,7 @@ densities = {
 plane.densities({k: v.reshape(side, side) for k, v in densities.items()}, extent, "swissroll_density.png")
 
 paths = {
-    f"λ = {lam:g}": sampling.trajectories(
-        model, params, jax.random.key(2), lam=lam, num_steps=500, every=5
-    ).reshape(101, -1, 2)
+    f"λ = {lam:g}": sampling.trajectories(model, params, jax.random.key(2), lam=lam, num_steps=500, every=5)
     for lam in (0.0, 1.0)
 }
 plane.trajectories(paths, "swissroll_trajectories.png")

@@ -244,7 +244,7 @@ def test_continuous_data(tmp_path):
     assert (scores.record.units, scores.values.shape) == ("nats", (4,))
     assert np.isfinite(trained.score(points, 0.5)).all()
     with pytest.raises(UserError, match="not finite"):
-        trained.bits_per_dim(np.full((1, 1, 1, 2), np.nan))
+        trained.bits_per_dim(np.full((1, 2), np.nan))
 
 
 @pytest.mark.long

@@ -176,7 +176,7 @@ def _plot_density(
     """The density in the plane by the ODE, beside the true one where it is known, as `plots/density.png`."""
     side, extent = 80, 1.1 * float(np.abs(dataset.test).max())
     axis = (np.arange(side) + 0.5) / side * 2.0 * extent - extent
-    grid = np.stack(np.meshgrid(axis, axis), axis=-1).reshape(-1, 1, 1, 2).astype(np.float32)
+    grid = np.stack(np.meshgrid(axis, axis), axis=-1).reshape(-1, *dataset.data_shape).astype(np.float32)
     estimator = ODE(for_evaluation(trained.model, 0), mesh, config.eval.ode)
     rows = passes.run(estimator, trained.params, grid, root_key(config.seed, "density"))
     log_p = {"by the ODE": -bits_per_dim(rows, estimator.terms).mean(axis=1)}

@@ -1,4 +1,4 @@
-"""What every source returns: two splits of uint8 images with a known number of levels."""
+"""What every source returns: two splits of examples, discrete with a known number of levels or continuous."""
 
 import dataclasses
 import hashlib
@@ -17,14 +17,14 @@ _CHUNK_BYTES = 1 << 24
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """Images of one shape in two splits.
+    """Examples of one shape, in most cases images, in two splits.
 
     Attributes:
         name: the source, without the folders of a path ("digits", "npz:cifar10_subset.npz").
         version: the version of the source, or "-" where it has none.
         num_levels: K; every value is one of 0..K-1. 0 is continuous data.
-        train: uint8 [N, H, W, C], possibly a read-only memory map, or float32 of continuous data.
-        test: uint8 [M, H, W, C], or float32 as for `train`.
+        train: uint8 [N, *data_shape], possibly a read-only memory map, or float32 of continuous data.
+        test: uint8 [M, *data_shape], or float32 as for `train`.
         train_conditioning, test_conditioning: what the source says about each example of a split besides its
             values, such as labels (`jvdm.core.records.Conditioning` of numpy arrays); None where nothing.
         log_density: of generated data, [n, H, W, C] -> [n] its true log-density, nats; None of other data.
@@ -45,7 +45,7 @@ class Dataset:
         return self.train.shape[1:]
 
     def split(self, split: str) -> np.ndarray:
-        """The images of "train" or "test", uint8 [N, H, W, C].
+        """The values of "train" or "test", [N, *data_shape].
 
         Raises:
             UserError: another name.
@@ -108,41 +108,72 @@ def check_images(images: np.ndarray, split: str, num_levels: int, where: str) ->
     Raises:
         UserError: wrong dtype, rank or shape, no images, or values of `num_levels` and above.
     """
-    if images.dtype != np.uint8:
-        raise UserError(f"{where}: the {split} images have dtype {images.dtype}; they must be uint8")
-    if images.ndim != 4 or 0 in images.shape[1:]:
+    if images.dtype == np.uint8 and (images.ndim != 4 or 0 in images.shape[1:]):
         raise UserError(
             f"{where}: the {split} images have shape {list(images.shape)}; it must be [N, H, W, C], "
             "with C = 1 for grayscale"
         )
-    if len(images) == 0:
-        raise UserError(f"{where}: the {split} split holds no images; it must hold at least one")
-    if num_levels < 256:
-        highest = max(int(chunk.max()) for chunk in _chunks(images))
+    check_values(images, split, num_levels, where, what="images")
+
+
+def check_values(x: np.ndarray, split: str, num_levels: int, where: str, *, what: str = "data") -> None:
+    """Refuse arrays that are not data of `num_levels` levels, of any shape.
+
+    Args:
+        x: of one split.
+        split: its name, for the message.
+        num_levels: K; 0 is continuous data.
+        where: what it was read from, for the message.
+        what: they are, for the message.
+
+    Raises:
+        UserError: wrong dtype or shape, no examples, values of `num_levels` and above, or not finite.
+    """
+    dtype = np.dtype(np.uint8 if num_levels else np.float32)
+    if x.dtype != dtype:
+        raise UserError(f"{where}: the {split} {what} have dtype {x.dtype}; they must be {dtype}")
+    if x.ndim == 0 or 0 in x.shape[1:]:
+        raise UserError(f"{where}: the {split} {what} have shape {list(x.shape)}; it must be [N, ...]")
+    if len(x) == 0:
+        raise UserError(f"{where}: the {split} split holds no {what}; it must hold at least one")
+    if not num_levels:
+        if not all(np.isfinite(chunk).all() for chunk in _chunks(x)):
+            raise UserError(f"{where}: the {split} {what} hold numbers that are not finite")
+    elif num_levels < 256:
+        highest = max(int(chunk.max()) for chunk in _chunks(x))
         if highest >= num_levels:
             raise UserError(
-                f"{where}: the {split} images hold the value {highest}; with "
+                f"{where}: the {split} {what} hold the value {highest}; with "
                 f"num_levels={num_levels} the highest is {num_levels - 1}"
             )
 
 
-def check_dataset(dataset: Dataset, where: str) -> Dataset:
+def check_dataset(dataset: Dataset, where: str, check: Callable[..., None] = check_values) -> Dataset:
     """Return the dataset if both splits are valid.
 
     Args:
         dataset: what a source read.
         where: the file or folder it was read from, for the message.
+        check: of one split, `check_values` or `check_images`.
 
     Raises:
-        UserError: wrong dtype, rank or shape, no images, or values of `num_levels` and above.
+        UserError: wrong dtype or shape, no examples, values of `num_levels` and above, or something known of
+            another number of examples.
     """
-    if not 2 <= dataset.num_levels <= 256:
-        raise UserError(f"{where}: num_levels is {dataset.num_levels}; it must be from 2 to 256")
+    if dataset.num_levels != 0 and not 2 <= dataset.num_levels <= 256:
+        raise UserError(
+            f"{where}: num_levels is {dataset.num_levels}; it must be from 2 to 256, or 0 for continuous data"
+        )
     for split in ("train", "test"):
-        check_images(dataset.split(split), split, dataset.num_levels, where)
+        check(dataset.split(split), split, dataset.num_levels, where)
+        known = dataset.conditioning(split)
+        for name, array in () if known is None else known._asdict().items():
+            if array is not None and np.shape(array) != (len(dataset.split(split)),):
+                found, wanted = list(np.shape(array)), [len(dataset.split(split))]
+                raise UserError(f"{where}: the {split} {name} have shape {found}; it must be {wanted}")
     if dataset.test.shape[1:] != dataset.train.shape[1:]:
         raise UserError(
-            f"{where}: test images have shape {list(dataset.test.shape[1:])} and train images "
+            f"{where}: test examples have shape {list(dataset.test.shape[1:])} and train examples "
             f"{list(dataset.train.shape[1:])}; they must be equal"
         )
     return dataset

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from jvdm.core.errors import UserError, one_line
-from jvdm.data.dataset import Dataset, check_dataset
+from jvdm.data.dataset import Dataset, check_dataset, check_images
 
 DIGITS_LEVELS = 17
 DIGITS_TEST = 297
@@ -58,7 +58,7 @@ def load_npz(path: str, *, num_levels: int) -> Dataset:
         train=arrays[train],
         test=arrays[test],
     )
-    return check_dataset(dataset, path)
+    return check_dataset(dataset, path, check_images)
 
 
 def read_npz_split(path: str, split: str) -> tuple[str, np.ndarray]:
@@ -134,7 +134,7 @@ def load_folder(path: str, *, num_levels: int) -> Dataset:
         train=images["train"],
         test=images["test"],
     )
-    return check_dataset(dataset, str(folder))
+    return check_dataset(dataset, str(folder), check_images)
 
 
 def read_folder_split(path: str, split: str) -> tuple[np.ndarray, tuple[str, ...], bool]:

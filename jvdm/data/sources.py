@@ -85,7 +85,7 @@ def _read_registered(name: str, num_levels: int) -> Dataset:
             f"data source {name!r} has {dataset.num_levels} levels, not {num_levels}; use 0 or "
             f"{dataset.num_levels}"
         )
-    return check_dataset(dataset, name) if dataset.num_levels else dataset
+    return check_dataset(dataset, name)
 
 
 def data_spec(source: str, *, num_levels: int = 0) -> tuple[tuple[int, ...], int]:

@@ -6,8 +6,6 @@ the first and last coordinates of scikit-learn's swiss roll of noise 1, over 10 
 Its density is that of a Gaussian kernel of width 0.1 moved along the curve:
 
     p(x) = integral over u of N(x; r(t(u)) / 10, 0.01 I)
-
-A point is stored as an image of shape (1, 1, 2).
 """
 
 import math
@@ -16,7 +14,7 @@ import numpy as np
 
 from jvdm.data.dataset import Dataset
 
-SHAPE = (1, 1, 2)
+SHAPE = (2,)
 WIDTH = 0.1
 NUM_TRAIN, NUM_TEST = 100_000, 5_000
 
@@ -28,18 +26,18 @@ def curve(u: np.ndarray) -> np.ndarray:
 
 
 def generate(rng: np.random.Generator, n: int) -> np.ndarray:
-    """[n, 1, 1, 2] float32 points."""
+    """[n, 2] float32 points."""
     x = curve(rng.random(n)) + WIDTH * rng.normal(size=(n, 2))
-    return x.astype(np.float32).reshape(n, *SHAPE)
+    return x.astype(np.float32)
 
 
 def log_density(x: np.ndarray, *, num_kernels: int = 4000) -> np.ndarray:
-    """[n] ln p(x) of points [n, ..., 2 in all], nats, by a midpoint rule over u.
+    """[n] ln p(x) of points [n, 2], nats, by a midpoint rule over u.
 
     Neighbouring kernels are at most 0.004 apart along the curve, a small part of their width; the error of
     the rule comes from the ends of the curve, and is below 2e-5 nats.
     """
-    x = np.asarray(x, np.float64).reshape(len(x), 2)
+    x = np.asarray(x, np.float64)
     centres = curve((np.arange(num_kernels) + 0.5) / num_kernels)
     out = np.empty(len(x))
     for start in range(0, len(x), 512):

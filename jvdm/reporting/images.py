@@ -53,15 +53,15 @@ def picture(samples: np.ndarray, num_levels: int) -> np.ndarray | None:
     """Draw samples as one picture, uint8 [height, width, 3].
 
     Args:
-        samples: uint8 [N, H, W, C], or float32 of continuous data (num_levels 0).
+        samples: uint8 [N, *data_shape], or float32 of continuous data (num_levels 0).
         num_levels: as in `grid`; 0 for continuous data.
 
     Returns:
-        A grid of images, a scatter plot of points in the plane, or None for other continuous data.
+        A grid of images, a scatter plot of points in the plane, or None for other data.
     """
-    if num_levels:
+    if num_levels and samples.ndim == 4:
         return grid(samples, num_levels=num_levels)
-    if samples[0].size == 2:
+    if not num_levels and samples[0].size == 2:
         from jvdm.reporting import plane
 
         return plane.points(samples)
@@ -94,14 +94,13 @@ def write_npz(path: str | os.PathLike[str], images: np.ndarray, **more: np.ndarr
 
     Args:
         path: the file.
-        images: uint8 [N, H, W, C], or float32 of continuous data.
+        images: uint8 [N, *data_shape], or float32 of continuous data.
         **more: further arrays by name.
 
     Raises:
         UserError: the file cannot be written.
     """
     images = np.asarray(images)
-    if images.dtype not in (np.uint8, np.float32) or images.ndim != 4:
-        raise ValueError(f"expected uint8 or float32 [N, H, W, C], got {images.dtype} {list(images.shape)}")
-
+    if images.dtype not in (np.uint8, np.float32) or images.ndim < 2:
+        raise ValueError(f"expected uint8 or float32 [N, ...], got {images.dtype} {list(images.shape)}")
     write_arrays(path, images, **more)

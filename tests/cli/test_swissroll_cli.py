@@ -86,12 +86,12 @@ def test_scores_of_points(trained):
 
 def test_samples_and_trajectories(trained):
     run("--mode=sample", CONFIG, *SMALL, f"--workdir={trained}")
-    with np.load(trained / "samples/samples_100x1x1x2.npz") as archive:
+    with np.load(trained / "samples/samples_100x2.npz") as archive:
         samples = archive["arr_0"]
-    assert samples.dtype == np.float32 and samples.shape == (100, 1, 1, 2)
+    assert samples.dtype == np.float32 and samples.shape == (100, 2)
     assert 0.3 < samples.std() < 1.5
     assert (trained / "samples/trajectories.png").exists()
-    assert (trained / "samples/samples_100x1x1x2.png").exists()
+    assert (trained / "samples/samples_100x2.png").exists()
 
 
 @pytest.mark.parametrize(

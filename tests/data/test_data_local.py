@@ -152,7 +152,7 @@ ARRAYS = {
     "empty": ({"train_images": GOOD, "test_images": GOOD[:0]}, "test split holds no images"),
     "differ": (
         {"train_images": GOOD, "test_images": GOOD[:, :2]},
-        r"test images have shape \[2, 5, 3\] and train images \[4, 5, 3\]",
+        r"test examples have shape \[2, 5, 3\] and train examples \[4, 5, 3\]",
     ),
     "no train": ({"images": GOOD, "test_images": GOOD}, "no array 'train_images', only images, test_images"),
     "no test": ({"train_images": GOOD}, "no array 'test_images', only train_images"),

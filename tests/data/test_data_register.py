@@ -7,6 +7,7 @@ import pytest
 
 from jvdm import data
 from jvdm.core.errors import UserError
+from jvdm.core.records import Conditioning
 from jvdm.data import sources
 
 IMAGES = np.arange(2 * 4 * 4, dtype=np.uint8).reshape(2, 4, 4, 1) % 4
@@ -39,7 +40,25 @@ def test_mistakes():
             data.register(name, "")(lambda: DATASET)
 
 
-def test_what_it_returns_is_checked():
-    data.register("wrong", "")(lambda: dataclasses.replace(DATASET, train=IMAGES + np.uint8(9)))
-    with pytest.raises(UserError, match="wrong: the train images hold the value 12"):
-        data.load("wrong")
+WRONG = {
+    "levels": ({"train": IMAGES + np.uint8(9)}, "the train data hold the value 12"),
+    "dtype": ({"train": IMAGES.astype(np.int64)}, "the train data have dtype int64; they must be uint8"),
+    "empty": ({"test": IMAGES[:0]}, "the test split holds no data"),
+    "other shapes": ({"test": IMAGES[:, :1]}, "they must be equal"),
+    "not finite": (
+        {"num_levels": 0, "train": np.full((2, 3), np.nan, np.float32)},
+        "the train data hold numbers that are not finite",
+    ),
+    "labels": (
+        {"test_conditioning": Conditioning(labels=np.zeros(7, int))},
+        r"the test labels have shape \[7\]; it must be \[1\]",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_what_it_returns_is_checked(name):
+    change, message = WRONG[name]
+    data.register(f"wrong {name}", "")(lambda: dataclasses.replace(DATASET, **change))
+    with pytest.raises(UserError, match=rf"^wrong {name}: .*{message}"):
+        data.load(f"wrong {name}")

@@ -14,8 +14,8 @@ def dataset():
 
 
 def test_shapes_and_repeatability(dataset):
-    assert dataset.num_levels == 0 and dataset.data_shape == (1, 1, 2)
-    assert dataset.train.shape == (100_000, 1, 1, 2) and dataset.test.shape == (5_000, 1, 1, 2)
+    assert dataset.num_levels == 0 and dataset.data_shape == (2,)
+    assert dataset.train.shape == (100_000, 2) and dataset.test.shape == (5_000, 2)
     assert dataset.train.dtype == np.float32
     again = data.load("swissroll")
     assert again.fingerprint("train") == dataset.fingerprint("train")
@@ -35,7 +35,7 @@ def test_points_are_those_of_scikit_learn(dataset):
 def test_density_integrates_to_one():
     side, extent = 200, 2.2
     axis = (np.arange(side) + 0.5) / side * 2 * extent - extent
-    grid = np.stack(np.meshgrid(axis, axis), axis=-1).reshape(-1, 1, 1, 2)
+    grid = np.stack(np.meshgrid(axis, axis), axis=-1).reshape(-1, 2)
     # Cells of 0.022 under kernels of 0.1: the midpoint rule is exact to far below 1e-6.
     total = np.exp(swissroll.log_density(grid)).sum() * (2 * extent / side) ** 2
     assert total == pytest.approx(1.0, abs=1e-6)
@@ -65,4 +65,4 @@ def test_levels_are_refused(levels, message):
 
 
 def test_shape_without_the_data():
-    assert data.data_spec("swissroll") == ((1, 1, 2), 0)
+    assert data.data_spec("swissroll") == ((2,), 0)
