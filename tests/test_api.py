@@ -26,8 +26,8 @@ from jvdm.runs import restoring
 from jvdm.runs.saved import complete_config
 
 
-def config():
-    c = tiny.config(num_steps=2, steps_per_dispatch=2).unlock()
+def config(of=tiny.light_config):
+    c = of(num_steps=2, steps_per_dispatch=2).unlock()
     c.data.source = "digits"
     c.eval.num_images = 6
     c.eval.draws = 3
@@ -194,7 +194,7 @@ def test_what_cannot_be_loaded(workdir, tmp_path):
     with pytest.raises(UserError, match=f"path={tmp_path}: no checkpoint in"):
         jvdm.load(tmp_path)
     wrong = config().unlock()
-    wrong.network.channels = 16
+    wrong.network.hidden = 16
     with pytest.raises(UserError, match="belong to another model"):
         jvdm.load(workdir.path, config=wrong)
     moved = tmp_path / "checkpoints"
@@ -210,8 +210,9 @@ def test_what_cannot_be_loaded(workdir, tmp_path):
 def test_a_config_of_an_older_version(workdir, tmp_path):
     """Fields and options that it lacks are at their defaults; tuples come back from JSON's lists."""
     saved = json.loads(workdir.config.read_text())
-    del saved["latent"], saved["eval"]["elbo"], saved["network"]["remat"]
+    del saved["latent"], saved["eval"]["elbo"]
     saved["network"] = {**NETWORKS.spec("ddpm_unet").to_dict(), "multipliers": [1, 2]}
+    del saved["network"]["remat"]
     (tmp_path / "config.json").write_text(json.dumps(saved))
     c = complete_config(tmp_path / "config.json")
     assert c.latent.name == "none" and c.eval.elbo == config_lib.default().eval.elbo
@@ -222,7 +223,7 @@ def test_images_that_are_not_at_hand(tmp_path):
     """A run has noted the shape of its images."""
     file = tmp_path / "set.npz"
     np.savez(file, train_images=tiny.images(16), test_images=tiny.images(8))
-    c = config().unlock()
+    c = config(tiny.config).unlock()  # a U-Net
     c.data.source, c.data.num_levels = f"npz:{file}", tiny.LEVELS
     workdir = untrained.run(c.lock(), tmp_path / "run")
     file.unlink()
@@ -249,7 +250,7 @@ def test_continuous_data(tmp_path):
 
 @pytest.mark.long
 def test_a_model_with_a_latent(tmp_path, images):
-    c = config().unlock()
+    c = config(tiny.config).unlock()
     c.schedule = SCHEDULES.spec("pixel_monotone", gamma_min=-7.0, gamma_max=5.0, hidden=8)
     c.latent = LATENTS.spec("k_subset", size=6, k=2)
     c.encoder = ENCODERS.spec("cnn", channels=4, num_layers=2)

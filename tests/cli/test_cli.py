@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 import subprocess
 import sys
 
@@ -11,7 +10,7 @@ import numpy as np
 import pytest
 from absl import flags
 from helpers import forked, quick
-from helpers.commands import DIGITS, ROOT, TINY, VLB
+from helpers.commands import DIGITS, LIGHT, ROOT, VLB
 
 from jvdm.cli import command_line, commands, config_file
 from jvdm.cli import main as main_lib
@@ -19,12 +18,12 @@ from jvdm.core.errors import UserError
 from jvdm.reporting import images as image_lib
 
 
-def run_alone(*command):
+def run_alone(*command, **environment):
     """A process of its own, not forked, on one device."""
     return subprocess.run(
         command,
         cwd=ROOT,
-        env={**os.environ, "XLA_FLAGS": quick.FLAGS},
+        env=quick.environment(**environment),
         capture_output=True,
         text=True,
         timeout=300,
@@ -35,7 +34,7 @@ def run_alone(*command):
 def trained(tmp_path_factory):
     """A workdir after --mode=train, and what that printed."""
     workdir = tmp_path_factory.mktemp("cli") / "run"
-    done = run_alone(sys.executable, "main.py", "--mode=train", DIGITS, f"--workdir={workdir}", *TINY)
+    done = run_alone(sys.executable, "main.py", "--mode=train", DIGITS, f"--workdir={workdir}", *LIGHT)
     assert done.returncode == 0, done.stderr
     return workdir, done
 
@@ -51,7 +50,7 @@ def test_train(trained):
 
 def test_eval(trained):
     workdir, _ = trained
-    done = forked.run("--mode=eval", DIGITS, f"--workdir={workdir}", *TINY)
+    done = forked.run("--mode=eval", DIGITS, f"--workdir={workdir}", *LIGHT)
     assert done.returncode == 0, done.stderr
     record = json.loads((workdir / "eval" / "vlb_continuous_step2_10x2_seed0.json").read_text())
     origin = record["provenance"]
@@ -66,7 +65,9 @@ def test_eval(trained):
     assert f"{record['value']:.4f} ± " in done.stdout
     assert not list((workdir / "eval").glob("*.partial")), "finished passes leave nothing"
     assert (workdir / "plots" / "loss_against_gamma_vlb_continuous_step2_10x2_seed0.png").stat().st_size > 0
-    again = forked.run("--mode=eval", DIGITS, f"--workdir={workdir}", "--config.eval.timesteps=5", VLB, *TINY)
+    again = forked.run(
+        "--mode=eval", DIGITS, f"--workdir={workdir}", "--config.eval.timesteps=5", VLB, *LIGHT
+    )
     assert again.returncode == 0, again.stderr
     assert json.loads((workdir / "eval" / "vlb_T5_step2_10x2_seed0.json").read_text())["timesteps"] == 5
 
@@ -78,7 +79,7 @@ def test_score(trained, tmp_path):
     for name in ("b.png", "a, 1.png", "c.png"):
         image_lib.write_png(tmp_path / "set" / name, rng.integers(0, 17, (8, 8), dtype=np.uint8))
     source = f"--config.score.source=folder:{tmp_path / 'set'}"
-    done = forked.run("--mode=score", DIGITS, f"--workdir={workdir}", source, *TINY)
+    done = forked.run("--mode=score", DIGITS, f"--workdir={workdir}", source, *LIGHT)
     assert done.returncode == 0, done.stderr
     tables = {path.stem.split("_")[3]: path for path in (workdir / "scores").glob("*.csv")}
     assert tables.keys() == {"vlb", "ode"}
@@ -98,7 +99,7 @@ def test_score(trained, tmp_path):
 def test_sample(trained):
     workdir, _ = trained
     path = workdir / "checkpoints" / "2"
-    done = forked.run("--mode=sample", DIGITS, f"--workdir={workdir}", f"--checkpoint={path}", *TINY)
+    done = forked.run("--mode=sample", DIGITS, f"--workdir={workdir}", f"--checkpoint={path}", *LIGHT)
     assert done.returncode == 0, done.stderr
     with np.load(workdir / "samples" / "samples_3x8x8x1.npz") as saved:
         assert saved.files == ["arr_0"]
@@ -353,7 +354,7 @@ def test_mistakes(mistake, folder, monkeypatch, capfd):
 @pytest.mark.parametrize("mistake", [name for name in MISTAKES_AFTER_TRAINING if name not in END_TO_END])
 def test_mistakes_with_weights(trained, mistake, folder, monkeypatch, capfd):
     (mode, *arguments), expected = arguments_of(mistake, folder)
-    command = [mode, DIGITS, f"--workdir={trained[0]}", *TINY, *arguments]
+    command = [mode, DIGITS, f"--workdir={trained[0]}", *LIGHT, *arguments]
     refuse(command, expected, monkeypatch, capfd)
 
 
@@ -363,7 +364,7 @@ def test_mistakes_are_one_line(trained, mistake, folder):
     after = mistake in MISTAKES_AFTER_TRAINING
     if not any(a.startswith("--workdir") for a in arguments):
         arguments.insert(0, f"--workdir={trained[0] if after else folder / 'run'}")
-    done = forked.run(mode, *([DIGITS, *TINY] if after else []), *arguments)
+    done = forked.run(mode, *([DIGITS, *LIGHT] if after else []), *arguments)
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
     *before, line = done.stderr.splitlines()
@@ -376,12 +377,12 @@ def test_mistakes_are_one_line(trained, mistake, folder):
 def test_changed_config_is_refused(trained):
     workdir, _ = trained
     before = sorted(p.name for p in (workdir / "checkpoints").iterdir())
-    done = forked.run("--mode=train", DIGITS, f"--workdir={workdir}", *TINY, "--config.optimizer.b1=0.8")
+    done = forked.run("--mode=train", DIGITS, f"--workdir={workdir}", *LIGHT, "--config.optimizer.b1=0.8")
     assert done.returncode != 0
     assert "optimizer.b1 (saved 0.9, given 0.8)" in done.stderr
     assert sorted(p.name for p in (workdir / "checkpoints").iterdir()) == before
-    done = forked.run("--mode=eval", DIGITS, f"--workdir={workdir}", *TINY, "--config.network.channels=16")
-    assert "network.channels (saved 8, given 16)" in done.stderr
+    done = forked.run("--mode=eval", DIGITS, f"--workdir={workdir}", *LIGHT, "--config.network.hidden=16")
+    assert "network.hidden (saved 32, given 16)" in done.stderr
     assert len(done.stderr.splitlines()) == 1
 
 
@@ -390,15 +391,17 @@ def test_full_disk_while_saving(trained, tmp_path):
     """A limit on file size stands for a full disk: one line, and the checkpoint of step 2 is still used."""
     workdir = tmp_path / "run"
     subprocess.run(["cp", "-r", str(trained[0]), str(workdir)], check=True)
-    more = [a for a in TINY if "num_steps" not in a] + ["--config.training.num_steps=4"]
+    more = [a for a in LIGHT if "num_steps" not in a] + ["--config.training.num_steps=4"]
     command = [sys.executable, "main.py", "--mode=train", DIGITS, f"--workdir={workdir}", *more]
     quoted = " ".join(f"'{c}'" for c in command)
     # 32 blocks of 1024 bytes: metrics and config fit, the state's arrays do not.
-    done = run_alone("bash", "-c", f"trap '' XFSZ; ulimit -f 32; exec {quoted}")
+    done = run_alone(
+        "bash", "-c", f"trap '' XFSZ; ulimit -f 32; exec {quoted}", JAX_ENABLE_COMPILATION_CACHE="false"
+    )
     assert done.returncode != 0
     assert "Traceback" not in done.stderr
     assert done.stderr.splitlines()[-1].startswith("jvdm: error: ")
-    after = forked.run("--mode=sample", DIGITS, f"--workdir={workdir}", *TINY)
+    after = forked.run("--mode=sample", DIGITS, f"--workdir={workdir}", *LIGHT)
     assert after.returncode == 0, after.stderr
     assert "weights of step 2" in after.stderr
 

@@ -79,7 +79,7 @@ def jvdm(installed, folder, *arguments):
     done = subprocess.run(
         [sys.executable, str(installed / "bin" / "jvdm"), *arguments],
         cwd=folder,
-        env={**os.environ, "PYTHONPATH": str(installed), "XLA_FLAGS": quick.FLAGS, "JAX_PLATFORMS": "cpu"},
+        env=quick.environment(PYTHONPATH=str(installed), JAX_PLATFORMS="cpu"),
         capture_output=True,
         text=True,
         timeout=300,

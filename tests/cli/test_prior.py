@@ -2,22 +2,20 @@
 
 import json
 
-from helpers import tiny
+from helpers import tiny, untrained
 
 from jvdm.cli import commands
-from jvdm.runs.workdir import Workdir
 
 
 def config(prior):
-    c = tiny.config(num_steps=2, steps_per_dispatch=2).unlock()
+    c = tiny.light_config().unlock()
     c.data.source = "digits"
     c.model.prior, c.eval.estimators, c.eval.num_images = prior, "vlb", 4
     return c.lock()
 
 
 def test_weights_are_evaluated_with_either_prior(tmp_path, capsys):
-    workdir = Workdir(tmp_path / "run")
-    commands.train(commands.Request(config("path"), workdir))
+    workdir = untrained.run(config("path"), tmp_path / "run")
     for prior in ("path", "standard"):
         commands.evaluate(commands.Request(config(prior), workdir))
     records = {path.name: json.loads(path.read_text()) for path in workdir.eval.glob("*.json")}

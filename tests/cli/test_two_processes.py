@@ -5,7 +5,6 @@ They train, score and sample in one workdir, as processes of two hosts do that s
 
 import csv
 import json
-import os
 import pathlib
 import shutil
 import signal
@@ -81,7 +80,7 @@ def start(mode, workdir, *arguments, num_steps=4, program=("main.py",)):
     return subprocess.Popen(
         [*command, f"--workdir={workdir}", f"--config.training.num_steps={num_steps}", *arguments],
         cwd=ROOT,
-        env={**os.environ, "XLA_FLAGS": quick.FLAGS},
+        env=quick.environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -3,11 +3,9 @@
 import pathlib
 
 ROOT = pathlib.Path(__file__).parents[2]
-TINY = [
+_SIZES = [
     "--config." + field
     for field in (
-        "network.channels=8",
-        "network.num_blocks=1",
         "training.batch_size=8",
         "training.num_steps=2",
         "training.steps_per_dispatch=1",
@@ -25,6 +23,14 @@ TINY = [
         "sample.batch_size=2",
         "sample.steps=2",
     )
+]
+TINY = ["--config.network.channels=8", "--config.network.num_blocks=1", *_SIZES]
+# Another network, which compiles in a quarter of the time, for what is the same with any.
+LIGHT = [
+    "--config.network.name=mlp",
+    "--config.network.hidden=32",
+    "--config.network.num_layers=1",
+    *_SIZES,
 ]
 DIGITS = "--config=configs/digits.py"
 VLB = "--config.eval.estimators=vlb"

@@ -2,7 +2,7 @@
 
 `run` is in place of `subprocess.run`. What is forked has used no device yet, so that XLA and JAX start in the
 child as they do in a process of its own; and the child ends as an interpreter does that ran main.py. Programs
-are compiled once for all of them.
+are compiled once for all of them, and for the tests (`quick.environment`).
 """
 
 import atexit
@@ -10,7 +10,6 @@ import functools
 import json
 import os
 import pathlib
-import shutil
 import signal
 import socket
 import subprocess
@@ -47,19 +46,13 @@ def run(*arguments, timeout=300):
 def _server():
     """The connection to a process that `serve`s, which ends when this one does."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    cache = tempfile.mkdtemp(prefix="jvdm-xla-")
     process = subprocess.Popen(
         [sys.executable, "-m", "helpers.forked", str(theirs.fileno())],
         cwd=ROOT,
-        env={
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join([str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]),
-            "XLA_FLAGS": quick.FLAGS,
-            "JAX_PLATFORMS": "cpu",
-            "JAX_COMPILATION_CACHE_DIR": cache,
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.3",
-            "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-        },
+        env=quick.environment(
+            PYTHONPATH=os.pathsep.join([str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]),
+            JAX_PLATFORMS="cpu",
+        ),
         pass_fds=[theirs.fileno()],
     )
     theirs.close()
@@ -67,7 +60,6 @@ def _server():
     def stop():
         ours.close()
         process.wait()
-        shutil.rmtree(cache)
 
     atexit.register(stop)
     return ours

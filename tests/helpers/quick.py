@@ -1,8 +1,9 @@
 """How programs are compiled in tests: they run for milliseconds and compile for seconds.
 
 The backend's optimisation is off, and fusions are compiled one by one as before XLA's fusion emitters, which
-takes half the time. An option that a later XLA no longer knows would end the process, so it is asked for
-where it is known to be.
+takes half the time. A program is compiled in one piece: dividing it among threads takes a quarter longer in
+total, and the other core has tests of its own. An option that a later XLA no longer knows would end the
+process, so it is asked for where it is known to be.
 
 A number that must not be rounded in another way than a user's is compiled `as_for_users`.
 """
@@ -10,6 +11,7 @@ A number that must not be rounded in another way than a user's is compiled `as_f
 import contextlib
 import functools
 import importlib.metadata
+import os
 from unittest import mock
 
 _VERSION = tuple(int(part) for part in importlib.metadata.version("jaxlib").split(".")[:2])
@@ -18,7 +20,32 @@ _USUAL: dict[str, int | bool] = {"xla_backend_optimization_level": 3}
 if _VERSION <= (0, 10):
     OPTIONS["xla_cpu_use_fusion_emitters"] = False
     _USUAL["xla_cpu_use_fusion_emitters"] = True
+    OPTIONS["xla_cpu_parallel_codegen_split_count"] = 1
+    _USUAL["xla_cpu_parallel_codegen_split_count"] = 32
 FLAGS = " ".join(f"--{name}={value}".lower() for name, value in OPTIONS.items())
+
+
+def cache(folder):
+    """JAX's settings for programs that are compiled once: names and values.
+
+    A limit on the folder's size, here one that nothing reaches, has JAX lock it: without, a process may read
+    what another has half written.
+    """
+    return {
+        "jax_compilation_cache_dir": str(folder),
+        "jax_compilation_cache_max_size": 1 << 34,
+        "jax_persistent_cache_min_compile_time_secs": 0.3,
+        "jax_persistent_cache_min_entry_size_bytes": 0,
+    }
+
+
+def environment(**more):
+    """The environment of a process that compiles as the tests do, and has the programs they have compiled."""
+    import jax
+
+    folder = jax.config.jax_compilation_cache_dir
+    settings = {name.upper(): str(value) for name, value in cache(folder).items()} if folder else {}
+    return {**os.environ, "XLA_FLAGS": FLAGS, **settings, **more}
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ from jvdm.training.loop import Trainer
 
 
 def config(**training):
-    c = tiny.config(sample_every=4, **training).unlock()
+    c = tiny.light_config(sample_every=4, **training).unlock()
     c.eval.estimators, c.eval.num_images = "vlb", 16
     if "prior" in c.model:
         c.model.prior = "standard"  # as all runs of format 1

@@ -185,8 +185,8 @@ def test_a_run_that_is_asked_to_stop_loses_nothing(finished, tmp_path, monkeypat
 
 
 def test_a_run_that_has_saved_nothing_starts_again(tmp_path):
-    trainer(tmp_path, tiny.config())
-    again = trainer(tmp_path, tiny.config(microbatches=2))
+    trainer(tmp_path, tiny.light_config())
+    again = trainer(tmp_path, tiny.light_config(microbatches=2))
     assert again.step == 0
     assert '"microbatches": 2' in (tmp_path / "config.json").read_text()
 
@@ -194,7 +194,7 @@ def test_a_run_that_has_saved_nothing_starts_again(tmp_path):
 @pytest.mark.long
 def test_stopped_at_the_end_and_done_once(tmp_path, monkeypatch):
     """A run that was stopped in its last evaluation has that to do, once."""
-    c = tiny.config(num_steps=2)
+    c = tiny.light_config(num_steps=2)
     evaluate = Trainer._evaluate
 
     def stop(self):
@@ -233,7 +233,7 @@ def test_a_run_that_is_asked_to_stop_keeps_its_best(tmp_path, monkeypatch, stop_
     values, polls = {2: 1.0, 4: 3.0, 6: 2.0, 8: 2.5}, itertools.count(1)
     monkeypatch.setattr(Trainer, "_evaluate", lambda self: values[self.step])
     monkeypatch.setattr(preemption, "requested", lambda: next(polls) == stop_at)
-    c = tiny.config(num_steps=8)
+    c = tiny.light_config(num_steps=8)
     with pytest.raises(preemption.Preempted):
         trainer(tmp_path, c).run()
     again = trainer(tmp_path, c)
@@ -244,11 +244,11 @@ def test_a_run_that_is_asked_to_stop_keeps_its_best(tmp_path, monkeypatch, stop_
 
 def test_non_finite_loss_stops(tmp_path):
     """A learning rate that overflows the parameters at once: the step is named and step 2's state is kept."""
-    trainer(tmp_path, tiny.config(num_steps=2)).run()
-    t = trainer(tmp_path)
+    trainer(tmp_path, tiny.light_config(num_steps=2)).run()
+    t = trainer(tmp_path, tiny.light_config())
     t.state = jax.tree.map(lambda x: x, t.state)
-    bad = jax.tree.map(lambda p: p * np.float32(np.nan), t.state.params["network"]["conv_out"])
-    t.state.params["network"]["conv_out"] = bad
+    bad = jax.tree.map(lambda p: p * np.float32(np.nan), t.state.params["network"]["out"])
+    t.state.params["network"]["out"] = bad
     with pytest.raises(UserError, match=r"step 3: loss nan .* the checkpoint of step 2 is kept"):
         t.run()
     assert restoring.find(tmp_path, None).name == "2"
@@ -256,9 +256,9 @@ def test_non_finite_loss_stops(tmp_path):
 
 def test_failed_save_keeps_the_previous(tmp_path, monkeypatch):
     """A write error in Orbax's thread is one line, and the older checkpoint is still read."""
-    t = trainer(tmp_path, tiny.config(num_steps=2))
+    t = trainer(tmp_path, tiny.light_config(num_steps=2))
     t.run()
-    t = trainer(tmp_path)
+    t = trainer(tmp_path, tiny.light_config())
 
     def full(*args, **kwargs):
         raise OSError(28, "No space left on device")
@@ -286,7 +286,7 @@ def test_part_of_a_checkpoint(finished):
 
 
 def test_best_and_newest_are_kept(tmp_path):
-    t = trainer(tmp_path)
+    t = trainer(tmp_path, tiny.light_config())
     saved = checkpoints.Checkpoints(tmp_path / "kept", keep=2)
     for step, value in ((1, 3.0), (2, 1.0), (3, 2.0), (4, None), (5, 2.5)):
         saved.save(t.state, step, value)
@@ -334,5 +334,5 @@ def test_intervals(field, value, message):
 def test_memory_warning(tmp_path, monkeypatch, caplog):
     monkeypatch.setattr(loop_lib, "_host_memory", lambda: 1000)
     with caplog.at_level("INFO", logger="jvdm"):
-        trainer(tmp_path)._compile()
+        trainer(tmp_path, tiny.light_config())._compile()
     assert "needs more memory than the device has" in caplog.text
