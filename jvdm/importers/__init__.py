@@ -30,7 +30,7 @@ class Importer:
     check_settings: Callable[["Model"], None]
 
     def __call__(self, path: str, model: "Model") -> Imported:
-        """Read a checkpoint and checks it against the model."""
+        """Read a checkpoint and check it against the model."""
         imported = self.read(path)
         expected = shapes.expected_by(model)
         shapes.check(imported.params, expected, "params")

@@ -64,7 +64,7 @@ _SCHEDULES = {"fixed_linear": "fixed_linear", "learned_linear": "learned_scalar"
 
 
 def load(path: str | Path, model: "Model") -> Imported:
-    """Read a checkpoint and checks it, and a `config.yaml` beside it, against the model.
+    """Read a checkpoint and check it, and a `config.yaml` beside it, against the model.
 
     Raises:
         UserError: as in `read`, or the config selects another model.

@@ -82,7 +82,7 @@ class Architecture(NamedTuple):
 
 
 def load(path: str | Path, model: "Model") -> Imported:
-    """Read a checkpoint and checks it against the model.
+    """Read a checkpoint and check it against the model.
 
     Raises:
         UserError: as in `read`, or the model is another one.
