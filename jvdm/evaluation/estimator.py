@@ -1,7 +1,7 @@
 """What an estimator of the likelihood is, and the table of them."""
 
 from collections.abc import Iterator
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 
 import jax
 import numpy as np
@@ -15,6 +15,7 @@ from jvdm.model import Model
 Params = Any
 
 
+@runtime_checkable
 class Estimator(Protocol):
     """A compiled estimate of the likelihood, for any parameters and images, which describes itself.
 

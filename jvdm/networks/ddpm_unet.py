@@ -24,6 +24,7 @@ from jaxtyping import Array, Float
 from jvdm.core.errors import UserError
 from jvdm.core.options import option
 from jvdm.core.records import Context
+from jvdm.core.shapes import lead
 from jvdm.networks import layers
 from jvdm.networks.inputs import features
 from jvdm.networks.network import NETWORKS
@@ -80,7 +81,7 @@ class StridedConv(nn.Module):
         taps = [
             x[:, i : i + 2 * rows - 1 : 2, j : j + 2 * columns - 1 : 2] for i in range(3) for j in range(3)
         ]
-        return jnp.concatenate(taps, axis=-1) @ kernel.reshape(9 * c, c) + bias
+        return jnp.concatenate(taps, axis=-1) @ kernel.reshape(9 * c, c) + lead(bias, x.ndim)
 
 
 @NETWORKS.register("ddpm_unet")
