@@ -12,18 +12,18 @@ unchecked, as a user's does.
 import os
 import pathlib
 
-from helpers import checked, quick
+from helpers import checked, quick  # noqa: F401 (the hook names checked.calls)
 
 # XLA reads these once, when the first device is used: before anything imports jax.
 _FLAGS = f"--xla_force_host_platform_device_count=8 {quick.FLAGS}"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAGS}".strip()
 
 import jax  # noqa: E402
+import jaxtyping  # noqa: E402
 import pytest  # noqa: E402
-from jaxtyping import install_import_hook  # noqa: E402
 
 # Before anything imports jvdm.
-install_import_hook("jvdm", "helpers.checked.calls")
+jaxtyping.install_import_hook("jvdm", "helpers.checked.calls")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
@@ -48,6 +48,14 @@ def compilation_cache(tmp_path_factory):
 def key():
     """A key of the generator whose numbers are the same on every device."""
     return jax.random.key(0, impl="threefry2x32")
+
+
+@pytest.fixture
+def unchecked():
+    """Calls are not checked, as a user's are not: for what jvdm itself says of a wrong type."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture

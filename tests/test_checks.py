@@ -1,4 +1,4 @@
-"""The checks of conftest.py are on: a call with a wrong shape or type, or an implicit broadcast, is an error."""
+"""The checks of conftest.py are on: a wrong shape or type, or an implicit broadcast, is an error."""
 
 import jax
 import jax.numpy as jnp

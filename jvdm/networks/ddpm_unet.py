@@ -18,6 +18,7 @@ from typing import ClassVar
 
 import jax.numpy as jnp
 from flax import linen as nn
+from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
@@ -207,7 +208,8 @@ class DDPMUNet(nn.Module):
         """Half the resolution."""
         if self.resample_with_conv:
             return StridedConv(_PADDING[self.downsample_padding], h.dtype, name=name)(h)
-        return nn.avg_pool(h, (2, 2), strides=(2, 2))
+        # Not nn.avg_pool, which divides by an integer.
+        return nn.pool(h, 0.0, lax.add, (2, 2), (2, 2), "VALID") / 4.0
 
     def _twice(self, h, name):
         """Twice the resolution."""

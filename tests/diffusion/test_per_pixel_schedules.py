@@ -195,9 +195,7 @@ def test_any_leading_shape(name):
 @pytest.mark.parametrize("shape", [(1, 1, 1), (5, 7, 1), (32, 32, 3)])
 def test_any_image_shape_and_width(name, shape):
     schedule = build(name, shape, hidden=6)
-    params = jax.eval_shape(schedule.init, jax.random.key(0), jnp.zeros((B, 1, 1, 1), jnp.float32), known)[
-        "params"
-    ]
+    params = jax.eval_shape(schedule.init, jax.random.key(0), jnp.zeros((B, 1, 1, 1)), context())["params"]
     gamma = jax.eval_shape(
         lambda p: schedule.apply({"params": p}, jnp.zeros((B, 1, 1, 1)), context()), params
     )
@@ -293,9 +291,7 @@ def test_d_is_not_zero(x64):
 @pytest.mark.parametrize("num_steps", [1, 4])
 def test_number_of_steps(num_steps):
     schedule = build("pixel_monotone", num_steps=num_steps)
-    params = jax.eval_shape(schedule.init, jax.random.key(0), jnp.zeros((B, 1, 1, 1), jnp.float32), known)[
-        "params"
-    ]
+    params = jax.eval_shape(schedule.init, jax.random.key(0), jnp.zeros((B, 1, 1, 1)), context())["params"]
     assert len(params) == 2 + 3 * num_steps
 
 

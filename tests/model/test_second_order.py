@@ -90,7 +90,8 @@ def test_a_perfect_network_has_a_residual_of_mean_zero(path, parameterization, x
     divergence = np.sum(slopes, axis=-1)
     posterior = GAUSSIAN.variance * sigma**2 / (alpha**2 * GAUSSIAN.variance + sigma**2)
     x = GAUSSIAN.x_hat(z, alpha, sigma) + np.sqrt(posterior) * rng.normal(size=(n, 5, D))
-    error = np.sum(np.asarray(r.target(x, (z - alpha * x) / sigma) - output(z)) ** 2, axis=-1)
+    target = r.target(jnp.asarray(x), jnp.asarray((z - alpha * x) / sigma))
+    error = np.sum(np.asarray(target - output(jnp.asarray(z))[None]) ** 2, axis=-1)
 
     # The residual with its sign, from its square, a step h of the divergence to either side.
     h, r = 0.5, r._replace(scale=r.scale[:, 0], eps_coeff=r.eps_coeff[:, 0])

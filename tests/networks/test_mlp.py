@@ -65,7 +65,7 @@ def test_it_learns_where_the_data_is():
 
     The best estimate of the noise is in closed form, so the loss above that of the best is known.
     """
-    net, mean = MLP(hidden=64, num_layers=3), jnp.array([1.0, 0.5])
+    net, mean = MLP(hidden=64, num_layers=3), jnp.array([[1.0, 0.5]])
 
     def draw(key, n):
         k_sign, k_time, k_noise = jax.random.split(key, 3)
