@@ -99,8 +99,8 @@ class GroupNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        norm = nn.GroupNorm(self.num_groups, epsilon=self.epsilon, dtype=self.dtype, name="norm")
-        return norm(x.astype(jnp.float32))  # flax promotes a bfloat16 input itself, from its statistics
+        norm = nn.GroupNorm(self.num_groups, epsilon=self.epsilon, dtype=jnp.float32, name="norm")
+        return norm(x.astype(jnp.float32)).astype(self.dtype)
 
 
 def attend(

@@ -139,4 +139,5 @@ def test_the_config_selects_the_objective(changes, expected, monkeypatch):
     with c.unlocked():
         c.update_from_flattened_dict(changes)
     monkeypatch.setattr(type(expected), "gradient", lambda self, model: (self, model))
-    assert objective_gradient("the model", c) == (expected, "the model")
+    model = tiny.model(tiny.config())
+    assert objective_gradient(model, c) == (expected, model)
