@@ -35,7 +35,7 @@ DECAY_MASKS = {"kernels": _kernels, "released_vdm": _released_vdm}
 
 
 def _promoting(fn: Callable) -> Callable:
-    """A function of optax, which promotes its int32 counters implicitly, also where JAX is strict elsewhere."""
+    """A function of optax, which promotes its counters implicitly, also where JAX is strict elsewhere."""
 
     @functools.wraps(fn)
     def promoting(*args, **kwargs):
