@@ -3,19 +3,29 @@
 Warnings are errors (pyproject.toml). There are eight host devices, so that meshes of one and of eight
 can be built; what does not ask for a mesh uses the first. Numbers are float32 unless a test takes
 the fixture `x64`.
+
+Every call in jvdm is checked against its annotations, shapes included (jaxtyping with beartype), and JAX
+neither promotes types nor broadcasts ranks by itself. What the tests start as a process of its own runs
+unchecked, as a user's does.
 """
 
 import os
 import pathlib
 
-from helpers import quick
+from helpers import checked, quick  # noqa: F401 (the hook names checked.calls)
 
 # XLA reads these once, when the first device is used: before anything imports jax.
 _FLAGS = f"--xla_force_host_platform_device_count=8 {quick.FLAGS}"
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAGS}".strip()
 
 import jax  # noqa: E402
+import jaxtyping  # noqa: E402
 import pytest  # noqa: E402
+
+# Before anything imports jvdm.
+jaxtyping.install_import_hook("jvdm", "helpers.checked.calls")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 
 def pytest_collection_modifyitems(items):
@@ -40,6 +50,14 @@ def compilation_cache(tmp_path_factory):
 def key():
     """A key of the generator whose numbers are the same on every device."""
     return jax.random.key(0, impl="threefry2x32")
+
+
+@pytest.fixture
+def unchecked():
+    """Calls are not checked, as a user's are not: for what jvdm itself says of a wrong type."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
 
 
 @pytest.fixture

@@ -1,11 +1,12 @@
 """Every option as a page of the documentation; `python -m jvdm.config.listing` prints it."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 from jvdm.config.plain import leaves
 from jvdm.config.schema import COMPONENTS, about, default
 from jvdm.core.options import Option
+from jvdm.core.registry import Config
 
 _HEAD = "| | default | may be | | resume | model |\n|---|---|---|---|---|---|\n"
 _INTRODUCTION = """\
@@ -32,7 +33,7 @@ def listing() -> str:
     return "".join(parts)
 
 
-def _rows(section: str, name: str, config: Mapping[str, Any]) -> Iterator[str]:
+def _rows(section: str, name: str, config: Config) -> Iterator[str]:
     """The component's name, and each of its options."""
     for field, value in leaves(dict(config)):
         if field == f"{section}.name":
@@ -41,7 +42,7 @@ def _rows(section: str, name: str, config: Mapping[str, Any]) -> Iterator[str]:
             yield _row(field.removeprefix(f"{section}."), value, about(field, config))
 
 
-def _chosen(config: Mapping[str, Any], section: str, fragment: dict[str, Any]) -> dict[str, Any]:
+def _chosen(config: Config, section: str, fragment: dict[str, Any]) -> dict[str, Any]:
     """The config with another component."""
     first, _, inner = section.partition(".")
     return {**config, first: _chosen(config[first], inner, fragment) if inner else fragment}

@@ -2,7 +2,6 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -48,7 +47,7 @@ def _components(fields: type, prefix: str = "") -> dict[str, Registry]:
 COMPONENTS = _components(Fields)
 
 
-def about(field: str, config: Mapping[str, Any]) -> Option:
+def about(field: str, config: Config) -> Option:
     """What is known of a field.
 
     Args:
@@ -66,7 +65,7 @@ def about(field: str, config: Mapping[str, Any]) -> Option:
 
 
 def _about(
-    fields: type, names: list[str], config: Mapping[str, Any], *, free_on_resume: bool, part_of_model: bool
+    fields: type, names: list[str], config: Config, *, free_on_resume: bool, part_of_model: bool
 ) -> Option:
     """What is known of a field of `fields`, whose section is as given."""
     name, *inner = names

@@ -15,7 +15,7 @@ def root_key(seed: int, purpose: str) -> jax.Array:
     return jax.random.fold_in(jax.random.key(seed), zlib.crc32(purpose.encode()))
 
 
-def fold_in_each(key: jax.Array, index: Int[Array, " n"] | int) -> jax.Array:
+def fold_in_each(key: jax.Array, index: Int[Array, " n"] | Int[Array, ""] | int) -> jax.Array:
     """`jax.random.fold_in`, for each of several keys or indices.
 
     Args:

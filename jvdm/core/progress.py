@@ -1,10 +1,11 @@
 """Progress of long tasks: a bar on a terminal, periodic lines in a log."""
 
 import collections
+import io
 import sys
 import time
 from collections.abc import Callable
-from typing import Self, TextIO
+from typing import Self
 
 
 def duration(seconds: float) -> str:
@@ -55,7 +56,7 @@ class Progress:
         label: str,
         unit: str = "step",
         interval_s: float = 10.0,
-        stream: TextIO | None = None,
+        stream: io.TextIOBase | None = None,
         shown: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ):

@@ -67,7 +67,7 @@ class Registry:
         """The names of all components, or of those for which `having` is true of the class, sorted."""
         return sorted(name for name, component in self._components.items() if having(component))
 
-    def component(self, name: str) -> type:
+    def component(self, name: str | None) -> type:
         """The class registered under `name`.
 
         Raises:
@@ -86,12 +86,12 @@ class Registry:
         names = {registered: name for name, registered in self._components.items()}
         return names[type(component)]
 
-    def options(self, name: str) -> dict[str, Any]:
+    def options(self, name: str | None) -> dict[str, Any]:
         """The options of a component that have defaults, with those defaults."""
         fields = options_lib.fields(self.component(name))
         return {f.name: f.default for f in fields if f.default is not dataclasses.MISSING}
 
-    def metadata(self, name: str) -> dict[str, Option]:
+    def metadata(self, name: str | None) -> dict[str, Option]:
         """The ranges, choices and so on of the same options."""
         return options_lib.options(self.component(name))
 
@@ -146,7 +146,7 @@ class Registry:
         except (TypeError, ValueError) as error:
             raise UserError(f"{self.kind} {name!r}: {error}") from error
 
-    def _check_names(self, name: str, options: dict[str, Any]) -> None:
+    def _check_names(self, name: str | None, options: dict[str, Any]) -> None:
         known = self.options(name)
         for option in options:
             if option not in known:

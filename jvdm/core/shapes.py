@@ -14,6 +14,16 @@ def expand(t: Float[Array, "..."], rank: int) -> Float[Array, "..."]:
     return t.reshape(*t.shape, *(1,) * rank)
 
 
+def lead(a: Float[Array, "*a"], rank: int) -> Float[Array, "..."]:
+    """An array with axes of length 1 before its own, to broadcast with arrays of `rank` axes.
+
+    Args:
+        a: [*a].
+        rank: the number of axes of the result; an array that has as many or more is returned as it is.
+    """
+    return a.reshape(*(1,) * (rank - a.ndim), *a.shape)
+
+
 def sum_example(a: Float[Array, " b *d"]) -> Float[Array, " b"]:
     """The sum over everything but the first axis."""
     return jnp.sum(a, axis=tuple(range(1, a.ndim)))

@@ -129,7 +129,8 @@ class TruncatedNormal:
             return -tau, tau
         x = levels.astype(jnp.float32)
         f = transforms.encode(levels, num_levels, data_map)
-        low, high = (data_map(edge / num_levels).y - f for edge in (x, x + 1.0))
+        edges = (data_map(edge / num_levels).y for edge in (x, x + 1.0))
+        low, high = ((edge - f).astype(one_over.dtype) for edge in edges)
         return one_over * low, one_over * high
 
     def __call__(
@@ -154,7 +155,7 @@ class TruncatedNormal:
             log_q = -_per_example(0.5 + log_scale + log_mass - excess, e)
         else:
             log_q = -sum_example(0.5 * e**2) - _per_example(log_scale + log_mass, e)
-        f = transforms.encode(levels, num_levels, data_map)
+        f = transforms.encode(levels, num_levels, data_map).astype(e.dtype)
         return Dequantized(diffuse(f, e, at), log_q, jnp.zeros_like(log_q))
 
 
@@ -191,7 +192,7 @@ class Variational:
         log_q = -sum_example(squares) - _per_example(log_scale, e)
         magnification = losses.DECODERS[self.decoder](at.alpha)
         nats = losses.reconstruction(levels, e, at.gamma, num_levels, magnification, data_map)
-        f = transforms.encode(levels, num_levels, data_map)
+        f = transforms.encode(levels, num_levels, data_map).astype(e.dtype)
         return Dequantized(diffuse(f, e, at), log_q, -nats)
 
 
@@ -279,7 +280,12 @@ class Continuous:
     discrete: ClassVar[bool] = False
 
     def draw(
-        self, key: jax.Array, levels: Data, at: Coefficients, num_levels: int, data_map: DataMap = SCALING
+        self,
+        key: jax.Array,
+        levels: Float[Array, "*d"],
+        at: Coefficients,
+        num_levels: int,
+        data_map: DataMap = SCALING,
     ) -> Array:
         """Nothing is random."""
         return jnp.zeros_like(levels)

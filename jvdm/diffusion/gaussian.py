@@ -235,7 +235,7 @@ class GaussianProcess(AffineProcess):
         self, encoded: Encoded, eps: Data, prediction: Prediction, weight: Float[Array, " b"] | float = 1.0
     ) -> Float[Array, " b"]:
         """(7)."""
-        rate = prediction.coefficients.dgamma_dt * expand(jnp.asarray(weight), self.rank)
+        rate = prediction.coefficients.dgamma_dt * expand(jnp.broadcast_to(weight, eps.shape[:1]), self.rank)
         return 0.5 * sum_example(rate * prediction.squared_error(encoded.value, eps))
 
     def step_loss(

@@ -347,7 +347,7 @@ def _draw_gamma(key: jax.Array, m: int, k: int) -> Array:
 
 def _sum_of_gamma(w: Float[Array, "b i m"], k: int, scales: Float[Array, " i"]) -> Value:
     """Noise (6), of given scales."""
-    centred = jnp.sum(scales[:, None] * w, axis=-2) - math.log(NUM_GAMMA)
+    centred = jnp.sum(scales[None, :, None] * w, axis=-2) - math.log(NUM_GAMMA)
     return SUM_TEMPERATURE / k * centred
 
 

@@ -28,7 +28,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jvdm.core.shapes import sum_example
+from jvdm.core.shapes import lead, sum_example
 from jvdm.diffusion.normal import Normal, kl
 from jvdm.diffusion.transforms import SCALING, DataMap, Levels, encode
 
@@ -73,15 +73,16 @@ def reconstruction(
         [b] nats.
     """
     if magnification is not None:
-        f = encode(levels, num_levels, data_map)
+        f = encode(levels, num_levels, data_map).astype(eps_0.dtype)
         eps_0 = eps_0 + (magnification - 1.0) * (f * jnp.exp(-0.5 * gamma_0) + eps_0)
 
     # Recomputed in the backward pass: K numbers per pixel are too many to keep.
     @jax.checkpoint
     def log_normalizer(gamma_0):
-        values = jnp.arange(num_levels, dtype=jnp.float32)
-        differences = data_map.difference(levels[..., None], values, num_levels)
-        distance = jnp.exp(-0.5 * gamma_0)[..., None] * differences + eps_0[..., None]
+        values = lead(jnp.arange(num_levels, dtype=jnp.float32), levels.ndim + 1)
+        differences = data_map.difference(levels[..., None], values, num_levels).astype(eps_0.dtype)
+        one_over = lead(jnp.exp(-0.5 * gamma_0)[..., None], differences.ndim)
+        distance = one_over * differences + eps_0[..., None]
         return jax.nn.logsumexp(-0.5 * distance**2, axis=-1)
 
     return sum_example(log_normalizer(gamma_0) + 0.5 * eps_0**2)
@@ -105,9 +106,9 @@ def decoder_logits(
     Returns:
         [b, *data_shape, K].
     """
-    f = encode(jnp.arange(num_levels), num_levels, data_map)
-    distance = (z_0 / alpha_0)[..., None] - f
-    return -0.5 * jnp.exp(-gamma_0)[..., None] * distance**2
+    f = encode(jnp.arange(num_levels), num_levels, data_map).astype(z_0.dtype)
+    distance = (z_0 / alpha_0)[..., None] - lead(f, z_0.ndim + 1)
+    return -0.5 * lead(jnp.exp(-gamma_0)[..., None], distance.ndim) * distance**2
 
 
 def prior(marginal: Normal, prior: Normal) -> Float[Array, " b"]:

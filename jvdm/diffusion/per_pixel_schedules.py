@@ -30,15 +30,16 @@ from jaxtyping import Array, Float
 from jvdm.core import options
 from jvdm.core.options import option
 from jvdm.core.records import Context
+from jvdm.core.shapes import lead
 from jvdm.diffusion.schedules import SCHEDULES
 
 Gamma = Float[Array, "..."]
 
 
 def _coefficients(
-    context: Context, hidden: int, shape: Sequence[int], names: Sequence[str]
-) -> list[Float[Array, " b *d"]]:
-    """One number of each name for every pixel; called inside a compact method."""
+    context: Context, hidden: int, shape: Sequence[int], names: Sequence[str], rank: int
+) -> list[Float[Array, "..."]]:
+    """One number of each name for every pixel, of `rank` axes or more; called inside a compact method."""
     if context.latent is None:
         raise ValueError("a schedule of every pixel needs a latent")
     h = latent = context.latent
@@ -47,7 +48,7 @@ def _coefficients(
     size = 1
     for n in shape:
         size *= n
-    return [nn.Dense(size, name=name)(h).reshape(len(latent), *shape) for name in names]
+    return [lead(nn.Dense(size, name=name)(h).reshape(len(latent), *shape), rank) for name in names]
 
 
 class _PixelSchedule(nn.Module):
@@ -106,9 +107,9 @@ class Polynomial(_PixelSchedule):
     @nn.compact
     def __call__(self, t: Float[Array, "..."], context: Context) -> Gamma:
         """gamma at t, of the images whose latents are in the context."""
-        a, b, d = _coefficients(context, self.hidden, self.data_shape, ("a", "b", "d"))
+        a, b, d = _coefficients(context, self.hidden, self.data_shape, ("a", "b", "d"), t.ndim)
         d = 1e-3 + jax.nn.softplus(d)
-        share = _integral(t, a, b, d) / _integral(jnp.ones(()), a, b, d)
+        share = _integral(t, a, b, d) / _integral(jnp.ones((), t.dtype), a, b, d)
         return self.gamma_min + (self.gamma_max - self.gamma_min) * share
 
 
@@ -129,7 +130,7 @@ class PixelMonotone(_PixelSchedule):
     def __call__(self, t: Float[Array, "..."], context: Context) -> Gamma:
         """gamma at t, of the images whose latents are in the context."""
         names = [f"{name}{j}" for j in range(self.num_steps) for name in ("height", "slope", "place")]
-        numbers = _coefficients(context, self.hidden, self.data_shape, names)
+        numbers = _coefficients(context, self.hidden, self.data_shape, names, t.ndim)
         steps = [
             (jax.nn.softplus(height), 1.0 + 10.0 * jax.nn.softplus(slope), place)
             for height, slope, place in zip(numbers[::3], numbers[1::3], numbers[2::3], strict=True)
@@ -145,4 +146,4 @@ class PixelMonotone(_PixelSchedule):
                 total = total + height * step
             return total
 
-        return self.gamma_min + (self.gamma_max - self.gamma_min) * rise(t) / rise(jnp.ones(()))
+        return self.gamma_min + (self.gamma_max - self.gamma_min) * rise(t) / rise(jnp.ones((), t.dtype))

@@ -4,7 +4,7 @@
 methods of `Process`, registered in `PROCESSES`.
 """
 
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import jax
 from jaxtyping import Array, Float
@@ -30,6 +30,7 @@ class Encoded(NamedTuple):
     tangent: Data
 
 
+@runtime_checkable
 class Process(Protocol):
     """A forward process with its conditionals, a frozen dataclass; its options are fields with defaults.
 

@@ -21,7 +21,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from jvdm.core.records import Coefficients, Context
 from jvdm.core.registry import Registry
@@ -215,7 +215,7 @@ def sample(
     keys: jax.Array,
     *,
     shape: tuple[int, ...],
-    num_steps: int,
+    num_steps: int | Int[Array, ""],
     data_range: Range,
     every: int = 0,
 ) -> Data:
@@ -229,7 +229,7 @@ def sample(
         sampler: has `step`.
         keys: [b] one key per sample, so that a sample does not depend on its batch.
         shape: of one sample.
-        num_steps: T.
+        num_steps: T, an array only where `every` is 0.
         data_range: of the encoded data, for clipping.
         every: keep z after every so many steps, a divisor of their number; 0 keeps the last one only.
 

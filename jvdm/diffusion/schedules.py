@@ -29,6 +29,7 @@ from jvdm.core import options
 from jvdm.core.options import option
 from jvdm.core.records import TimeGamma
 from jvdm.core.registry import Registry
+from jvdm.core.shapes import lead
 
 
 class Schedule(Protocol):
@@ -100,7 +101,9 @@ class MonotoneDense(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "... c"]) -> Float[Array, "... features"]:
         y = x @ jnp.abs(self.param("kernel", self.kernel_init, (x.shape[-1], self.features)))
-        return y + self.param("bias", self.bias_init, (self.features,)) if self.use_bias else y
+        if not self.use_bias:
+            return y
+        return y + lead(self.param("bias", self.bias_init, (self.features,)), y.ndim)
 
 
 @SCHEDULES.register("fixed_linear")
@@ -166,7 +169,7 @@ class MonotoneNetwork(nn.Module):
             h = l1(t[..., None])
             return (h + l3(nn.sigmoid(l2(h))))[..., 0]
 
-        start, end = g(jnp.zeros(())), g(jnp.ones(()))
+        start, end = g(jnp.zeros((), t.dtype)), g(jnp.ones((), t.dtype))
         return gamma_0 + (gamma_1 - gamma_0) * (g(t) - start) / (end - start)
 
 
@@ -234,7 +237,7 @@ class LinearBeta(nn.Module):
 
     def __call__(self, t: Float[Array, "..."] | float, context=None) -> Float[Array, "..."]:
         """gamma at t."""
-        return self.noise_path.gamma_of_log_alpha(self.log_alpha(t))
+        return self.noise_path.gamma_of_log_alpha(jnp.asarray(self.log_alpha(t)))
 
     def log_alpha(self, t: Any) -> Any:
         """log alpha at t, which is finite also where gamma is not."""

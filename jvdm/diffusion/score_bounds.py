@@ -75,7 +75,7 @@ def random_slice(
     *,
     eps: Data,
     eps_1: Data,
-    probes: Float[Array, "m b *d"],
+    probes: Float[Array, "m ..."],
     trace: Any,
     span: PerExample,
     at_s: Coefficients,

@@ -168,7 +168,7 @@ def sample(uniforms: Float[Array, "... m"], theta: Logits, k: int) -> Subset:
             return jnp.take_along_axis(a, left[..., None], axis=-1)[..., 0]
 
         taken = u < jax.nn.sigmoid(theta_i + at(_one_less(row)) - at(row))
-        return left - taken, taken
+        return left - taken.astype(left.dtype), taken
 
     start = jnp.full(theta.shape[:-1], k)
     last = (jnp.moveaxis(uniforms, -1, 0), jnp.moveaxis(theta, -1, 0), rows)
@@ -211,5 +211,5 @@ def leave_one_out(losses: Float[Array, "n ..."], log_q: Float[Array, "n ..."]) -
     n = losses.shape[0]
     if n < 2:
         raise ValueError(f"leave-one-out needs two samples or more, not {n}")
-    advantage = jax.lax.stop_gradient(losses - jnp.mean(losses, axis=0)) * (n / (n - 1))
+    advantage = jax.lax.stop_gradient(losses - jnp.mean(losses, axis=0, keepdims=True)) * (n / (n - 1))
     return jnp.mean(advantage * (log_q - jax.lax.stop_gradient(log_q)), axis=0)

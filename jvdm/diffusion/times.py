@@ -35,6 +35,7 @@ from jaxtyping import Array, Float
 from jvdm.core import options
 from jvdm.core.options import option
 from jvdm.core.registry import Registry
+from jvdm.core.shapes import lead
 from jvdm.diffusion import schedules
 from jvdm.diffusion.paths import VariancePreserving
 
@@ -96,7 +97,8 @@ def stratify(u_0: Float[Array, "..."], n: int) -> Float[Array, "... n"]:
     Returns:
         [..., n] in [0, 1).
     """
-    return jnp.mod(u_0[..., None] + jnp.arange(n, dtype=jnp.float32) / n, 1.0)
+    points = lead(jnp.arange(n, dtype=u_0.dtype) / n, u_0.ndim + 1)
+    return jnp.mod(u_0[..., None] + points, 1.0)
 
 
 def jittered(key: jax.Array, n: int) -> Float[Array, " n"]:

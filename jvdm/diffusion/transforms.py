@@ -12,7 +12,7 @@ A level v is the cell [v / K, (v + 1) / K], and for its centre, f_v = y((v + 1/2
 
 import dataclasses
 import math
-from typing import ClassVar, NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +33,7 @@ class Mapped(NamedTuple):
     log_slope: Data
 
 
+@runtime_checkable
 class DataMap(Protocol):
     """A map of data, a frozen dataclass: increasing, elementwise.
 
@@ -171,7 +172,7 @@ def dequantize(levels: Levels, u: Data, num_levels: int, data_map: DataMap = SCA
 
     The second field is log q(y | x) = ln K - ln |dy/du|, elementwise, in place of the slope.
     """
-    y, log_slope = data_map((levels.astype(jnp.float32) + u) / num_levels)
+    y, log_slope = data_map((levels.astype(u.dtype) + u) / num_levels)
     return Mapped(y, math.log(num_levels) - log_slope)
 
 

@@ -1,7 +1,7 @@
 """The contract of estimators of the likelihood, and their registry."""
 
 from collections.abc import Iterator
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self, runtime_checkable
 
 import jax
 import numpy as np
@@ -18,6 +18,7 @@ Params = Any
 Examples = Batch | np.ndarray
 
 
+@runtime_checkable
 class Estimator(Protocol):
     """A compiled estimate of the likelihood, for any parameters and images, which describes itself.
 

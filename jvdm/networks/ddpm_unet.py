@@ -18,12 +18,14 @@ from typing import ClassVar
 
 import jax.numpy as jnp
 from flax import linen as nn
+from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from jvdm.core.errors import UserError
 from jvdm.core.options import option
 from jvdm.core.records import Context
+from jvdm.core.shapes import lead
 from jvdm.networks import layers
 from jvdm.networks.inputs import features
 from jvdm.networks.network import NETWORKS
@@ -80,7 +82,7 @@ class StridedConv(nn.Module):
         taps = [
             x[:, i : i + 2 * rows - 1 : 2, j : j + 2 * columns - 1 : 2] for i in range(3) for j in range(3)
         ]
-        return jnp.concatenate(taps, axis=-1) @ kernel.reshape(9 * c, c) + bias
+        return jnp.concatenate(taps, axis=-1) @ kernel.reshape(9 * c, c) + lead(bias, x.ndim)
 
 
 @NETWORKS.register("ddpm_unet")
@@ -206,7 +208,8 @@ class DDPMUNet(nn.Module):
         """Half the resolution."""
         if self.resample_with_conv:
             return StridedConv(_PADDING[self.downsample_padding], h.dtype, name=name)(h)
-        return nn.avg_pool(h, (2, 2), strides=(2, 2))
+        # Not nn.avg_pool, which divides by an integer.
+        return nn.pool(h, 0.0, lax.add, (2, 2), (2, 2), "VALID") / 4.0
 
     def _twice(self, h, name):
         """Twice the resolution."""

@@ -13,6 +13,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from jvdm.core import options
+from jvdm.core.shapes import lead
 from jvdm.networks.convolution import convolve
 
 # Of a network's trunk, `dtype`.
@@ -35,7 +36,7 @@ def timestep_embedding(
     """
     half = dim // 2
     frequency = scale * jnp.exp(-jnp.log(max_period) / (half - 1) * jnp.arange(half, dtype=jnp.float32))
-    phase = t[:, None] * frequency
+    phase = t[:, None] * frequency[None]
     return jnp.concatenate([jnp.sin(phase), jnp.cos(phase)], axis=-1)
 
 
@@ -46,7 +47,7 @@ def fourier_features(z: Float[Array, "b h w c"], first: int, last: int) -> Float
         [b, h, w, 2 c (last - first + 1)]: sines, then cosines; within each, channel by channel.
     """
     frequency = 2.0 * jnp.pi * 2.0 ** jnp.arange(first, last + 1, dtype=jnp.float32)
-    phase = (z[..., None] * frequency).reshape(*z.shape[:-1], -1)
+    phase = (z[..., None] * lead(frequency, z.ndim + 1)).reshape(*z.shape[:-1], -1)
     return jnp.concatenate([jnp.sin(phase), jnp.cos(phase)], axis=-1)
 
 
@@ -86,7 +87,7 @@ class Conv3x3(nn.Module):
         kernel = self.param("kernel", init, (3, 3, x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
         x, kernel, bias = (a.astype(self.dtype) for a in (x, kernel, bias))
-        return convolve(x, kernel, precision=self.precision) + bias
+        return convolve(x, kernel, precision=self.precision) + lead(bias, x.ndim)
 
 
 class GroupNorm(nn.Module):
@@ -98,8 +99,8 @@ class GroupNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        norm = nn.GroupNorm(self.num_groups, epsilon=self.epsilon, dtype=self.dtype, name="norm")
-        return norm(x)
+        norm = nn.GroupNorm(self.num_groups, epsilon=self.epsilon, dtype=jnp.float32, name="norm")
+        return norm(x.astype(jnp.float32)).astype(self.dtype)
 
 
 def attend(

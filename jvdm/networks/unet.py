@@ -130,7 +130,7 @@ class Blocks:
         h: Float[Array, "b h w c"],
         condition: Float[Array, "b 1 1 d"] | Float[Array, "b h w d"],
         num_blocks: int,
-    ) -> tuple[Float[Array, "b h w c"], Float[Array, "n b h w c"]]:
+    ) -> tuple[Float[Array, "b h w k"], Float[Array, "n b h w k"]]:
         """Steps 2 to 4 from the extended input: the middle's output, and what is kept, last first."""
         h = layers.Conv3x3(self.channels, precision="highest", name="conv_in")(h).astype(self.dtype)
         kept_in = h

@@ -12,7 +12,7 @@ import os
 import pathlib
 import time
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any, Self, SupportsFloat
 
 import numpy as np
 
@@ -26,7 +26,7 @@ _NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 class NullWriter:
     """Has the methods of `MetricWriter` and writes nothing; for every process except the first."""
 
-    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+    def scalars(self, step: int, values: Mapping[str, SupportsFloat]) -> None:
         """Ignore the values."""
 
     def image(self, step: int, name: str, image: np.ndarray) -> None:
@@ -74,7 +74,7 @@ class MetricWriter:
             self._file.close()
             raise
 
-    def scalars(self, step: int, values: Mapping[str, float]) -> None:
+    def scalars(self, step: int, values: Mapping[str, SupportsFloat]) -> None:
         """Append one line, on disk when the call returns, and one TensorBoard event.
 
         Args:
@@ -223,7 +223,7 @@ class _Events:
         start = messages.SessionLog(status=messages.SessionLog.START)
         self._write(first_new_step, time.time(), session_log=start)
 
-    def scalars(self, step: int, now: float, values: Mapping[str, float]) -> None:
+    def scalars(self, step: int, now: float, values: Mapping[str, SupportsFloat]) -> None:
         summaries = [self._summary.scalar(name, value) for name, value in values.items()]
         if summaries:
             merged = type(summaries[0])(value=[part.value[0] for part in summaries])

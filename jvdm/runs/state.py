@@ -1,6 +1,6 @@
 """What training carries from step to step, and what it reports about each."""
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, no_type_check
 
 import jax
 import optax
@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int
 Params = Any
 
 
+@no_type_check  # JAX also makes it of shapes, shardings and paths
 @struct.dataclass
 class TrainState:
     """All that training carries from step to step.

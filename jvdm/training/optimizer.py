@@ -1,11 +1,13 @@
 """AdamW with the published masks, the learning rate, and the moving average of the parameters."""
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from jvdm.core.errors import unknown
 from jvdm.core.registry import Config
@@ -32,6 +34,17 @@ def _released_vdm(params: Params) -> Params:
 DECAY_MASKS = {"kernels": _kernels, "released_vdm": _released_vdm}
 
 
+def _promoting(fn: Callable) -> Callable:
+    """A function of optax, which promotes its counters implicitly, also where JAX is strict elsewhere."""
+
+    @functools.wraps(fn)
+    def promoting(*args, **kwargs):
+        with jax.numpy_dtype_promotion("standard"):
+            return fn(*args, **kwargs)
+
+    return promoting
+
+
 def learning_rate(config: Config, num_steps: int) -> optax.Schedule:
     """Linear warm-up from zero, then constant or linearly to zero at `num_steps`."""
     warmup = optax.linear_schedule(0.0, config.learning_rate, config.warmup_steps)
@@ -39,7 +52,8 @@ def learning_rate(config: Config, num_steps: int) -> optax.Schedule:
         after = optax.linear_schedule(config.learning_rate, 0.0, max(1, num_steps - config.warmup_steps))
     else:
         after = optax.constant_schedule(config.learning_rate)
-    return optax.join_schedules([warmup, after], [config.warmup_steps]) if config.warmup_steps else after
+    joined = optax.join_schedules([warmup, after], [config.warmup_steps]) if config.warmup_steps else after
+    return _promoting(joined)
 
 
 def make_optimizer(config: Config, num_steps: int) -> optax.GradientTransformation:
@@ -58,10 +72,11 @@ def make_optimizer(config: Config, num_steps: int) -> optax.GradientTransformati
         weight_decay=config.weight_decay,
         mask=DECAY_MASKS[config.decay_mask],
     )
-    return optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw) if config.clip_norm else adamw
+    whole = optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw) if config.clip_norm else adamw
+    return optax.GradientTransformation(whole.init, _promoting(whole.update))
 
 
-def ema_rate(config: Config, step: Float[Array, ""]) -> Float[Array, ""]:
+def ema_rate(config: Config, step: Int[Array, ""]) -> Float[Array, ""]:
     """The share of the old average that stays, after optimizer step `step` (0 is the first)."""
     rate = jnp.float32(config.ema_rate)
     if not config.ema_power:

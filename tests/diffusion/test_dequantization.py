@@ -46,7 +46,7 @@ def start_of(component, path, dtype=jnp.float32):
 
 def draw(component, at, key, n, shape=SHAPE, num_levels=LEVELS):
     """[n, ...] of independent keys."""
-    one, levels = jax.tree.map(lambda a: a[0], at), jnp.zeros(shape, jnp.uint8)
+    one, levels = jax.tree.map(lambda a: a[0], at), jnp.zeros(shape, jnp.uint8 if num_levels else jnp.float32)
     return jax.jit(jax.vmap(lambda key: component.draw(key, levels, one, num_levels)))(
         jax.random.split(key, n)
     )

@@ -104,7 +104,7 @@ def test_several_probes_are_single_ones_together(z, distribution, key):
 @pytest.mark.parametrize("name", TRACES.names())
 def test_value_is_that_of_the_field(name, z, key):
     trace = TRACES.build(TRACES.spec(name))
-    value, estimates = trace(curved, z, trace.draw(key, SHAPE))
+    value, estimates = trace(curved, z, trace.draw(jax.random.key(0), SHAPE))
     assert estimates.shape == (1,)
     np.testing.assert_allclose(value, curved(z), rtol=4 * EPS32)
 
@@ -114,7 +114,7 @@ def test_value_is_that_of_the_field(name, z, key):
 def test_exact_trace_is_the_trace_of_the_jacobian(z, at_a_time, x64):
     z = z.astype(jnp.float64)
     trace = ExactTrace(at_a_time=at_a_time)
-    _, value = jax.jit(lambda z: trace(curved, z, trace.draw(None, SHAPE)))(z)
+    _, value = jax.jit(lambda z: trace(curved, z, trace.draw(jax.random.key(0), SHAPE)))(z)
     # Sums of six numbers below 50.
     np.testing.assert_allclose(value[0], trace_of_jacobian(curved, z), rtol=1e-13)
     assert abs(value[0]) > 0.1
@@ -122,7 +122,7 @@ def test_exact_trace_is_the_trace_of_the_jacobian(z, at_a_time, x64):
 
 def test_hutchinson_averages_to_the_exact_trace_of_a_nonlinear_field(z, key):
     trace = Hutchinson(probes=NUM_PROBES)
-    values = np.asarray(trace(curved, z, trace.draw(key, SHAPE))[1], np.float64)
+    values = np.asarray(trace(curved, z, trace.draw(jax.random.key(0), SHAPE))[1], np.float64)
     assert abs(values.mean() - trace_of_jacobian(curved, z)) < 3 * values.std() / np.sqrt(NUM_PROBES)
 
 

@@ -284,7 +284,7 @@ def test_k_sums_of_gamma_are_gumbel():
 def test_the_surrogate_is_charged_as_a_class():
     """At most ln m, whatever its k-subsets may cost."""
     latent = KHotSurrogate(noise="gumbel")
-    theta = random_logits(latent, 64, spread=20.0)
+    theta = jnp.asarray(random_logits(latent, 64, spread=20.0))
     charge = latents.categorical_kl(theta)
     np.testing.assert_array_equal(latent.sample(theta, jnp.zeros((64, 50))).charge, charge)
     assert not latent.is_bound
@@ -301,7 +301,7 @@ def test_the_surrogate_has_the_gradient_of_a_direction():
     centred = noisy - noisy.mean()
     size = np.linalg.norm(centred)
     unit = centred / size
-    np.testing.assert_allclose(unit, latents.direction(noisy), atol=1e-6)
+    np.testing.assert_allclose(unit, latents.direction(jnp.asarray(noisy)[None])[0], atol=1e-6)
     projection = np.eye(M) - 1.0 / M - np.outer(unit, unit)
     np.testing.assert_allclose(ours, projection / size, atol=1e-6)
     np.testing.assert_array_equal(np.flatnonzero(value), np.sort(np.argsort(noisy)[-K:]))

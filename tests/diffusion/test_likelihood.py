@@ -37,7 +37,7 @@ def test_a_linear_drift(trace, key):
     probes = trace.draw(key, SHAPE)
     result = jax.jit(
         lambda z: likelihood.integrate(
-            likelihood.batched_field(lambda shared, z, t, context: rates * z, trace)((), (), probes),
+            likelihood.batched_field(lambda shared, z, t, context: rates[None] * z, trace)((), (), probes),
             z,
             num_probes=len(probes),
             start=jnp.float32(0.25),

@@ -155,7 +155,9 @@ def test_total_is_the_sum():
 def gaussian_errors(key, u, timesteps):
     """Monte-Carlo diffusion nats [n] of Gaussian data with the exact denoiser, at u [n]."""
     k_x, k_eps = jax.random.split(key)
-    x = GAUSSIAN.mean + np.sqrt(GAUSSIAN.variance) * jax.random.normal(k_x, (*u.shape, 4))
+    noise = jax.random.normal(k_x, (*u.shape, 4))
+    mean, deviation = (oracles.aligned(a, noise, jnp) for a in (GAUSSIAN.mean, np.sqrt(GAUSSIAN.variance)))
+    x = mean + deviation * noise
     eps = jax.random.normal(k_eps, x.shape)
     t = (jnp.floor(u * timesteps) + 1) / timesteps if timesteps else u
     gamma = (-SPAN / 2 + SPAN * t)[:, None]

@@ -32,16 +32,19 @@ def build(name, data_shape=SHAPE, **options):
     )
 
 
-def context(seed=0, b=B):
-    """Of latents [b, M], in the precision that is switched on."""
+def context(seed=0, b=B, dtype=float):
+    """Of latents [b, M], by default in the precision that is switched on."""
     latent = np.random.default_rng(seed).normal(size=(b, M))
-    return Context(latent=jnp.asarray(latent, float))
+    return Context(latent=jnp.asarray(latent, dtype))
 
 
 @functools.cache
 def initial(name):
     """Initial parameters, float32 numpy."""
-    params = jax.jit(build(name).init)(jax.random.key(0), jnp.zeros((B, 1, 1, 1)), context())["params"]
+    known = context(dtype=jnp.float32)
+    params = jax.jit(build(name).init)(jax.random.key(0), jnp.zeros((B, 1, 1, 1), jnp.float32), known)[
+        "params"
+    ]
     return jax.tree.map(np.asarray, params)
 
 
@@ -97,7 +100,7 @@ def test_increasing_at_every_pixel(name, scale, x64):
 
 def test_float32_slopes_are_not_negative(name, scale):
     """Also where q^2 touches 0: samplers take its root."""
-    at = jax.jit(lambda t: schedules.at(gamma_fn(name, scale), t))(times(1001) * jnp.ones((B, 1, 1, 1)))
+    at = jax.jit(lambda t: schedules.at(gamma_fn(name, scale), t))(times(1001) * jnp.ones((1, B, 1, 1, 1)))
     assert np.all(np.isfinite(at.dgamma_dt)) and np.all(at.dgamma_dt >= 0.0)
     # gamma of up to 13 is rounded, more than once.
     assert np.diff(at.gamma, axis=0).min() > -6 * 13.3 * EPS32
@@ -112,7 +115,7 @@ def test_the_ends_are_shared(name, scale):
 
 def test_derivative_is_the_finite_difference(name, scale, x64):
     gamma = gamma_fn(name, scale)
-    t = jnp.linspace(0.01, 0.99, 23)[:, None, None, None, None] * jnp.ones((B, 1, 1, 1))
+    t = jnp.linspace(0.01, 0.99, 23)[:, None, None, None, None] * jnp.ones((1, B, 1, 1, 1))
     at = schedules.at(gamma, t)
     assert at.gamma.dtype == at.dgamma_dt.dtype == jnp.float64
     step = 1e-5

@@ -25,7 +25,7 @@ from jvdm.diffusion.transforms import encode, nearest_level
 
 K, ENDS, NUM_SAMPLES, NUM_STEPS = 17, (-7.0, 5.0), 10_000, 1000
 P = np.exp(0.8 * np.sin(np.arange(K))) / np.exp(0.8 * np.sin(np.arange(K))).sum()
-F = np.asarray(encode(np.arange(K), K), np.float64)
+F = np.asarray(encode(jnp.arange(K), K), np.float64)
 SAMPLERS = {
     "ancestral": Ancestral(),
     "ddim": DDIM(),

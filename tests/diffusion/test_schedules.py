@@ -119,11 +119,12 @@ def test_derivative_is_the_finite_difference(name, scale, x64):
 
 
 def test_derivative_in_float32_agrees_with_float64(name, scale):
-    gamma, _ = gamma_fn(name, scale)
+    gamma, params = gamma_fn(name, scale)
     t = np.linspace(0.0, 1.0, 33, dtype=np.float32)
     slope = schedules.at(gamma, jnp.asarray(t)).dgamma_dt
     with jax.enable_x64(True):
-        exact = schedules.at(gamma, jnp.asarray(t, jnp.float64)).dgamma_dt
+        params = jax.tree.map(lambda a: jnp.asarray(a, jnp.float64), params)
+        exact = schedules.at(lambda t: program(name)(params, t), jnp.asarray(t, jnp.float64)).dgamma_dt
     # A few roundings of sums over the hidden units.
     np.testing.assert_allclose(slope, exact, rtol=1e-5)
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from helpers.known_latents import Enumerated
 
+from jvdm.core.shapes import lead
 from jvdm.diffusion import subsets
 
 EPS32 = np.finfo(np.float32).eps
@@ -37,7 +38,7 @@ def test_equals_enumeration(m, k, x64):
             "log_normalizer": subsets.log_normalizer(theta, k),
             "marginals": subsets.marginals(theta, k),
             "kl": subsets.kl_to_uniform(theta, k),
-            "log_q": subsets.log_prob(jnp.asarray(exact.subsets), theta[:, None], k),
+            "log_q": subsets.log_prob(jnp.asarray(exact.subsets)[None], theta[:, None], k),
         }
 
     for name, value in evaluate(ours, exact.theta).items():
@@ -81,7 +82,7 @@ def test_derivatives_equal_enumeration(x64):
             "reverse": jax.vmap(jax.jacrev(lambda theta: subsets.marginals(theta, k)))(theta),
             "forward": jax.vmap(jax.jacfwd(lambda theta: subsets.marginals(theta, k)))(theta),
             "kl": jax.grad(lambda theta: jnp.sum(subsets.kl_to_uniform(theta, k)))(theta),
-            "score": jax.grad(lambda theta: jnp.sum(subsets.log_prob(jnp.asarray(c), theta, k)))(theta),
+            "score": jax.grad(lambda theta: jnp.sum(subsets.log_prob(jnp.asarray(c)[None], theta, k)))(theta),
         }
 
     value = evaluate(ours, exact.theta)
@@ -143,7 +144,7 @@ def everything(theta, uniforms, weights):
 
     def through(theta):
         value = subsets.straight_through(c, subsets.marginals(theta, K))
-        return jnp.sum(weights * value), value
+        return jnp.sum(lead(weights, value.ndim) * value), value
 
     gradient, value = jax.grad(through, has_aux=True)(theta)
     return {
@@ -196,7 +197,9 @@ def test_many_elements():
 
     def ours(theta):
         mu, tangent = jax.jvp(lambda theta: subsets.marginals(theta, 200), (theta,), (jnp.ones(theta.shape),))
-        slope = jax.grad(lambda theta: jnp.sum(jnp.arange(400.0) * subsets.marginals(theta, 200)))(theta)
+        slope = jax.grad(lambda theta: jnp.sum(jnp.arange(400.0)[None] * subsets.marginals(theta, 200)))(
+            theta
+        )
         return mu, tangent, slope
 
     mu, tangent, slope = evaluate(ours, theta)
@@ -209,7 +212,9 @@ def test_many_elements():
 def test_top_k_is_the_mode(x64):
     for theta in logits(7, (1.0, 5.0, 20.0)):
         exact = Enumerated(theta, 4)
-        np.testing.assert_array_equal(subsets.top_k(theta, 4), exact.subsets[np.argmax(exact.log_q)])
+        np.testing.assert_array_equal(
+            subsets.top_k(jnp.asarray(theta), 4), exact.subsets[np.argmax(exact.log_q)]
+        )
     np.testing.assert_array_equal(subsets.top_k(jnp.zeros(5), 2), [1, 1, 0, 0, 0])
 
 
@@ -225,7 +230,7 @@ def test_samples_and_modes_have_no_gradient(name):
 
 # f of the tests of gradients, of c [m] in the reals.
 def linear(c):
-    return jnp.sum(jnp.sin(1.0 + jnp.arange(c.shape[-1])) * c, axis=-1)
+    return jnp.sum(lead(jnp.sin(1.0 + jnp.arange(float(c.shape[-1]))), c.ndim) * c, axis=-1)
 
 
 def classifier(c):
@@ -288,7 +293,7 @@ def test_leave_one_out_is_unbiased(m, k, n, x64):
     probability = np.prod(exact.q[tuples], axis=1)
 
     def surrogate(theta, choice):
-        log_q = subsets.log_prob(jnp.asarray(exact.subsets)[choice], theta, k)
+        log_q = subsets.log_prob(jnp.asarray(exact.subsets)[choice], theta[None], k)
         return subsets.leave_one_out(jnp.asarray(losses)[choice], log_q)
 
     of_every = jax.vmap(jax.value_and_grad(surrogate), (None, 0))
@@ -310,7 +315,7 @@ def test_leave_one_out_keeps_examples_apart(x64):
     )
 
     def total(theta, losses):
-        return jnp.sum(subsets.leave_one_out(losses, subsets.log_prob(jnp.asarray(c), theta, 2)))
+        return jnp.sum(subsets.leave_one_out(losses, subsets.log_prob(jnp.asarray(c), theta[None], 2)))
 
     ours = evaluate(jax.grad(total), theta, losses)
     others = (losses.sum(axis=0) - losses) / 2.0

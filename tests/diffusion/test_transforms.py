@@ -90,7 +90,7 @@ def test_encoded_levels_are_the_centres(name, num_levels):
     expected, _ = exact(name, (np.arange(num_levels) + 0.5) / num_levels)
     np.testing.assert_allclose(f, expected, atol=20 * EPS32)
     assert f.dtype == jnp.float32
-    difference = build(name).difference(levels[:, None], jnp.arange(num_levels), num_levels)
+    difference = build(name).difference(levels[:, None], jnp.arange(float(num_levels))[None], num_levels)
     np.testing.assert_allclose(difference, expected[:, None] - expected, atol=40 * EPS32)
     np.testing.assert_array_equal(jnp.diagonal(difference), 0.0)
 
@@ -102,16 +102,16 @@ def test_a_dequantized_level_lies_in_its_cell(name, num_levels):
     """For every level; and its place in the cell is u."""
     data_map, levels = build(name), levels_of(num_levels)[:, None]
     # Not so near the edge that rounding, 256 ulps of 1, takes it over.
-    u = jnp.linspace(1e-4, 1.0 - 1e-4, 33)
+    u = jnp.linspace(1e-4, 1.0 - 1e-4, 33)[None]
     y, _ = transforms.dequantize(levels, u, num_levels, data_map)
     assert y.shape == (num_levels, 33)
     np.testing.assert_array_equal(
         transforms.level_of(y, num_levels, data_map), np.broadcast_to(levels, y.shape)
     )
     np.testing.assert_allclose(
-        data_map.inverse(y) * num_levels - levels, u[None].repeat(num_levels, 0), atol=1e-4
+        data_map.inverse(y) * num_levels - levels.astype(jnp.float32), u.repeat(num_levels, 0), atol=1e-4
     )
-    centre, _ = transforms.dequantize(levels, jnp.full(1, 0.5), num_levels, data_map)
+    centre, _ = transforms.dequantize(levels, jnp.full((1, 1), 0.5), num_levels, data_map)
     # Of x + 1/2 and of x + u, the same numbers.
     np.testing.assert_array_equal(centre[:, 0], transforms.encode(levels[:, 0], num_levels, data_map))
 
@@ -119,10 +119,9 @@ def test_a_dequantized_level_lies_in_its_cell(name, num_levels):
 def test_density_of_a_dequantized_level(name, num_levels, x64):
     """It integrates to one over every cell."""
     data_map, levels = build(name), jnp.arange(num_levels)[:, None]
-    u = jnp.linspace(0.0, 1.0, 201)
+    u = jnp.linspace(0.0, 1.0, 201)[None]
     y, log_q = transforms.dequantize(levels, u, num_levels, data_map)
-    # Trapezium rule of a density that varies by the factor 5 at most (two levels of logit), in 200 steps; and
-    # levels and u are added in float32, which the widths of steps feel: 256 ulps of 1 over 1 / 200.
+    # Trapezium rule of a density that varies by the factor 5 at most (two levels of logit), in 200 steps.
     total = np.trapezoid(np.exp(log_q), y, axis=-1)
     np.testing.assert_allclose(total, 1.0, atol=1e-3)
     widths = np.diff(exact(name, np.arange(num_levels + 1) / num_levels)[0])
@@ -147,8 +146,8 @@ def test_every_level_is_the_nearest_to_its_centre(name, num_levels):
 def test_nearest_level_about_the_ties(name, num_levels):
     """A hair to either side of the middle of two centres, one or the other; in the middle, either."""
     data_map, levels = build(name), np.arange(num_levels - 1)
-    f = np.asarray(transforms.encode(levels_of(num_levels), num_levels, data_map))
-    middle, hair = 0.5 * (f[1:] + f[:-1]), 1e-3 * np.diff(f)
+    f = transforms.encode(levels_of(num_levels), num_levels, data_map)
+    middle, hair = 0.5 * (f[1:] + f[:-1]), 1e-3 * jnp.diff(f)
     nearest = functools.partial(transforms.nearest_level, num_levels=num_levels, data_map=data_map)
     np.testing.assert_array_equal(nearest(middle - hair), levels)
     np.testing.assert_array_equal(nearest(middle + hair), levels + 1)
@@ -317,7 +316,7 @@ def test_closed_forms_of_equal_cells_are_those_of_any_cells(num_levels):
     short, long = Wide(), Wide(equal_cells=False)
     levels = jnp.arange(num_levels, dtype=jnp.uint8)
     # Nothing within rounding of an edge.
-    y = 3.0 * (jnp.arange(40 * num_levels) + 0.5) / (40 * num_levels) - 1.0
+    y = 3.0 * (jnp.arange(40.0 * num_levels) + 0.5) / (40 * num_levels) - 1.0
     nearest = transforms.nearest_level(y, num_levels, short)
     np.testing.assert_array_equal(nearest, transforms.nearest_level(y, num_levels, long))
     np.testing.assert_array_equal(nearest, transforms.level_of(y, num_levels, short))

@@ -124,7 +124,8 @@ def test_the_bound_of_other_labels_is_another():
     examples = labelled().examples("test")
     draws = model.draw(fold_in_each(jax.random.key(1), jnp.arange(N)), jnp.linspace(0.1, 0.9, N))
     others = Batch(examples.x, Conditioning(labels=(examples.conditioning.labels + 1) % CLASSES))
-    one, other = (objectives.bound(model, params, draws, batch).diffusion for batch in (examples, others))
+    batches = jax.tree.map(jnp.asarray, (examples, others))
+    one, other = (objectives.bound(model, params, draws, batch).diffusion for batch in batches)
     assert np.all(np.asarray(one) != np.asarray(other))
 
 

@@ -31,8 +31,12 @@ class Map(nn.Module):
     @nn.compact
     def __call__(self, x, gamma):
         flat = x.reshape(len(x), -1)
-        hidden = nn.tanh(nn.Dense(self.hidden)(jnp.concatenate([flat, 0.1 * gamma.reshape(-1, 1)], axis=-1)))
-        return jnp.tanh(nn.Dense(flat.shape[-1])(hidden)).reshape(x.shape)
+        hidden = nn.tanh(
+            nn.Dense(self.hidden, param_dtype=x.dtype)(
+                jnp.concatenate([flat, 0.1 * gamma.reshape(-1, 1)], axis=-1)
+            )
+        )
+        return jnp.tanh(nn.Dense(flat.shape[-1], param_dtype=x.dtype)(hidden)).reshape(x.shape)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,7 +75,7 @@ class DiffEnc(AffineProcess):
         c = prediction.coefficients
         x_hat = self.denoised(self.sample(encoded, eps, c), prediction)
         error = (x_hat - encoded.value + encoded.tangent) / c.sigma + c.sigma * x_hat
-        rate = c.dgamma_dt * expand(jnp.asarray(weight), self.rank)
+        rate = c.dgamma_dt * expand(jnp.broadcast_to(weight, eps.shape[:1]), self.rank)
         return 0.5 * sum_example(rate * (c.alpha * error) ** 2)
 
     def step_loss(self, params, encoded_s, encoded_t, eps, prediction, at_s, timesteps, context=None):

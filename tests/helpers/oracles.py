@@ -103,6 +103,12 @@ def decoder_nats(levels, eps_0, gamma_0, num_levels):
     return -np.take_along_axis(log_p, np.asarray(levels, np.int64)[..., None], axis=-1)[..., 0]
 
 
+def aligned(a, z, xp=np):
+    """An array of z's type, with leading axes of length 1 up to z's rank: JAX adds none in the tests."""
+    a = xp.asarray(a, z.dtype)
+    return a.reshape((1,) * (z.ndim - a.ndim) + a.shape)
+
+
 @dataclasses.dataclass(frozen=True)
 class Gaussian:
     """Independent normal data: `mean` and `variance` [d]."""
@@ -116,12 +122,12 @@ class Gaussian:
 
     def eps_hat(self, z, alpha, sigma, xp=np):
         """E[eps | z]."""
-        mean, variance = (xp.asarray(a, z.dtype) for a in (self.mean, self.variance))
+        mean, variance = (aligned(a, z, xp) for a in (self.mean, self.variance))
         return sigma * (z - alpha * mean) / (alpha**2 * variance + sigma**2)
 
     def x_hat(self, z, alpha, sigma, xp=np):
         """E[x | z]."""
-        mean, variance = (xp.asarray(a, z.dtype) for a in (self.mean, self.variance))
+        mean, variance = (aligned(a, z, xp) for a in (self.mean, self.variance))
         return mean + alpha * variance * (z - alpha * mean) / (alpha**2 * variance + sigma**2)
 
     def log_density(self, z, alpha, sigma):
@@ -205,8 +211,9 @@ class PointMixture:
         return np.log(equal @ self.weights)
 
     def _log_joint(self, z, alpha, sigma, xp):
-        residual = (z[..., None, :] - alpha[..., None, :] * self.points.astype(z.dtype)) / sigma[..., None, :]
-        return np.log(self.weights).astype(z.dtype) - 0.5 * xp.sum(residual**2, axis=-1)
+        points = aligned(self.points, z[..., None, :], xp)
+        residual = (z[..., None, :] - alpha[..., None, :] * points) / sigma[..., None, :]
+        return aligned(np.log(self.weights), z, xp) - 0.5 * xp.sum(residual**2, axis=-1)
 
     def posterior(self, z, alpha, sigma, xp=np):
         """[..., j] p(f_j | z) for z, alpha and sigma [..., d] (the last two broadcastable)."""

@@ -54,4 +54,4 @@ def _draw(model, keys, u):
 def draws_of(model, b=B, seed=1):
     """The first b of any number of draws."""
     keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(jax.random.key(seed), jnp.arange(b))
-    return _draw(model, keys, (jnp.arange(b) + 0.3) / B)
+    return _draw(model, keys, (jnp.arange(b, dtype=jnp.float32) + 0.3) / B)

@@ -253,7 +253,7 @@ class Gradients:
         one = jax.tree.map(lambda a: a[2:3], draws_of(model))
         image = jax.tree.map(lambda a: a[:1], batch())
         scale = model.units_per_nat
-        f = 2.0 * (np.float32(tiny.images(B)[:1]) + 0.5) / tiny.LEVELS - 1.0
+        f = jnp.asarray(2.0 * (np.float32(tiny.images(B)[:1]) + 0.5) / tiny.LEVELS - 1.0)
         logits = model.encoder.apply({"params": params["encoder"]}, f)
         self.exact_q = Enumerated(np.asarray(logits, np.float64)[0], K)
         subsets = jnp.asarray(self.exact_q.subsets, jnp.float32)
@@ -410,7 +410,7 @@ def test_a_network_may_see_the_gamma_of_every_pixel():
     context = Context(latent=jnp.eye(M)[:1])
     output = jax.jit(lambda gamma: model.output(params, z, gamma, context))
     flat = jnp.full((1, *tiny.SHAPE), -1.0)
-    tilted = flat + jnp.linspace(-2.0, 2.0, 8)[:, None, None]
+    tilted = flat + jnp.linspace(-2.0, 2.0, 8)[None, :, None, None]
     assert np.abs(output(flat) - output(tilted)).max() > 1e-2
 
 

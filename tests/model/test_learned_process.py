@@ -118,7 +118,8 @@ def test_the_discrete_bound_asks_the_process():
     c = config().unlock()
     c.model.timesteps = 10
     model = model_lib.build(c, SHAPE, tiny.LEVELS)
-    process, params = model.process, tiny.perturbed(model.init(jax.random.key(0)))
+    process = model.process
+    params = jax.tree.map(jnp.asarray, tiny.perturbed(model.init(jax.random.key(0))))
     draws = model.draw(jax.random.split(jax.random.key(1), NUM), jnp.full(NUM, 0.65))
     batch = Batch(jax.random.randint(jax.random.key(2), (NUM, *SHAPE), 0, tiny.LEVELS))
     context, x = Context(), model.encode(batch.x)

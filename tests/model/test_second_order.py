@@ -90,12 +90,19 @@ def test_a_perfect_network_has_a_residual_of_mean_zero(path, parameterization, x
     divergence = np.sum(slopes, axis=-1)
     posterior = GAUSSIAN.variance * sigma**2 / (alpha**2 * GAUSSIAN.variance + sigma**2)
     x = GAUSSIAN.x_hat(z, alpha, sigma) + np.sqrt(posterior) * rng.normal(size=(n, 5, D))
-    error = np.sum(np.asarray(r.target(x, (z - alpha * x) / sigma) - output(z)) ** 2, axis=-1)
+    of_each = jax.tree.map(lambda a: a[None], r)
+    target = of_each.target(jnp.asarray(x), jnp.asarray((z - alpha * x) / sigma))
+    error = np.sum(np.asarray(target - output(jnp.asarray(z))[None]) ** 2, axis=-1)
 
     # The residual with its sign, from its square, a step h of the divergence to either side.
     h, r = 0.5, r._replace(scale=r.scale[:, 0], eps_coeff=r.eps_coeff[:, 0])
     up, down = (
-        np.asarray(penalty(r, jnp.asarray(sigma[:, 0]), divergence + step, error)) for step in (h, -h)
+        np.asarray(
+            jax.vmap(lambda e, d: penalty(r, jnp.asarray(sigma[:, 0]), d, e), (0, None))(
+                error, divergence + step
+            )
+        )
+        for step in (h, -h)
     )
     residual = (up - down) / (4 * h * sigma[:, 0] * LAMBDA / D)
     standard_error = residual.std(axis=0) / np.sqrt(n)

@@ -12,6 +12,7 @@ from jax import lax
 
 from jvdm.core.errors import UserError
 from jvdm.core.records import Conditioning, Context
+from jvdm.core.shapes import lead
 from jvdm.networks import NETWORKS, layers
 from jvdm.networks.ddpm_unet import DDPMUNet, ResidualBlock, StridedConv
 
@@ -143,12 +144,12 @@ def by_hand(params, z, time, conditioning, *, time_scale, padding, resample_with
         h = lax.conv_general_dilated(
             h, p[name]["kernel"], (stride, stride), (padding, padding), dimension_numbers=dimensions
         )
-        return h + p[name]["bias"]
+        return h + lead(p[name]["bias"], 4)
 
     def dense(name, h):
-        return h @ p[name]["kernel"] + p[name]["bias"]
+        return h @ p[name]["kernel"] + lead(p[name]["bias"], h.ndim)
 
-    phase = time_scale * time[:, None] * 10_000.0 ** -(jnp.arange(4) / 3)
+    phase = time_scale * time[:, None] * 10_000.0 ** -(jnp.arange(4.0) / 3)[None]
     condition = jnp.concatenate(
         [jnp.sin(phase), jnp.cos(phase), conditioning.conditioning.augmented[:, None]], axis=-1
     )
@@ -203,7 +204,7 @@ def test_strided_convolution(padding):
     def reference(params, x):
         p = params["params"]
         dimensions = ("NHWC", "HWIO", "NHWC")
-        return p["bias"] + lax.conv_general_dilated(
+        return lead(p["bias"], 4) + lax.conv_general_dilated(
             x, p["kernel"], (2, 2), (padding, padding), dimension_numbers=dimensions
         )
 
@@ -332,7 +333,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize(("option", "value"), [(o, v) for o, values in MISTAKES.items() for v in values])
-def test_options_are_checked(option, value):
+def test_options_are_checked(option, value, unchecked):
     with pytest.raises(ValueError, match=rf"^(unknown )?{option} ") as caught:
         build(**value)
     assert len(str(caught.value).splitlines()) == 1

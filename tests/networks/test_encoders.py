@@ -10,6 +10,7 @@ from flax import linen as nn
 
 from jvdm.core.errors import UserError
 from jvdm.core.records import Conditioning, Context
+from jvdm.core.shapes import lead
 from jvdm.networks import layers
 from jvdm.networks.encoders import ENCODERS, CNNEncoder, UNetEncoder
 from jvdm.networks.unet import ResidualBlock, VDMUNet
@@ -89,7 +90,7 @@ def unrolled(params, x, conditioning, *, attention=False):
         return block.apply({"params": p}, h, condition, train=False)
 
     def dense(p, h):
-        return h @ p["kernel"] + p["bias"]
+        return h @ p["kernel"] + lead(p["bias"], h.ndim)
 
     # Time 0: sines of 0, then cosines.
     half = jnp.ones((len(x), CHANNELS // 2))

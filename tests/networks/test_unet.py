@@ -9,6 +9,7 @@ import pytest
 from flax import linen as nn
 from helpers.compose import context_of
 
+from jvdm.core.shapes import lead
 from jvdm.networks import NETWORKS, layers
 from jvdm.networks.inputs import features
 from jvdm.networks.unet import ResidualBlock, VDMUNet
@@ -103,7 +104,7 @@ def unrolled(params, z, time, conditioning, *, attention=False, num_heads=1, nor
         return block.apply({"params": p}, h, condition, train=False)
 
     def dense(p, h):
-        return h @ p["kernel"] + p["bias"]
+        return h @ p["kernel"] + lead(p["bias"], h.ndim)
 
     # Of the image, or of every pixel its channels' side by side; and all that is known of the image.
     b, h, w, _ = time.shape if time.ndim == 4 else (len(time), 1, 1, 1)
@@ -325,7 +326,7 @@ def test_attention_is_residual_softmax(heads):
     expected = x.reshape(2, 6, 8) + attended @ p["out"]["kernel"] + p["out"]["bias"]
     # Logits of up to 50 are rounded to 1e-5 relative in the weights; values of up to 50.
     np.testing.assert_allclose(
-        module.apply({"params": p}, x).reshape(2, 6, 8), expected, rtol=1e-3, atol=2e-3
+        module.apply({"params": p}, jnp.asarray(x)).reshape(2, 6, 8), expected, rtol=1e-3, atol=2e-3
     )
 
 

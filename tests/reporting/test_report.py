@@ -242,7 +242,7 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_damage_is_shown(workdir, damage):
+def test_damage_is_shown(workdir, damage, unchecked):
     change, note = DAMAGE[damage]
     change(workdir)
     page, notes = report(workdir)

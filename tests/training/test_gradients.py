@@ -133,7 +133,7 @@ def test_the_config_offers_the_registered_objectives():
         ),
     ],
 )
-def test_the_config_selects_the_objective(changes, expected, monkeypatch):
+def test_the_config_selects_the_objective(changes, expected, monkeypatch, unchecked):
     """By its name, with its options; the defaults are those of the config."""
     c = config_lib.default()
     with c.unlocked():
