@@ -13,29 +13,29 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from jvdm.api import LoadedModel, Scores, load
     from jvdm.core.errors import UserError
-    from jvdm.data.subject import Subject, load_subject
+    from jvdm.data.example_set import ExampleSet, load_examples
     from jvdm.evaluation.sampling import Samples
 
 __version__ = "0.1.0"
 __all__ = [
+    "ExampleSet",
     "LoadedModel",
     "Samples",
     "Scores",
-    "Subject",
     "UserError",
     "__version__",
     "load",
-    "load_subject",
+    "load_examples",
 ]
 
 _MODULES = {
     "LoadedModel": "jvdm.api",
     "Samples": "jvdm.evaluation.sampling",
     "Scores": "jvdm.api",
-    "Subject": "jvdm.data.subject",
+    "ExampleSet": "jvdm.data.example_set",
     "UserError": "jvdm.core.errors",
     "load": "jvdm.api",
-    "load_subject": "jvdm.data.subject",
+    "load_examples": "jvdm.data.example_set",
 }
 
 

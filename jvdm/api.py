@@ -34,7 +34,7 @@ from jvdm.core.precision import full_precision
 from jvdm.core.progress import Progress
 from jvdm.core.records import Context
 from jvdm.core.registry import Config
-from jvdm.data.subject import Subject, check_shape
+from jvdm.data.example_set import ExampleSet, check_shape
 from jvdm.evaluation import ESTIMATORS, Estimator, suite
 from jvdm.evaluation.record import Result
 from jvdm.evaluation.rows import bits_per_dim, image_errors
@@ -102,7 +102,7 @@ class LoadedModel:
 
     def bits_per_dim(
         self,
-        images: np.ndarray | Subject,
+        images: np.ndarray | ExampleSet,
         estimator: str = "vlb",
         *,
         draws: int | None = None,
@@ -114,7 +114,7 @@ class LoadedModel:
 
         Args:
             images: [N, *data_shape] levels 0..K-1 of any integer type, floats where data are continuous; or
-                what `jvdm.load_subject` returns, whose name is then in the record.
+                what `jvdm.load_examples` returns, whose name is then in the record.
             estimator: "vlb", the variational bound; "ode", by the probability-flow ODE; "elbo" or
                 "scoreflow", the bounds of score-based models.
             draws: per image; the config's by default.
@@ -133,7 +133,7 @@ class LoadedModel:
         config = self._config_with(
             "eval", settings, seed, estimators=estimator, **{component.draws_field: draws}
         )
-        subject = self._subject(images)
+        example_set = self._example_set(images)
         key = json.dumps(config.eval.to_dict(), sort_keys=True)
         if key not in self._built:
             self._built[key] = suite.build(config, self.model, self.mesh)
@@ -142,7 +142,7 @@ class LoadedModel:
             (evaluation,) = suite.evaluate(
                 config,
                 self._trained,
-                subject,
+                example_set,
                 self.mesh,
                 pathlib.Path(folder),
                 built=self._built[key],
@@ -250,10 +250,10 @@ class LoadedModel:
 
     def encode(self, images: np.ndarray) -> jax.Array:
         """[N, *data_shape] data in the space of the diffusion; of discrete data, the centres of the cells."""
-        x = self._subject(images).images
+        x = self._example_set(images).images
         return self.model.encode(jnp.asarray(x))
 
-    def latents(self, images: np.ndarray | Subject, *, seed: int | None = None) -> np.ndarray:
+    def latents(self, images: np.ndarray | ExampleSet, *, seed: int | None = None) -> np.ndarray:
         """A sample of q(c | x) for every image, [N, m], which `sample(..., latents=...)` takes.
 
         Args:
@@ -264,7 +264,7 @@ class LoadedModel:
             UserError: images that are not the model's, or a model without a latent.
         """
         self._check_has_latent()
-        examples = self._subject(images).examples
+        examples = self._example_set(images).batch
         key = root_key(self.config.seed if seed is None else seed, "latents")
         latents = given_latents("posterior", self._model, self.params, lambda: examples, key)
         assert latents is not None
@@ -286,14 +286,14 @@ class LoadedModel:
         config_lib.check_complete(config)
         return config
 
-    def _subject(self, images: Any) -> Subject:
-        """Images as a `Subject`, if they suit the model.
+    def _example_set(self, images: Any) -> ExampleSet:
+        """Images as a `ExampleSet`, if they suit the model.
 
         Raises:
             UserError: they are not.
         """
-        if not isinstance(images, Subject):
-            images = Subject(name="given", version="-", split="-", images=np.asarray(images))
+        if not isinstance(images, ExampleSet):
+            images = ExampleSet(name="given", version="-", split="-", images=np.asarray(images))
         x, shape, levels = images.images, self.model.data_shape, self.model.num_levels
         wanted = f"[N, {', '.join(map(str, shape))}]"
         if x.ndim != 1 + len(shape) or not len(x):

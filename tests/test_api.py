@@ -95,9 +95,9 @@ def test_the_numbers_of_eval(workdir, trained, images, estimator):
     assert (scores.errors is None) == (estimator == "ode"), "three draws there, one here"
 
 
-def test_a_subject_has_its_name(trained):
-    subject = jvdm.load_subject("digits", "test", num_levels=0).first(2)
-    scores = trained.bits_per_dim(subject, draws=1, seed=3, settings={"batch_size": 2})
+def test_an_example_set_has_its_name(trained):
+    example_set = jvdm.load_examples("digits", "test", num_levels=0).first(2)
+    scores = trained.bits_per_dim(example_set, draws=1, seed=3, settings={"batch_size": 2})
     origin = scores.record.provenance
     assert (origin.dataset, origin.split, origin.seed) == ("digits", "test[:2]", 3)
     assert scores.errors is None and scores.record.num_draws == 1

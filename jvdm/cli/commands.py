@@ -69,13 +69,13 @@ def evaluate(request: Request) -> None:
     mesh = sharding.make_mesh()
     trained = _load(request, mesh)
     dataset = data.load(config.data.source, num_levels=config.data.num_levels, data_dir=config.data.data_dir)
-    subject = data.of_dataset(dataset, "test").first(config.eval.num_images)
+    example_set = data.of_dataset(dataset, "test").first(config.eval.num_images)
 
     def report(evaluation: suite.Evaluation, record_path: pathlib.Path) -> None:
         if "diffusion" in evaluation.rows:
             _plot_loss(evaluation, workdir)
 
-    done = _evaluate(config, trained, subject, mesh, workdir.eval, report)
+    done = _evaluate(config, trained, example_set, mesh, workdir.eval, report)
     if trained.model.num_dims == 2 and not trained.model.num_levels:
         _plot_density(config, trained, dataset, mesh, workdir)
     # Nothing can be interrupted any more: a pass that is interrupted leaves those before it.
@@ -85,16 +85,16 @@ def evaluate(request: Request) -> None:
     results = [evaluation.result for evaluation in done.values()]
     rows = [result.row() for result in results]
     if dataset.log_density is not None:
-        nats = -dataset.log_density(subject.images)
+        nats = -dataset.log_density(example_set.images)
         error = standard_error(nats)
         rows.append({"estimator": "true density", "nats": with_error(nats.mean(), error or 0.0)})
-    for picture in inspection.plot_schedule(trained.model, trained.params, subject.examples, workdir):
+    for picture in inspection.plot_schedule(trained.model, trained.params, example_set.batch, workdir):
         print(f"plot    {picture}")
     print(table(rows))
     for result in results:
         draws = f"{result.num_draws} draw{'s' * (result.num_draws > 1)}"
         print(
-            f"{subject.name} {subject.split}: at most {result.text()} {result.units} by "
+            f"{example_set.name} {example_set.split}: at most {result.text()} {result.units} by "
             f"{result.description} ({result.num_images} images, {draws} each) = {result.terms_text()}"
         )
     for path in done:
@@ -107,7 +107,7 @@ def score(request: Request) -> None:
     suite.names(config)
     mesh = sharding.make_mesh()
     trained = _load(request, mesh)
-    subject = data.load_subject(
+    example_set = data.load_examples(
         config.score.source or config.data.source,
         config.score.split,
         num_levels=trained.model.num_levels,
@@ -116,20 +116,20 @@ def score(request: Request) -> None:
 
     def report(evaluation: suite.Evaluation, record_path: pathlib.Path) -> None:
         result, table_path = evaluation.result, record_path.with_suffix(".csv")
-        text = suite.csv_text(evaluation, subject)
+        text = suite.csv_text(evaluation, example_set)
         write_atomically(table_path, lambda file: file.write(text.encode()))
         print(f"mean    {result.text()} {result.units} by {result.description}")
         print(f"scores  {table_path}")
 
-    prefix = f"{subject.name}_{subject.split}_".replace("/", "_").replace(":", "_")
-    done = _evaluate(config, trained, subject, mesh, workdir.scores, report, prefix=prefix)
+    prefix = f"{example_set.name}_{example_set.split}_".replace("/", "_").replace(":", "_")
+    done = _evaluate(config, trained, example_set, mesh, workdir.scores, report, prefix=prefix)
     _discard_chunks(done)
 
 
 def _evaluate(
     config: Config,
     trained: Trained,
-    subject: data.Subject,
+    example_set: data.ExampleSet,
     mesh: Mesh,
     folder: pathlib.Path,
     report: Callable[[suite.Evaluation, pathlib.Path], None],
@@ -141,7 +141,7 @@ def _evaluate(
     Args:
         config: all of it.
         trained: the weights.
-        subject: the examples.
+        example_set: the examples.
         mesh: the devices.
         folder: for records and unfinished passes.
         report: called in the first process when a record is written, with the numbers and the record's path.
@@ -154,9 +154,9 @@ def _evaluate(
         UserError: examples of another shape than the model's, or settings that do not go together.
         Preempted: the process was asked to stop.
     """
-    data.check_shape(subject, trained.model.data_shape)
+    data.check_shape(example_set, trained.model.data_shape)
     done = {}
-    for evaluation in suite.evaluate(config, trained, subject, mesh, folder):
+    for evaluation in suite.evaluate(config, trained, example_set, mesh, folder):
         path = folder / f"{prefix}{evaluation.name}.json"
         done[path] = evaluation
         if processes.is_main():

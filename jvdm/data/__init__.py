@@ -5,22 +5,22 @@ A batch of training is a function of seed and step; a pass of evaluation has eve
 
 from jvdm.data.augmentation import AUGMENTATIONS, Augmentation
 from jvdm.data.dataset import Dataset
+from jvdm.data.example_set import ExampleSet, check_shape, load_examples, of_dataset
 from jvdm.data.pipeline import TrainBatches, evaluation_batches, num_evaluation_batches
 from jvdm.data.sources import data_spec, describe_sources, load, register
-from jvdm.data.subject import Subject, check_shape, load_subject, of_dataset
 
 __all__ = [
     "AUGMENTATIONS",
     "Augmentation",
     "Dataset",
-    "Subject",
+    "ExampleSet",
     "TrainBatches",
     "check_shape",
     "data_spec",
     "describe_sources",
     "evaluation_batches",
     "load",
-    "load_subject",
+    "load_examples",
     "num_evaluation_batches",
     "of_dataset",
     "register",

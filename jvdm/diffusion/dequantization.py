@@ -190,8 +190,8 @@ class Variational:
         log_scale = 0.5 * jnp.log(2.0 * jnp.pi * at.sigma**2)
         squares = jnp.full_like(e, 0.5) if self.analytic_entropy else 0.5 * e**2
         log_q = -sum_example(squares) - _per_example(log_scale, e)
-        magnification = losses.DECODERS[self.decoder](at.alpha)
-        nats = losses.reconstruction(levels, e, at.gamma, num_levels, magnification, data_map)
+        decoder_scale = losses.DECODERS[self.decoder](at.alpha)
+        nats = losses.reconstruction(levels, e, at.gamma, num_levels, decoder_scale, data_map)
         f = transforms.encode(levels, num_levels, data_map).astype(e.dtype)
         return Dequantized(diffuse(f, e, at), log_q, -nats)
 

@@ -53,7 +53,7 @@ def reconstruction(
     eps_0: Float[Array, " b *d"],
     gamma_0: Scale,
     num_levels: int,
-    magnification: Scale | None = None,
+    decoder_scale: Scale | None = None,
     data_map: DataMap = SCALING,
 ) -> Float[Array, " b"]:
     """Term (1), -log p(x | z_0), exact for any number of levels.
@@ -66,15 +66,15 @@ def reconstruction(
         eps_0: [b, *data_shape] noise at time 0.
         gamma_0: gamma at time 0, broadcastable to the data.
         num_levels: K.
-        magnification: of z_0, one of `DECODERS` at alpha_0; None is 1.
+        decoder_scale: of z_0, one of `DECODERS` at alpha_0; None is 1.
         data_map: that encodes.
 
     Returns:
         [b] nats.
     """
-    if magnification is not None:
+    if decoder_scale is not None:
         f = encode(levels, num_levels, data_map).astype(eps_0.dtype)
-        eps_0 = eps_0 + (magnification - 1.0) * (f * jnp.exp(-0.5 * gamma_0) + eps_0)
+        eps_0 = eps_0 + (decoder_scale - 1.0) * (f * jnp.exp(-0.5 * gamma_0) + eps_0)
 
     # Recomputed in the backward pass: K numbers per pixel are too many to keep.
     @jax.checkpoint

@@ -125,7 +125,7 @@ class Sampling:
             context = model.prior_context(latent_keys, latent)
             flow = (z_by_ode if is_ode else z_by_steps)(params, k_path, context, num_steps)
             c = model.at(params, jnp.zeros(index.shape[0]), context)
-            z_0 = model.magnification(c.alpha) * flow.z_0
+            z_0 = model.decoder_scale(c.alpha) * flow.z_0
             x = z_0 / c.alpha
             if not model.num_levels:
                 images = model.data_map.inverse(x)

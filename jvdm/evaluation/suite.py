@@ -18,7 +18,7 @@ from jvdm.core.errors import UserError, unknown
 from jvdm.core.keys import root_key
 from jvdm.core.progress import Progress
 from jvdm.core.registry import Config
-from jvdm.data import Subject
+from jvdm.data import ExampleSet
 from jvdm.evaluation import passes, record
 from jvdm.evaluation.elbo import RandomSliceELBO
 from jvdm.evaluation.estimator import ESTIMATORS, Estimator
@@ -62,13 +62,13 @@ def names(config: Config) -> list[str]:
     return list(dict.fromkeys(chosen))
 
 
-def provenance(config: Config, trained: Trained, subject: Subject) -> Provenance:
+def provenance(config: Config, trained: Trained, example_set: ExampleSet) -> Provenance:
     """Where the numbers of an evaluation come from."""
     return Provenance(
-        dataset=subject.name,
-        dataset_version=subject.version,
-        dataset_hash=subject.fingerprint,
-        split=subject.split,
+        dataset=example_set.name,
+        dataset_version=example_set.version,
+        dataset_hash=example_set.fingerprint,
+        split=example_set.split,
         num_levels=trained.model.num_levels,
         checkpoint=str(trained.path),
         step=trained.step,
@@ -94,7 +94,7 @@ def build(config: Config, model: Model, mesh: Mesh) -> list[Estimator]:
 def evaluate(
     config: Config,
     trained: Trained,
-    subject: Subject,
+    example_set: ExampleSet,
     mesh: Mesh,
     folder: pathlib.Path,
     *,
@@ -106,7 +106,7 @@ def evaluate(
     Args:
         config: all of it.
         trained: weights and their model.
-        subject: images.
+        example_set: images.
         mesh: has a `data` axis.
         folder: where unfinished passes are kept.
         built: by `build` from the same config; here by default.
@@ -115,16 +115,16 @@ def evaluate(
     Raises:
         UserError: settings that do not go together, or numbers that are not finite.
     """
-    origin = provenance(config, trained, subject)
+    origin = provenance(config, trained, example_set)
     built = build(config, trained.model, mesh) if built is None else built
     key = root_key(config.seed, "eval")
-    params, examples = trained.params, subject.examples
+    params, examples = trained.params, example_set.batch
     for estimator in built:
         kind = estimator.file_name() + ("_standard_prior" if config.model.prior == "standard" else "")
-        name = f"{kind}_step{trained.step}_{len(subject.images)}x{estimator.draws}_seed{config.seed}"
+        name = f"{kind}_step{trained.step}_{len(example_set.images)}x{estimator.draws}_seed{config.seed}"
         store = passes.Store(folder / f"{name}.partial", _depends_on(config, origin, estimator))
         with (
-            Progress(len(subject.images), label=estimator.name, unit="image")
+            Progress(len(example_set.images), label=estimator.name, unit="image")
             if show_progress and processes.is_main()
             else contextlib.nullcontext()
         ) as progress:
@@ -167,7 +167,7 @@ def _depends_on(config: Config, origin: Provenance, estimator: Estimator) -> dic
     return json.loads(json.dumps(depends_on))
 
 
-def csv_text(evaluation: Evaluation, subject: Subject) -> str:
+def csv_text(evaluation: Evaluation, example_set: ExampleSet) -> str:
     """One line per image: its name or position, bits/dim, Monte-Carlo error, terms, NFE."""
     estimator, rows = evaluation.estimator, evaluation.rows
     units = evaluation.result.units.replace("bits/dim", "bits_per_dim")
@@ -180,7 +180,7 @@ def csv_text(evaluation: Evaluation, subject: Subject) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["image", *columns])
-    for i in range(len(subject.images)):
-        name = subject.names[i] if subject.names else str(i)
+    for i in range(len(example_set.images)):
+        name = example_set.names[i] if example_set.names else str(i)
         writer.writerow([name, *(f"{column[i]:.6f}" for column in columns.values())])
     return text.getvalue()

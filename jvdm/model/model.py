@@ -280,7 +280,7 @@ class Model:
         prediction = self.predict(params, z, t, context)
         return self.process.drift(params, z, prediction, context)
 
-    def magnification(self, alpha_0: Float[Array, "..."]) -> Float[Array, "..."]:
+    def decoder_scale(self, alpha_0: Float[Array, "..."]) -> Float[Array, "..."]:
         """The factor of z_0 before it is decoded."""
         return losses.DECODERS[self.decoder](alpha_0)
 

@@ -92,7 +92,7 @@ def bound(
             draws.eps_0,
             at_0.gamma,
             model.num_levels,
-            model.magnification(at_0.alpha),
+            model.decoder_scale(at_0.alpha),
             model.data_map,
         ),
         prior=losses.prior(

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from jvdm.core.errors import UserError
-from jvdm.data import check_shape, describe_sources, load, load_subject
+from jvdm.data import check_shape, describe_sources, load, load_examples
 from jvdm.data.published import PUBLISHED
 
 
@@ -70,9 +70,9 @@ def test_folder(tmp_path, shape, suffix):
     np.testing.assert_array_equal(data.train, train)
     np.testing.assert_array_equal(data.test, test)
     assert data.name == "folder:set"
-    subject = load_subject(f"folder:{tmp_path}/set", "test", num_levels=256)
-    assert subject.names == (f"000.{suffix}", f"001.{suffix}", f"002.{suffix}")
-    np.testing.assert_array_equal(subject.images, test)
+    example_set = load_examples(f"folder:{tmp_path}/set", "test", num_levels=256)
+    assert example_set.names == (f"000.{suffix}", f"001.{suffix}", f"002.{suffix}")
+    np.testing.assert_array_equal(example_set.images, test)
 
 
 def test_folder_takes_subfolders_in_order_of_name(tmp_path):
@@ -82,38 +82,38 @@ def test_folder_takes_subfolders_in_order_of_name(tmp_path):
         (root / "test" / name).mkdir()
         (root / "test" / f"{i:03d}.png").rename(root / "test" / name / "x.png")
     data = load(f"folder:{root}")
-    assert load_subject(f"folder:{root}", "test", num_levels=256).names == ("a/x.png", "b/x.png", "c/x.png")
+    assert load_examples(f"folder:{root}", "test", num_levels=256).names == ("a/x.png", "b/x.png", "c/x.png")
     np.testing.assert_array_equal(data.test, test[[1, 0, 2]])
 
 
-def test_subjects_that_are_no_split(tmp_path):
+def test_example_sets_that_are_no_split(tmp_path):
     """An .npz of one array, such as samples, and a folder without train/ and test/ are taken whole."""
     test = images(3, seed=1)
     np.savez(tmp_path / "samples.npz", test)
-    subject = load_subject(f"npz:{tmp_path}/samples.npz", "test", num_levels=256)
-    assert (subject.name, subject.split, subject.names) == ("npz:samples.npz", "all", None)
-    np.testing.assert_array_equal(subject.images, test)
-    assert subject.first(2).split == "all[:2]"
-    assert len(subject.first(2).images) == 2
-    assert subject.first(0) is subject
+    example_set = load_examples(f"npz:{tmp_path}/samples.npz", "test", num_levels=256)
+    assert (example_set.name, example_set.split, example_set.names) == ("npz:samples.npz", "all", None)
+    np.testing.assert_array_equal(example_set.images, test)
+    assert example_set.first(2).split == "all[:2]"
+    assert len(example_set.first(2).images) == 2
+    assert example_set.first(0) is example_set
     root = write_folder(tmp_path / "set", images(2), test)
-    flat = load_subject(f"folder:{root / 'test'}", "train", num_levels=256)
+    flat = load_examples(f"folder:{root / 'test'}", "train", num_levels=256)
     assert (flat.split, flat.names) == ("all", ("000.png", "001.png", "002.png"))
     np.testing.assert_array_equal(flat.images, test)
-    both = load_subject(f"folder:{root}", "train", num_levels=256)
+    both = load_examples(f"folder:{root}", "train", num_levels=256)
     assert both.split == "train"
     np.testing.assert_array_equal(both.images, images(2))
 
 
-def test_subjects_that_are_wrong(tmp_path):
+def test_example_sets_that_are_wrong(tmp_path):
     np.savez(tmp_path / "two.npz", a=images(2), b=images(2))
     with pytest.raises(UserError, match="it must hold test_images or only one"):
-        load_subject(f"npz:{tmp_path}/two.npz", "test", num_levels=256)
+        load_examples(f"npz:{tmp_path}/two.npz", "test", num_levels=256)
     np.savez(tmp_path / "high.npz", images(2) // 2 + 100)
     with pytest.raises(UserError, match="the highest is 16"):
-        load_subject(f"npz:{tmp_path}/high.npz", "test", num_levels=17)
+        load_examples(f"npz:{tmp_path}/high.npz", "test", num_levels=17)
     with pytest.raises(UserError, match="the images are 4x5x3, the model's are 8x8x1"):
-        check_shape(load_subject(f"npz:{tmp_path}/high.npz", "test", num_levels=256), (8, 8, 1))
+        check_shape(load_examples(f"npz:{tmp_path}/high.npz", "test", num_levels=256), (8, 8, 1))
 
 
 def test_fingerprint_tells_shape_and_values_apart(tmp_path):

@@ -24,7 +24,7 @@ def test_it_is_a_source_like_the_others():
     assert data.load("mine") is DATASET
     assert data.load("mine", num_levels=4) is DATASET
     assert data.data_spec("mine") == ((4, 4, 1), 4)
-    assert data.load_subject("mine", "test", num_levels=4).images.shape == (1, 4, 4, 1)
+    assert data.load_examples("mine", "test", num_levels=4).images.shape == (1, 4, 4, 1)
     assert "four levels" in data.describe_sources()
 
 

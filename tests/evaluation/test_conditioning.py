@@ -131,12 +131,12 @@ def test_the_bound_of_other_labels_is_another():
 
 def test_labels_are_part_of_the_fingerprint():
     dataset = labelled()
-    subject = data.of_dataset(dataset, "test")
-    without = data.Subject(name="x", version="-", split="test", images=dataset.test)
-    assert subject.fingerprint == dataset.fingerprint("test") != without.fingerprint
-    first = subject.first(4)
+    example_set = data.of_dataset(dataset, "test")
+    without = data.ExampleSet(name="x", version="-", split="test", images=dataset.test)
+    assert example_set.fingerprint == dataset.fingerprint("test") != without.fingerprint
+    first = example_set.first(4)
     np.testing.assert_array_equal(first.conditioning.labels, [0, 1, 2, 0])
-    assert first.fingerprint != subject.fingerprint
+    assert first.fingerprint != example_set.fingerprint
 
 
 def test_taking_some_examples():
@@ -155,7 +155,7 @@ def test_it_trains_and_evaluates(tmp_path):
     trained = jvdm.load(workdir.path)
     start = model_lib.build(c, tiny.SHAPE, 17).init(jax.random.split(jax.random.key(c.seed))[0])
     assert np.all(trained.params["network"]["shift"] != start["network"]["shift"])
-    scores = trained.bits_per_dim(jvdm.load_subject(SOURCE, "test", num_levels=0), draws=c.eval.draws)
+    scores = trained.bits_per_dim(jvdm.load_examples(SOURCE, "test", num_levels=0), draws=c.eval.draws)
     plain = trained.bits_per_dim(labelled().test, draws=c.eval.draws)
     (record,) = workdir.eval.glob("vlb*.json")
     assert json.loads(record.read_text())["value"] == scores.record.value

@@ -126,9 +126,9 @@ class Replay:
 
         def reconstruction(eps_0, gamma_0, images):
             alpha_0, _ = self.model.path.alpha_sigma(gamma_0)
-            magnification = self.model.magnification(alpha_0)
+            decoder_scale = self.model.decoder_scale(alpha_0)
             return jnp.sum(
-                losses.reconstruction(images, eps_0, gamma_0, self.model.num_levels, magnification)
+                losses.reconstruction(images, eps_0, gamma_0, self.model.num_levels, decoder_scale)
             )
 
         self._slope = jit(jax.grad(reconstruction))
@@ -234,7 +234,7 @@ class Replay:
         slope, rounding = self._reconstruction_slope(draws)
         return rounding * np.sqrt(np.sum(slope**2, axis=(1, 2, 3)))
 
-    def magnification_rounding(self, draws: Draws) -> np.ndarray:
+    def decoder_scale_rounding(self, draws: Draws) -> np.ndarray:
         """[b] nats by which the rounding of alpha_0 moves the term, if z_0 is multiplied by 1 / alpha_0.
 
         That is f times a rounding, the same in all dimensions.

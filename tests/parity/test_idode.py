@@ -47,7 +47,7 @@ class Replay(replays.Replay):
 
     def reconstruction_tolerance(self, draws: Draws) -> np.ndarray:
         """[b] nats."""
-        return 4.0 * self.reconstruction_rounding(draws) + self.magnification_rounding(draws)
+        return 4.0 * self.reconstruction_rounding(draws) + self.decoder_scale_rounding(draws)
 
 
 @pytest.fixture(scope="module", params=peers.cases("idode"))
@@ -236,7 +236,7 @@ def test_first_optimizer_step(replay):
 
 def test_decoded_levels(replay):
     c, levels = replay.coefficients([0.0]), replay.model.num_levels
-    z_0 = jnp.asarray(replay.io["gen_z_0"]) * replay.model.magnification(c.alpha)
+    z_0 = jnp.asarray(replay.io["gen_z_0"]) * replay.model.decoder_scale(c.alpha)
     nearest = transforms.nearest_level(z_0 / c.alpha, levels)
     logits = losses.decoder_logits(z_0, c.alpha, c.gamma, levels)
     replays.check_levels({"nearest": nearest, "argmax": jnp.argmax(logits, axis=-1)}, replay, z_0)

@@ -190,7 +190,7 @@ def test_dequantization(replay, check):
     if "lik_recon_logprob" in io:
         eps, draws = jnp.asarray(io["lik_dequant_eps"]), replay.draws()
         draws = draws._replace(eps_0=jnp.zeros_like(draws.eps_0).at[: len(eps)].set(eps))
-        nats = 4.0 * replay.reconstruction_rounding(draws) + replay.magnification_rounding(draws)
+        nats = 4.0 * replay.reconstruction_rounding(draws) + replay.decoder_scale_rounding(draws)
         tolerance = 1e-5 + nats[: len(eps)].max() / np.abs(io["lik_recon_logprob"]).max()
         check("log p(x | z_0)", sampled.log_decoder, io["lik_recon_logprob"], tolerance)
     if "lik_tau" in io:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # it imports jax, which --help does not need
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Subject:
+class ExampleSet:
     """Images with a name.
 
     Attributes:
@@ -40,11 +40,11 @@ class Subject:
         return fingerprint(self.images, self.conditioning)
 
     @property
-    def examples(self) -> "Batch":
+    def batch(self) -> "Batch":
         """The images, with what is known of each."""
         return examples(self.images, self.conditioning)
 
-    def first(self, num_images: int) -> "Subject":
+    def first(self, num_images: int) -> "ExampleSet":
         """The first ones, or all for 0."""
         if not 0 < num_images < len(self.images):
             return self
@@ -61,13 +61,13 @@ def _first(conditioning: "Conditioning", num: int) -> "Conditioning":
     return conditioning._make(a if a is None else a[:num] for a in conditioning)
 
 
-def of_dataset(dataset: Dataset, split: str) -> Subject:
+def of_dataset(dataset: Dataset, split: str) -> ExampleSet:
     """A split of a dataset.
 
     Raises:
         UserError: it has no such split.
     """
-    return Subject(
+    return ExampleSet(
         name=dataset.name,
         version=dataset.version,
         split=split,
@@ -76,7 +76,7 @@ def of_dataset(dataset: Dataset, split: str) -> Subject:
     )
 
 
-def load_subject(source: str, split: str, *, num_levels: int, data_dir: str = "") -> Subject:
+def load_examples(source: str, split: str, *, num_levels: int, data_dir: str = "") -> ExampleSet:
     """A split of a source.
 
     Args:
@@ -94,7 +94,7 @@ def load_subject(source: str, split: str, *, num_levels: int, data_dir: str = ""
     if kind == "npz":
         name, images = local.read_npz_split(path, split)
         check_images(images, split, levels, path)
-        return Subject(
+        return ExampleSet(
             name=f"npz:{Path(path).name}",
             version="-",
             split=split if name == f"{split}_images" else "all",
@@ -103,7 +103,7 @@ def load_subject(source: str, split: str, *, num_levels: int, data_dir: str = ""
     if kind == "folder":
         images, names, whole = local.read_folder_split(path, split)
         check_images(images, split, levels, path)
-        return Subject(
+        return ExampleSet(
             name=f"folder:{Path(path).expanduser().resolve().name}",
             version="-",
             split="all" if whole else split,
@@ -113,12 +113,12 @@ def load_subject(source: str, split: str, *, num_levels: int, data_dir: str = ""
     return of_dataset(load(source, num_levels=num_levels, data_dir=data_dir), split)
 
 
-def check_shape(subject: Subject, shape: tuple[int, ...]) -> None:
+def check_shape(example_set: ExampleSet, shape: tuple[int, ...]) -> None:
     """Refuse images whose shape is not the model's.
 
     Raises:
         UserError: naming both.
     """
-    if subject.images.shape[1:] != shape:
-        found, wanted = ("x".join(map(str, s)) for s in (subject.images.shape[1:], shape))
-        raise UserError(f"{subject.name}: the images are {found}, the model's are {wanted}")
+    if example_set.images.shape[1:] != shape:
+        found, wanted = ("x".join(map(str, s)) for s in (example_set.images.shape[1:], shape))
+        raise UserError(f"{example_set.name}: the images are {found}, the model's are {wanted}")
