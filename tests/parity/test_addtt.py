@@ -448,7 +448,9 @@ class Step:
         def update(params, gradient, mu, nu):
             state = optimizer.init(params)
             state = optax.tree_utils.tree_set(state, count=jnp.int32(self.count), mu=mu, nu=nu)
-            return optax.apply_updates(params, optimizer.update(gradient * self.clip, state, params)[0])
+            with jax.numpy_dtype_promotion("standard"):  # optax promotes its counter
+                updates, _ = optimizer.update(gradient * self.clip, state, params)
+            return optax.apply_updates(params, updates)
 
         trees = (self.params, self.gradient, self.mu, self.nu)
         flat = (np.concatenate(list(tree.values())).astype(np.float32) for tree in trees)
