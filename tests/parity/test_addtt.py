@@ -28,6 +28,7 @@ from helpers.replays import ROUNDING, Leaf, gradient_tolerance, jit, note, per_i
 
 from jvdm import importers
 from jvdm.core.records import Batch, Context, Draws
+from jvdm.core.shapes import lead
 from jvdm.diffusion import losses, samplers, transforms
 from jvdm.diffusion.parameterizations import Noise
 from jvdm.diffusion.paths import VariancePreserving
@@ -303,7 +304,7 @@ def unrolled(network, params, z, time):
     attention = layers.SelfAttention(network.groups, network.norm_epsilon, num_heads=network.num_heads)
 
     def dense(p, h):
-        return h @ p["kernel"] + p["bias"]
+        return h @ p["kernel"] + lead(p["bias"], h.ndim)
 
     def residual(p, h):
         return block.apply({"params": p}, h, condition[:, None, None, :], train=False)
