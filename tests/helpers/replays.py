@@ -374,7 +374,8 @@ def check_optimizer_step(replay: Replay, relative: float) -> None:
 
     @jit
     def step(params, ema_params, gradient):
-        updates, _ = optimizer.update(gradient, optimizer.init(params), params)
+        with jax.numpy_dtype_promotion("standard"):  # optax promotes its counter
+            updates, _ = optimizer.update(gradient, optimizer.init(params), params)
         new = optax.apply_updates(params, updates)
         new_ema = jax.tree.map(lambda e, p: e + (1.0 - ema_rate) * (p - e), ema_params, new)
         return new, new_ema

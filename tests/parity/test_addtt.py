@@ -28,6 +28,7 @@ from helpers.replays import ROUNDING, Leaf, gradient_tolerance, jit, note, per_i
 
 from jvdm import importers
 from jvdm.core.records import Batch, Context, Draws
+from jvdm.core.shapes import lead
 from jvdm.diffusion import losses, samplers, transforms
 from jvdm.diffusion.gaussian import coefficients
 from jvdm.diffusion.parameterizations import Noise
@@ -303,7 +304,7 @@ def unrolled(network, params, z, time):
     attention = layers.SelfAttention(network.groups, network.norm_epsilon, num_heads=network.num_heads)
 
     def dense(p, h):
-        return h @ p["kernel"] + p["bias"]
+        return h @ p["kernel"] + lead(p["bias"], h.ndim)
 
     def residual(p, h):
         return block.apply({"params": p}, h, condition[:, None, None, :], train=False)
@@ -448,7 +449,9 @@ class Step:
         def update(params, gradient, mu, nu):
             state = optimizer.init(params)
             state = optax.tree_utils.tree_set(state, count=jnp.int32(self.count), mu=mu, nu=nu)
-            return optax.apply_updates(params, optimizer.update(gradient * self.clip, state, params)[0])
+            with jax.numpy_dtype_promotion("standard"):  # optax promotes its counter
+                updates, _ = optimizer.update(gradient * self.clip, state, params)
+            return optax.apply_updates(params, updates)
 
         trees = (self.params, self.gradient, self.mu, self.nu)
         flat = (np.concatenate(list(tree.values())).astype(np.float32) for tree in trees)
