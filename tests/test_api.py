@@ -183,7 +183,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_refused(trained, images, name):
+def test_refused(trained, images, name, unchecked):
     call, message = REFUSED[name]
     with pytest.raises(UserError, match=message) as error:
         call(trained, images)

@@ -14,6 +14,7 @@ from jvdm.diffusion.gaussian import coefficients, diffuse
 from jvdm.diffusion.normal import Normal
 from jvdm.diffusion.paths import VariancePreserving
 from jvdm.diffusion.process import Encoded
+from jvdm.diffusion.schedules import FixedLinear
 from jvdm.diffusion.times import stratify
 
 EPS32 = np.finfo(np.float32).eps
@@ -170,7 +171,7 @@ def gaussian_errors(key, u, timesteps):
     c = coefficients(VariancePreserving(), gamma, jnp.full_like(gamma, SPAN))
     x, eps, eps_hat = (a.reshape(error.shape) for a in (x, eps, eps_hat))
     prediction = predicted(eps_hat, diffuse(x, eps, c), c)
-    process = gaussian(None, VariancePreserving())
+    process = gaussian(FixedLinear(), VariancePreserving())
     return process.integrand(Encoded(x, 0.0 * x), eps, prediction)
 
 

@@ -53,8 +53,8 @@ def parts(path_name, prior):
 
     def predict(z, t):
         c = process.at(FIXED, t)
-        log_weights = np.log(P) - 0.5 * ((z - c.alpha * F) / c.sigma) ** 2
-        x_hat = jnp.sum(jax.nn.softmax(log_weights, axis=-1) * F, axis=-1, keepdims=True)
+        log_weights = np.log(P)[None] - 0.5 * ((z - c.alpha * F[None]) / c.sigma) ** 2
+        x_hat = jnp.sum(jax.nn.softmax(log_weights, axis=-1) * F[None], axis=-1, keepdims=True)
         return predicted((z - c.alpha * x_hat) / c.sigma, z, c)
 
     return process, predict

@@ -16,6 +16,7 @@ from jvdm.core.records import Coefficients
 from jvdm.diffusion import score_bounds
 from jvdm.diffusion.normal import Normal
 from jvdm.diffusion.paths import PATHS
+from jvdm.diffusion.schedules import FixedLinear
 
 # Schedule, path, and the parameterization of a network that errs by a constant. Each is one program for all
 # checks: compiling it is half of the time they take.
@@ -52,7 +53,7 @@ def coefficients(path, gamma, slope=1.0, k_a=0.0):
 
 
 def process(path):
-    return gaussian(None, PATHS.build(PATHS.spec(path)))
+    return gaussian(FixedLinear(), PATHS.build(PATHS.spec(path)))
 
 
 @pytest.mark.parametrize(

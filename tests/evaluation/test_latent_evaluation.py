@@ -15,7 +15,7 @@ from helpers.tiny_latents import K, M, batch, draws_of, setting
 
 from jvdm.core import formats
 from jvdm.core.errors import UserError
-from jvdm.core.records import Batch
+from jvdm.core.records import Batch, Conditioning
 from jvdm.diffusion import transforms
 from jvdm.diffusion.latents import LATENTS
 from jvdm.diffusion.solvers import SOLVERS
@@ -96,7 +96,9 @@ def test_several_samples_are_charged_one_by_one():
         estimator._sample, params, jax.random.key(7), Batch(images), jnp.arange(N, dtype=jnp.int32), 1, 2
     )
     f = transforms.encode(images, tiny.LEVELS)
-    logits = jax.jit(model.encoder.apply)({"params": params["encoder"]}, f, jnp.zeros(N))
+    logits = jax.jit(model.encoder.apply)(
+        {"params": params["encoder"]}, f, Conditioning(augmented=jnp.zeros(N))
+    )
     log_ratios = Enumerated(np.asarray(logits, np.float64), K).log_q + MODE
     off = np.abs(samples.latent[:, 0, :, None] - log_ratios[:, None]).min(axis=-1)
     # Sums of six logits of up to 10 in float32.

@@ -129,7 +129,7 @@ class ExactDenoiser(nn.Module):
         subsets = jnp.asarray(enumerate_subsets(oracle.table.m, oracle.table.k), jnp.float32)
         c = jnp.argmax(context.latent @ subsets.T, axis=-1)
         points = jnp.asarray(oracle.mixture.points, jnp.float32)
-        residual = (flat[:, None] - alpha[:, None] * points) / sigma[:, None]
+        residual = (flat[:, None] - alpha[:, None] * points[None]) / sigma[:, None]
         log_joint = jnp.asarray(oracle.table.log_table.T, jnp.float32)[c] - 0.5 * jnp.sum(
             residual**2, axis=-1
         )
@@ -148,7 +148,7 @@ class TableEncoder(nn.Module):
     def __call__(self, x, conditioning, *, train=False):
         oracle = ORACLES[self.oracle]
         points = jnp.asarray(oracle.mixture.points, jnp.float32)
-        distance = jnp.sum((x.reshape(-1, 1, NUM_DIMS) - points) ** 2, axis=-1)
+        distance = jnp.sum((x.reshape(-1, 1, NUM_DIMS) - points[None]) ** 2, axis=-1)
         return jnp.asarray(oracle.logits, jnp.float32)[jnp.argmin(distance, axis=-1)]
 
 

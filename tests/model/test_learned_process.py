@@ -31,7 +31,7 @@ def diffenc():
 
 
 def config(**training):
-    c = tiny.config(**training).unlock()
+    c = tiny.light_config(**training).unlock()
     c.data.source = "digits"
     c.process = PROCESSES.spec(learned_map.NAME)
     return c.lock()
