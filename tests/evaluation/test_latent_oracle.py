@@ -4,6 +4,7 @@ The models are perfect given the latent, with schedules that depend on it (`know
 estimator says is known, and a latent that is sampled, conditioned on or charged in a wrong way shows.
 """
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import known, tiny
@@ -60,8 +61,8 @@ def test_the_oracle():
 def test_the_schedule_depends_on_the_latent(schedule):
     """At the middle of time, gamma varies over subsets, at every pixel."""
     model, params = models.build(schedule=schedule)
-    subsets = ORACLES["subsets"].q.subsets.astype(np.float32)
-    gamma = model.gamma(params, np.float32(0.5), Context(latent=subsets))
+    subsets = jnp.asarray(ORACLES["subsets"].q.subsets, jnp.float32)
+    gamma = model.gamma(params, jnp.float32(0.5), Context(latent=subsets))
     assert gamma.shape == (len(subsets), *known.SHAPE)
     deviation = np.std(gamma, axis=0)
     assert deviation.min() > 0.3 and deviation.mean() > 1.0
