@@ -87,8 +87,8 @@ MUTANTS = (
     ),
     _times(
         "stratified times one n-th too close",
-        "jnp.arange(n, dtype=jnp.float32) / n, 1.0)",
-        "jnp.arange(n, dtype=jnp.float32) / (n + 1), 1.0)",
+        "jnp.arange(n, dtype=u_0.dtype) / n,",
+        "jnp.arange(n, dtype=u_0.dtype) / (n + 1),",
     ),
     # From levels to continuous data.
     _transforms(
@@ -151,8 +151,8 @@ MUTANTS = (
     ),
     _subsets(
         "the baseline's own sample not taken out: n / (n - 1) lost",
-        "jax.lax.stop_gradient(losses - jnp.mean(losses, axis=0)) * (n / (n - 1))",
-        "jax.lax.stop_gradient(losses - jnp.mean(losses, axis=0))",
+        "jax.lax.stop_gradient(losses - jnp.mean(losses, axis=0, keepdims=True)) * (n / (n - 1))",
+        "jax.lax.stop_gradient(losses - jnp.mean(losses, axis=0, keepdims=True))",
     ),
     _subsets(
         "no stop_gradient of log q, so that leave-one-out has a value",
