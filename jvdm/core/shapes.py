@@ -25,15 +25,36 @@ def lead(a: Float[Array, "*a"], rank: int) -> Float[Array, "..."]:
 
 
 def sum_example(a: Float[Array, " b *d"]) -> Float[Array, " b"]:
-    """The sum over everything but the first axis."""
+    """The sum over everything but the first axis.
+
+    Args:
+        a: [b, ...].
+
+    Returns:
+        [b].
+    """
     return jnp.sum(a, axis=tuple(range(1, a.ndim)))
 
 
 def of_example(a: Float[Array, "b ..."]) -> Float[Array, " b"]:
-    """A number of each example that broadcasts to it, [b, 1, ...], without those axes."""
+    """A number of each example that broadcasts to it, without the axes of length 1.
+
+    Args:
+        a: [b, 1, ...].
+
+    Returns:
+        [b].
+    """
     return a.reshape(a.shape[0])
 
 
 def mean_example(a: Float[Array, "b ..."]) -> Float[Array, " b"]:
-    """The mean over everything but the first axis."""
+    """The mean over everything but the first axis.
+
+    Args:
+        a: [b, ...].
+
+    Returns:
+        [b].
+    """
     return jnp.mean(a, axis=tuple(range(1, a.ndim)))

@@ -36,7 +36,15 @@ class Trace(Protocol):
     probes: int = 1
 
     def draw(self, key: jax.Array, shape: tuple[int, ...]) -> Float[Array, "m ..."]:
-        """The probes of one solve, for an example of a shape."""
+        """The probes of one solve.
+
+        Args:
+            key: of random numbers.
+            shape: of one example.
+
+        Returns:
+            [m, *shape], or [1] where nothing is random.
+        """
         ...
 
     def __call__(
@@ -82,7 +90,7 @@ class Hutchinson:
         options.check(self)
 
     def draw(self, key: jax.Array, shape: tuple[int, ...]) -> Float[Array, "m ..."]:
-        """The probes of one solve."""
+        """As `Trace.draw`."""
         return PROBES[self.distribution](key, (self.probes, *shape))
 
     def __call__(
@@ -126,13 +134,13 @@ class ExactTrace:
         options.check(self)
 
     def draw(self, key: jax.Array, shape: tuple[int, ...]) -> Float[Array, "1"]:
-        """Nothing is random; one entry, for the one number that comes out."""
+        """As `Trace.draw`: one entry, for the one number that comes out."""
         return jnp.zeros(1)
 
     def __call__(
         self, fn: Field, z: Data, probes: Array, *, batch_axes: int = 0
     ) -> tuple[Data, Float[Array, "1 ..."]]:
-        """fn(z) and its divergence; arguments as of `Hutchinson`, whose probes it ignores."""
+        """As `Hutchinson.__call__`, whose probes it ignores."""
         value, push_forward = jax.linearize(fn, z)
         batch, shape = z.shape[:batch_axes], z.shape[batch_axes:]
         size = math.prod(shape)

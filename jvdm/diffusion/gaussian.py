@@ -113,28 +113,22 @@ class AffineProcess:
         return "N(0, sigma_1^2 I)" if self.prior_name == "path" else "N(0, I)"
 
     def init(self, key: jax.Array, context: Context) -> Params:
-        """Initial parameters, `{"schedule": ...}`; the context is of one example."""
+        """As `Process.init`: `{"schedule": ...}`."""
         t = jnp.zeros((1,) * (self.rank + 1) if self.schedule.per_pixel else ())
         return {"schedule": self.schedule.init(key, t, context).get("params", {})}
 
     def gamma(self, params: Params, t: Scale, context: Context | None = None) -> Scale:
-        """gamma(t), elementwise.
-
-        Args:
-            params: the model's.
-            t: times of any shape; broadcastable to the data for a schedule of every pixel.
-            context: for a schedule that looks at it.
-        """
+        """As `Process.gamma`."""
         gamma: Any = self.schedule.apply({"params": params["schedule"]}, t, context)
         return gamma
 
     def time_gamma(self, params: Params, t: Float[Array, " b"], context: Context | None = None) -> TimeGamma:
-        """gamma and dgamma/dt at times [b], broadcastable to the data."""
+        """As `Process.time_gamma`, by a JVP."""
         t = expand(t, self.rank)
         return TimeGamma(*jax.jvp(lambda t: self.gamma(params, t, context), (t,), (jnp.ones_like(t),)))
 
     def at(self, params: Params, t: Float[Array, " b"], context: Context | None = None) -> Coefficients:
-        """The process at times [b]; every field broadcasts to the data."""
+        """As `Process.at`."""
         c = coefficients(self.path, *self.time_gamma(params, t, context))
         if not self.starts_without_noise:
             return c
@@ -144,44 +138,53 @@ class AffineProcess:
         return c._replace(dlogalpha_dt=rate, g2=self.path.g2_over_dlogalpha(c.gamma) * rate)
 
     def at_ends(self, params: Params, context: Context | None = None) -> tuple[Coefficients, Coefficients]:
-        """The process at t = 0 and 1, of one example where all examples share it."""
+        """As `Process.at_ends`."""
         t = expand(jnp.array([0.0, 1.0]), self.rank + 1)
         at = jax.jvp(lambda t: self.gamma(params, t, context), (t,), (jnp.ones_like(t),))
         zero, one = (coefficients(self.path, *(a[i] for a in at)) for i in (0, 1))
         return zero, one
 
     def ends(self, params: Params) -> Float[Array, "2"]:
-        """gamma at t = 0 and 1, which all pixels share."""
+        """As `Process.ends`."""
         ends = jnp.array([0.0, 1.0])
         if self.schedule.per_pixel:
             return self.schedule.gamma_min + (self.schedule.gamma_max - self.schedule.gamma_min) * ends
         return self.gamma(params, ends)
 
     def sample(self, encoded: Encoded, eps: Data, at: Coefficients) -> Data:
-        """z_t of (1)."""
+        """As `Process.sample`: z_t of (1)."""
         return diffuse(encoded.value, eps, at)
 
     def marginal(self, encoded: Encoded, at: Coefficients) -> Normal:
-        """(1)."""
+        """As `Process.marginal`: (1)."""
         return Normal(at.alpha * encoded.value, self.path.log_sigma(at.gamma))
 
     def posterior(
         self, z_t: Data, encoded_s: Encoded, encoded_t: Encoded, at_s: Coefficients, at_t: Coefficients
     ) -> Normal:
-        """(3), with what the process makes of x at both times."""
+        """q(z_s | z_t, x) of (3), with what the process makes of x at both times.
+
+        Args:
+            z_t: [b, *data_shape].
+            encoded_s, encoded_t: x at s and t.
+            at_s, at_t: the process at s and t.
+
+        Returns:
+            Of [b, *data_shape] means.
+        """
         c = c_of_step(at_s, at_t)
         change = (1.0 - c) * (encoded_s.value - encoded_t.value)
         mean = at_s.alpha / at_t.alpha * (1.0 - c) * z_t + at_s.alpha * (c * encoded_s.value + change)
         return Normal(mean, self.path.log_sigma(at_s.gamma) + 0.5 * jnp.log(c))
 
     def prior(self, params: Params) -> Normal:
-        """(5), a scalar mean and log sigma."""
+        """As `Process.prior`: (5), a scalar mean and log sigma."""
         if self.prior_name == "standard":
             return Normal(jnp.zeros(()), jnp.zeros(()))
         return Normal(jnp.zeros(()), self.path.log_sigma(self.ends(params)[1]))
 
     def denoised(self, z: Data, prediction: Prediction) -> Data:
-        """x_hat."""
+        """As `Process.denoised`: (z - sigma eps_hat) / alpha."""
         c = prediction.coefficients
         return (z - c.sigma * prediction.eps) / c.alpha
 
@@ -194,7 +197,7 @@ class GaussianProcess(AffineProcess):
     is_markov = True
 
     def encode(self, params: Params, x: Data, at: Coefficients, context: Context | None = None) -> Encoded:
-        """x itself."""
+        """As `Process.encode`: x itself, with tangent 0."""
         return Encoded(x, jnp.zeros_like(x))
 
     def forward(
@@ -205,7 +208,16 @@ class GaussianProcess(AffineProcess):
         at_s: Coefficients,
         at_t: Coefficients,
     ) -> Normal:
-        """(2), from s to t."""
+        """q(z_t | z_s) of (2).
+
+        Args:
+            z_s: [b, *data_shape].
+            encoded_s, encoded_t: unused; None will do.
+            at_s, at_t: the process at s and t.
+
+        Returns:
+            Of [b, *data_shape] means.
+        """
         log_c = jnp.log(c_of_step(at_s, at_t))
         return Normal(at_t.alpha / at_s.alpha * z_s, self.path.log_sigma(at_t.gamma) + 0.5 * log_c)
 
@@ -217,14 +229,33 @@ class GaussianProcess(AffineProcess):
         at_s: Coefficients,
         context: Context | None = None,
     ) -> Normal:
-        """(4)."""
+        """p(z_s | z_t) of (4), the ancestral step.
+
+        Args:
+            params, context: unused.
+            z_t: [b, *data_shape].
+            prediction: at z_t; it holds the process at t.
+            at_s: the process at s.
+
+        Returns:
+            Of [b, *data_shape] means.
+        """
         at_t = prediction.coefficients
         c = c_of_step(at_s, at_t)
         mean = at_s.alpha / at_t.alpha * (z_t - c * at_t.sigma * prediction.eps)
         return Normal(mean, self.path.log_sigma(at_s.gamma) + 0.5 * jnp.log(c))
 
     def drift(self, params: Params, z: Data, prediction: Prediction, context: Context | None = None) -> Data:
-        """(6)."""
+        """dz/dt of the probability-flow ODE (6).
+
+        Args:
+            params, context: unused.
+            z: [b, *data_shape] z_t.
+            prediction: at z; it holds the process at t.
+
+        Returns:
+            [b, *data_shape], per unit of t.
+        """
         c = prediction.coefficients
         if self.starts_without_noise:
             return c.dlogalpha_dt * z - 0.5 * prediction.g2_score
@@ -234,7 +265,7 @@ class GaussianProcess(AffineProcess):
     def integrand(
         self, encoded: Encoded, eps: Data, prediction: Prediction, weight: Float[Array, " b"] | float = 1.0
     ) -> Float[Array, " b"]:
-        """(7)."""
+        """As `Process.integrand`: (7)."""
         rate = prediction.coefficients.dgamma_dt * expand(jnp.broadcast_to(weight, eps.shape[:1]), self.rank)
         return 0.5 * sum_example(rate * prediction.squared_error(encoded.value, eps))
 
@@ -249,7 +280,19 @@ class GaussianProcess(AffineProcess):
         timesteps: int,
         context: Context | None = None,
     ) -> Float[Array, " b"]:
-        """(8)."""
+        """T KL(posterior || reverse) of (8), at drawn steps.
+
+        Args:
+            params, context: unused.
+            encoded_s, encoded_t: x at s and t.
+            eps: [b, *data_shape] noise of z_t.
+            prediction: at z_t; it holds the process at t.
+            at_s: the process at s = t - 1/T.
+            timesteps: T.
+
+        Returns:
+            [b] nats.
+        """
         squared_error = prediction.squared_error(encoded_t.value, eps)
         return losses.diffusion_discrete(timesteps, at_s.gamma, prediction.coefficients.gamma, squared_error)
 

@@ -80,11 +80,25 @@ class Latent(Protocol):
     score_function: bool = False
 
     def draw(self, key: jax.Array) -> Array:
-        """What is random in the sample of one example."""
+        """What is random in the sample of one example.
+
+        Args:
+            key: of random numbers.
+
+        Returns:
+            [...], the `noise` of `sample` for one example.
+        """
         ...
 
     def prior(self, key: jax.Array) -> Array:
-        """A c to generate from, [m]."""
+        """A sample of the prior p(c), to generate from.
+
+        Args:
+            key: of random numbers.
+
+        Returns:
+            [m].
+        """
         ...
 
     def sample(self, logits: Logits, noise: Noise, step: jax.Array | None = None) -> LatentSample:
@@ -98,7 +112,14 @@ class Latent(Protocol):
         ...
 
     def mode(self, logits: Logits) -> Value:
-        """The c that is likeliest, [b, m]; it costs `mode_charge`."""
+        """The c that is likeliest, which costs `mode_charge`.
+
+        Args:
+            logits: [b, n] from the encoder.
+
+        Returns:
+            [b, m].
+        """
         ...
 
 
@@ -140,19 +161,19 @@ class NoLatent:
     mode_charge: ClassVar[float] = 0.0
 
     def draw(self, key: jax.Array) -> Array:
-        """Nothing is random."""
+        """As `Latent.draw`: of no numbers."""
         return jnp.zeros(0)
 
     def prior(self, key: jax.Array) -> Array:
-        """The only c, [0]."""
+        """As `Latent.prior`: of no numbers."""
         return jnp.zeros(0)
 
     def sample(self, logits: Logits, noise: Noise, step: jax.Array | None = None) -> LatentSample:
-        """The only c, whose charge is 0; arguments as of `Gaussian`."""
+        """As `Latent.sample`: of no numbers."""
         return LatentSample(logits, jnp.zeros(len(logits)), jnp.zeros(len(logits)))
 
     def mode(self, logits: Logits) -> Value:
-        """The only c, [b, 0]."""
+        """As `Latent.mode`: of no numbers."""
         return logits
 
 
@@ -178,11 +199,11 @@ class Gaussian:
         return 2 * self.size
 
     def draw(self, key: jax.Array) -> Array:
-        """e of one example, [m]."""
+        """As `Latent.draw`."""
         return jax.random.normal(key, (self.size,))
 
     def prior(self, key: jax.Array) -> Array:
-        """A c to generate from, [m]."""
+        """As `Latent.prior`."""
         return jax.random.normal(key, (self.size,))
 
     def sample(self, logits: Logits, noise: Noise, step: jax.Array | None = None) -> LatentSample:
@@ -202,7 +223,7 @@ class Gaussian:
         return LatentSample(value, charge, 0.5 * jnp.sum(value**2 - noise**2 - log_variance, axis=-1))
 
     def mode(self, logits: Logits) -> Value:
-        """The c that is likeliest, [b, m]; it costs `mode_charge`."""
+        """As `Latent.mode`."""
         return jnp.split(logits, 2, axis=-1)[0]
 
 
@@ -235,11 +256,11 @@ class Gumbel:
         return math.log(self.size)
 
     def draw(self, key: jax.Array) -> Array:
-        """g of one example, [m]."""
+        """As `Latent.draw`."""
         return jax.random.gumbel(key, (self.size,))
 
     def prior(self, key: jax.Array) -> Array:
-        """A c to generate from, [m]."""
+        """As `Latent.prior`."""
         return jax.nn.one_hot(jax.random.randint(key, (), 0, self.size), self.size)
 
     def temperature(self, step: jax.Array | None) -> Array:
@@ -248,7 +269,7 @@ class Gumbel:
         return jnp.maximum(self.min_temperature, annealed)
 
     def sample(self, logits: Logits, noise: Noise, step: jax.Array | None = None) -> LatentSample:
-        """c and its charge; arguments as of `Gaussian`."""
+        """As `Latent.sample`."""
         noisy = logits + noise
         soft = jax.nn.softmax(noisy / self.temperature(step))
         c = subsets.top_k(noisy, 1)
@@ -256,7 +277,7 @@ class Gumbel:
         return LatentSample(subsets.straight_through(c, soft), categorical_kl(logits), log_ratio)
 
     def mode(self, logits: Logits) -> Value:
-        """The c that is likeliest, [b, m]; it costs `mode_charge`."""
+        """As `Latent.mode`."""
         return subsets.top_k(logits, 1)
 
 
@@ -301,15 +322,15 @@ class KSubset:
         return subsets.log_count(self.size, self.k)
 
     def draw(self, key: jax.Array) -> Array:
-        """Uniform numbers of one example, [m]."""
+        """As `Latent.draw`."""
         return jax.random.uniform(key, (self.size,))
 
     def prior(self, key: jax.Array) -> Array:
-        """A c to generate from, [m]."""
+        """As `Latent.prior`."""
         return subsets.sample(self.draw(key), jnp.zeros(self.size), self.k)
 
     def sample(self, logits: Logits, noise: Noise, step: jax.Array | None = None) -> LatentSample:
-        """c and its charge; arguments as of `Gaussian`."""
+        """As `Latent.sample`."""
         c = subsets.sample(noise, logits, self.k)
         moments = subsets.moments(logits, self.k)
         value = GRADIENTS[self.gradient](c, moments.marginals)
@@ -318,7 +339,7 @@ class KSubset:
         return LatentSample(value, charge, log_ratio)
 
     def mode(self, logits: Logits) -> Value:
-        """The c that is likeliest, [b, m]; it costs `mode_charge`."""
+        """As `Latent.mode`."""
         return subsets.top_k(logits, self.k)
 
 
@@ -393,19 +414,19 @@ class KHotSurrogate:
         return subsets.log_count(self.size, self.k)
 
     def draw(self, key: jax.Array) -> Array:
-        """What is random in g of one example, [m] or [10, m]."""
+        """As `Latent.draw`."""
         return PERTURBATIONS[self.noise].draw(key, self.size, self.k)
 
     def prior(self, key: jax.Array) -> Array:
-        """A c to generate from, [m]: uniform over subsets."""
+        """As `Latent.prior`."""
         return subsets.sample(jax.random.uniform(key, (self.size,)), jnp.zeros(self.size), self.k)
 
     def sample(self, logits: Logits, noise: Noise, step: jax.Array | None = None) -> LatentSample:
-        """c and what is charged; arguments as of `Gaussian`."""
+        """As `Latent.sample`."""
         noisy = logits + PERTURBATIONS[self.noise].total(noise, self.k)
         value = subsets.straight_through(subsets.top_k(noisy, self.k), direction(noisy))
         return LatentSample(value, categorical_kl(logits))
 
     def mode(self, logits: Logits) -> Value:
-        """The k largest, [b, m]; it costs `mode_charge`."""
+        """As `Latent.mode`."""
         return subsets.top_k(logits, self.k)

@@ -18,11 +18,25 @@ class Normal(NamedTuple):
     log_sigma: Scale
 
     def sample(self, noise: Float[Array, "..."]) -> Float[Array, "..."]:
-        """mean + deviation * noise."""
+        """mean + deviation * noise.
+
+        Args:
+            noise: standard normal, of the shape of the samples.
+
+        Returns:
+            Of the shape of the noise and the mean, broadcast.
+        """
         return self.mean + jnp.exp(self.log_sigma) * noise
 
     def log_density(self, z: Float[Array, "..."]) -> Float[Array, "..."]:
-        """Of every dimension of z, nats."""
+        """The log-density of every dimension.
+
+        Args:
+            z: where; broadcastable with mean and deviation.
+
+        Returns:
+            Of the broadcast shape, nats.
+        """
         squares = 0.5 * ((z - self.mean) * jnp.exp(-self.log_sigma)) ** 2
         return -(squares + self.log_sigma + 0.5 * math.log(2.0 * math.pi))
 

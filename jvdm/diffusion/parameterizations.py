@@ -25,7 +25,14 @@ class Parameterization(Protocol):
     """What the output means, a frozen dataclass; the composition gives `path` to a field of that name."""
 
     def __call__(self, c: Coefficients) -> Relation:
-        """The relation of output and eps; its fields have the shape of the coefficients."""
+        """The relation of the network's output and eps.
+
+        Args:
+            c: coefficients, broadcastable to the data.
+
+        Returns:
+            Its fields have the shape of the coefficients.
+        """
         ...
 
 
@@ -38,7 +45,7 @@ class Noise:
     """The output is eps (2107.00630, section 3.3)."""
 
     def __call__(self, c: Coefficients) -> Relation:
-        """Relation (1)."""
+        """As `Parameterization.__call__`: relation (1)."""
         one, zero = jnp.ones_like(c.gamma), jnp.zeros_like(c.gamma)
         return Relation(scale=one, skip=zero, eps_coeff=one, x_coeff=zero)
 
@@ -49,7 +56,7 @@ class DataPrediction:
     """The output is x."""
 
     def __call__(self, c: Coefficients) -> Relation:
-        """Relation (2)."""
+        """As `Parameterization.__call__`: relation (2)."""
         one, zero = jnp.ones_like(c.gamma), jnp.zeros_like(c.gamma)
         return Relation(scale=-c.alpha / c.sigma, skip=1.0 / c.sigma, eps_coeff=zero, x_coeff=one)
 
@@ -66,7 +73,7 @@ class Velocity:
     path: Any
 
     def __call__(self, c: Coefficients) -> Relation:
-        """Relation (3)."""
+        """As `Parameterization.__call__`: relation (3)."""
         return self.path.velocity(c.gamma)
 
 
@@ -80,7 +87,7 @@ class VelocityFromNoise:
     """
 
     def __call__(self, c: Coefficients) -> Relation:
-        """Relation (1)."""
+        """As `Parameterization.__call__`: relation (1)."""
         return Noise()(c)
 
 
@@ -90,7 +97,7 @@ class Drift:
     """The output is g times the score."""
 
     def __call__(self, c: Coefficients) -> Relation:
-        """Relation (4)."""
+        """As `Parameterization.__call__`: relation (4)."""
         # g / sigma; dgamma_dt is infinite at a time without noise, where g need not be.
         rate, zero = jnp.sqrt(c.dgamma_dt), jnp.zeros_like(c.gamma)
         g = jnp.sqrt(c.g2)

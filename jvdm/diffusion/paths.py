@@ -62,27 +62,69 @@ class Path(Protocol):
     gamma_of_log_alpha: Callable[[Scale], Scale] | None = None
 
     def alpha_sigma(self, gamma: Scale) -> tuple[Scale, Scale]:
-        """alpha and sigma."""
+        """alpha and sigma, elementwise.
+
+        Args:
+            gamma: of any shape.
+
+        Returns:
+            Both of the shape of gamma.
+        """
         ...
 
     def log_alpha(self, gamma: Scale) -> Scale:
-        """log alpha, to full relative accuracy."""
+        """log alpha, to full relative accuracy.
+
+        Args:
+            gamma: of any shape.
+
+        Returns:
+            Of the shape of gamma.
+        """
         ...
 
     def log_sigma(self, gamma: Scale) -> Scale:
-        """log sigma, to full relative accuracy."""
+        """log sigma, to full relative accuracy.
+
+        Args:
+            gamma: of any shape.
+
+        Returns:
+            Of the shape of gamma.
+        """
         ...
 
     def dlogalpha_dgamma(self, gamma: Scale) -> Scale:
-        """d log alpha / d gamma."""
+        """d log alpha / d gamma.
+
+        Args:
+            gamma: of any shape.
+
+        Returns:
+            Of the shape of gamma.
+        """
         ...
 
     def g2_over_dlogalpha(self, gamma: Scale) -> Scale:
-        """Quotient (7)."""
+        """Quotient (7).
+
+        Args:
+            gamma: of any shape.
+
+        Returns:
+            Of the shape of gamma.
+        """
         ...
 
     def velocity(self, gamma: Scale) -> Relation:
-        """Equation (5)."""
+        """The relation of the velocity (5) and eps.
+
+        Args:
+            gamma: broadcastable to the data.
+
+        Returns:
+            Its fields have the shape of gamma.
+        """
         ...
 
 
@@ -92,7 +134,13 @@ PATHS = Registry("path", Path)
 def invert_increasing(fn: Callable[[Scale], Scale], value: Scale, low: Scale, high: Scale) -> Scale:
     """x with fn(x) = value, elementwise, for an increasing fn, by bisection of [low, high].
 
-    Not differentiable; 50 halvings end at the resolution of float32, and of the interval in float64.
+    Args:
+        fn: elementwise.
+        value: of any shape.
+        low, high: of that shape; the solution is between them.
+
+    Returns:
+        Of the shape of `value`, to the last bit or so.
     """
     low, high = (jnp.broadcast_to(a, value.shape).astype(value.dtype) for a in (low, high))
 
@@ -112,40 +160,40 @@ class VariancePreserving:
     """alpha^2 + sigma^2 = 1."""
 
     def alpha_sigma(self, gamma: Scale) -> tuple[Scale, Scale]:
-        """alpha and sigma, of the shape of gamma."""
+        """As `Path.alpha_sigma`."""
         return jnp.exp(self.log_alpha(gamma)), jnp.exp(self.log_sigma(gamma))
 
     def log_alpha(self, gamma: Scale) -> Scale:
-        """log alpha, of the shape of gamma."""
+        """As `Path.log_alpha`."""
         return 0.5 * jax.nn.log_sigmoid(-gamma)
 
     def gamma_of_log_alpha(self, log_alpha: Scale) -> Scale:
-        """The gamma at which log alpha is this; -inf at 0."""
+        """As `Path.gamma_of_log_alpha`, elementwise."""
         return jnp.log(jnp.expm1(-2.0 * log_alpha))
 
     def log_sigma(self, gamma: Scale) -> Scale:
-        """log sigma, of the shape of gamma."""
+        """As `Path.log_sigma`."""
         return 0.5 * jax.nn.log_sigmoid(gamma)
 
     def dlogalpha_dgamma(self, gamma: Scale) -> Scale:
-        """d log alpha / d gamma, of the shape of gamma."""
+        """As `Path.dlogalpha_dgamma`."""
         return -0.5 * jax.nn.sigmoid(gamma)
 
     def g2_over_dlogalpha(self, gamma: Scale) -> Scale:
-        """Quotient (7), of the shape of gamma."""
+        """As `Path.g2_over_dlogalpha`."""
         return jnp.full_like(gamma, -2.0)
 
     def velocity(self, gamma: Scale) -> Relation:
-        """Equation (5)."""
+        """As `Path.velocity`."""
         alpha, sigma = self.alpha_sigma(gamma)
         return Relation(scale=alpha, skip=sigma, eps_coeff=alpha, x_coeff=-sigma)
 
     def alpha2_cumulative(self, gamma: Scale) -> Scale:
-        """Equation (6), of the shape of gamma."""
+        """As `Path.alpha2_cumulative`: equation (6), elementwise."""
         return jax.nn.log_sigmoid(gamma)
 
     def alpha2_quantile(self, value: Scale, gamma_0: Scale, gamma_1: Scale) -> Scale:
-        """The gamma of [gamma_0, gamma_1] whose `alpha2_cumulative` is `value`."""
+        """As `Path.alpha2_quantile`, elementwise, in closed form."""
         return jnp.clip(-jnp.log(jnp.expm1(-value)), gamma_0, gamma_1)
 
 
@@ -155,31 +203,31 @@ class Straight:
     """alpha + sigma = 1: z moves on a straight line from data to noise."""
 
     def alpha_sigma(self, gamma: Scale) -> tuple[Scale, Scale]:
-        """alpha and sigma, of the shape of gamma."""
+        """As `Path.alpha_sigma`."""
         return jnp.exp(self.log_alpha(gamma)), jnp.exp(self.log_sigma(gamma))
 
     def log_alpha(self, gamma: Scale) -> Scale:
-        """log alpha, of the shape of gamma."""
+        """As `Path.log_alpha`."""
         return jax.nn.log_sigmoid(-0.5 * gamma)
 
     def gamma_of_log_alpha(self, log_alpha: Scale) -> Scale:
-        """The gamma at which log alpha is this; -inf at 0."""
+        """As `Path.gamma_of_log_alpha`, elementwise."""
         return 2.0 * (jnp.log(-jnp.expm1(log_alpha)) - log_alpha)
 
     def log_sigma(self, gamma: Scale) -> Scale:
-        """log sigma, of the shape of gamma."""
+        """As `Path.log_sigma`."""
         return jax.nn.log_sigmoid(0.5 * gamma)
 
     def dlogalpha_dgamma(self, gamma: Scale) -> Scale:
-        """d log alpha / d gamma, of the shape of gamma."""
+        """As `Path.dlogalpha_dgamma`."""
         return -0.5 * jax.nn.sigmoid(0.5 * gamma)
 
     def g2_over_dlogalpha(self, gamma: Scale) -> Scale:
-        """Quotient (7), of the shape of gamma."""
+        """As `Path.g2_over_dlogalpha`."""
         return -2.0 * jnp.exp(self.log_sigma(gamma))
 
     def velocity(self, gamma: Scale) -> Relation:
-        """Equation (5)."""
+        """As `Path.velocity`."""
         alpha, _ = self.alpha_sigma(gamma)
         one, half = jnp.ones_like(gamma), jnp.full_like(gamma, 0.5)
         return Relation(
@@ -187,11 +235,11 @@ class Straight:
         )
 
     def alpha2_cumulative(self, gamma: Scale) -> Scale:
-        """Equation (6), of the shape of gamma."""
+        """As `Path.alpha2_cumulative`: equation (6), elementwise."""
         return 2.0 * (jax.nn.log_sigmoid(0.5 * gamma) + jax.nn.sigmoid(-0.5 * gamma))
 
     def alpha2_quantile(self, value: Scale, gamma_0: Scale, gamma_1: Scale) -> Scale:
-        """The gamma of [gamma_0, gamma_1] whose `alpha2_cumulative` is `value`, solved."""
+        """As `Path.alpha2_quantile`, elementwise, by bisection."""
         return invert_increasing(self.alpha2_cumulative, value, gamma_0, gamma_1)
 
 
@@ -201,32 +249,32 @@ class SubVariancePreserving:
     """sigma = 1 - alpha^2: less noise than (1) at every time of the same drift."""
 
     def alpha_sigma(self, gamma: Scale) -> tuple[Scale, Scale]:
-        """alpha and sigma, of the shape of gamma."""
+        """As `Path.alpha_sigma`."""
         return jnp.exp(self.log_alpha(gamma)), jnp.exp(self.log_sigma(gamma))
 
     def log_alpha(self, gamma: Scale) -> Scale:
-        """log alpha, of the shape of gamma."""
+        """As `Path.log_alpha`."""
         return -jnp.arcsinh(0.5 * jnp.exp(0.5 * gamma))
 
     def gamma_of_log_alpha(self, log_alpha: Scale) -> Scale:
-        """The gamma at which log alpha is this; -inf at 0."""
+        """As `Path.gamma_of_log_alpha`, elementwise."""
         return 2.0 * (jnp.log(-jnp.expm1(2.0 * log_alpha)) - log_alpha)
 
     def log_sigma(self, gamma: Scale) -> Scale:
-        """log sigma, of the shape of gamma."""
+        """As `Path.log_sigma`."""
         # 1 / sigma = 1 + alpha^2 / sigma: the digits of log sigma are kept also where sigma is almost 1.
         return -jnp.log1p(jnp.exp(self.log_alpha(gamma) - 0.5 * gamma))
 
     def dlogalpha_dgamma(self, gamma: Scale) -> Scale:
-        """d log alpha / d gamma, of the shape of gamma."""
+        """As `Path.dlogalpha_dgamma`."""
         return -0.5 / jnp.sqrt(1.0 + 4.0 * jnp.exp(-gamma))
 
     def g2_over_dlogalpha(self, gamma: Scale) -> Scale:
-        """Quotient (7), of the shape of gamma."""
+        """As `Path.g2_over_dlogalpha`."""
         return -2.0 * jnp.exp(self.log_sigma(gamma)) * (1.0 + jnp.exp(2.0 * self.log_alpha(gamma)))
 
     def velocity(self, gamma: Scale) -> Relation:
-        """Equation (5)."""
+        """As `Path.velocity`."""
         alpha, _ = self.alpha_sigma(gamma)
         # 1 / k alpha, and n over it.
         over, n = jnp.sqrt(4.0 + jnp.exp(gamma)), jnp.sqrt(1.0 + 4.0 * alpha**2)

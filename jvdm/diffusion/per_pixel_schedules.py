@@ -106,7 +106,7 @@ class Polynomial(_PixelSchedule):
 
     @nn.compact
     def __call__(self, t: Float[Array, "..."], context: Context) -> Gamma:
-        """gamma at t, of the images whose latents are in the context."""
+        """As `Schedule.__call__`, for the images whose latents are in the context."""
         a, b, d = _coefficients(context, self.hidden, self.data_shape, ("a", "b", "d"), t.ndim)
         d = 1e-3 + jax.nn.softplus(d)
         share = _integral(t, a, b, d) / _integral(jnp.ones((), t.dtype), a, b, d)
@@ -128,7 +128,7 @@ class PixelMonotone(_PixelSchedule):
 
     @nn.compact
     def __call__(self, t: Float[Array, "..."], context: Context) -> Gamma:
-        """gamma at t, of the images whose latents are in the context."""
+        """As `Schedule.__call__`, for the images whose latents are in the context."""
         names = [f"{name}{j}" for j in range(self.num_steps) for name in ("height", "slope", "place")]
         numbers = _coefficients(context, self.hidden, self.data_shape, names, t.ndim)
         steps = [

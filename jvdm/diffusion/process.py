@@ -77,49 +77,139 @@ class Process(Protocol):
         ...
 
     def gamma(self, params: Params, t: Scale, context: Context | None = None) -> Scale:
-        """gamma(t), elementwise."""
+        """gamma(t), elementwise.
+
+        Args:
+            params: all parameters of the model.
+            t: times of any shape; broadcastable to the data where the schedule is one of every pixel.
+            context: of the examples, for a schedule that depends on them.
+
+        Returns:
+            Of the shape of t, or of the data.
+        """
         ...
 
     def time_gamma(self, params: Params, t: Float[Array, " b"], context: Context | None = None) -> TimeGamma:
-        """gamma and dgamma/dt at times [b], broadcastable to the data."""
+        """gamma and dgamma/dt.
+
+        Args:
+            params, context: as of `gamma`.
+            t: [b] times in [0, 1].
+
+        Returns:
+            Both broadcastable to [b, *data_shape].
+        """
         ...
 
     def ends(self, params: Params) -> Float[Array, "2"]:
-        """gamma at t = 0 and 1, which all examples share."""
+        """gamma at t = 0 and 1, which all examples share.
+
+        Args:
+            params: as of `gamma`.
+
+        Returns:
+            [2].
+        """
         ...
 
     def at(self, params: Params, t: Float[Array, " b"], context: Context | None = None) -> Coefficients:
-        """The process at times [b]; every field broadcasts to the data."""
+        """The process at given times.
+
+        Args:
+            params, context: as of `gamma`.
+            t: [b] times in [0, 1].
+
+        Returns:
+            Every field broadcastable to [b, *data_shape].
+        """
         ...
 
     def at_ends(self, params: Params, context: Context | None = None) -> tuple[Coefficients, Coefficients]:
-        """The process at t = 0 and 1, of one example where all examples share it."""
+        """The process at t = 0 and at t = 1.
+
+        Args:
+            params, context: as of `gamma`.
+
+        Returns:
+            Two records; of one example where all examples share them.
+        """
         ...
 
     def encode(self, params: Params, x: Data, at: Coefficients, context: Context | None = None) -> Encoded:
-        """What the process makes of x at a time."""
+        """What the process makes of x at a time.
+
+        Args:
+            params, context: as of `gamma`.
+            x: [b, *data_shape] encoded data.
+            at: the process at that time.
+
+        Returns:
+            The array that takes the place of x, and its derivative in gamma.
+        """
         ...
 
     def sample(self, encoded: Encoded, eps: Data, at: Coefficients) -> Data:
-        """z_t."""
+        """A sample of q(z_t | x).
+
+        Args:
+            encoded: x at t.
+            eps: [b, *data_shape] standard normal noise.
+            at: the process at t.
+
+        Returns:
+            [b, *data_shape] z_t.
+        """
         ...
 
     def marginal(self, encoded: Encoded, at: Coefficients) -> Normal:
-        """q(z_t | x)."""
+        """The distribution q(z_t | x).
+
+        Args:
+            encoded: x at t.
+            at: the process at t.
+
+        Returns:
+            Of [b, *data_shape] means.
+        """
         ...
 
     def prior(self, params: Params) -> Normal:
-        """p(z_1), broadcastable to the data."""
+        """The model's p(z_1).
+
+        Args:
+            params: as of `gamma`.
+
+        Returns:
+            Broadcastable to the data.
+        """
         ...
 
     def denoised(self, z: Data, prediction: Any) -> Data:
-        """x_hat."""
+        """x_hat of a prediction.
+
+        Args:
+            z: [b, *data_shape] z_t.
+            prediction: at t.
+
+        Returns:
+            [b, *data_shape], the denoiser's estimate of the data.
+        """
         ...
 
     def integrand(
         self, encoded: Encoded, eps: Data, prediction: Any, weight: Float[Array, " b"] | float = 1.0
     ) -> Float[Array, " b"]:
-        """The diffusion loss per unit of time, [b] nats, times a weight such as one over the density of t."""
+        """The diffusion loss per unit of time.
+
+        Args:
+            encoded: x at t.
+            eps: [b, *data_shape] noise of z_t.
+            prediction: at z_t; it holds the process at t.
+            weight: [b] or one number, such as one over the density of t.
+
+        Returns:
+            [b] nats, times the weight.
+        """
         ...
 
 

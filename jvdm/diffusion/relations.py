@@ -33,15 +33,39 @@ class Relation(NamedTuple):
     g2_score_scale: Scale | None = None
 
     def target(self, x: Data, eps: Data) -> Data:
-        """The output of a perfect network."""
+        """The output of a perfect network.
+
+        Args:
+            x: [b, *data_shape] what z was made from.
+            eps: [b, *data_shape] noise of z.
+
+        Returns:
+            [b, *data_shape].
+        """
         return self.eps_coeff * eps + self.x_coeff * x
 
     def to_eps(self, out: Data, z: Data) -> Data:
-        """eps_hat from the output."""
+        """eps_hat from the output, by (1).
+
+        Args:
+            out: [b, *data_shape] of the network.
+            z: [b, *data_shape] it was made from.
+
+        Returns:
+            [b, *data_shape].
+        """
         return self.scale * out + self.skip * z
 
     def squared_error(self, out: Data, x: Data, eps: Data) -> Data:
-        """(eps - eps_hat)^2, elementwise, formed in the space of the output, where it is well conditioned."""
+        """(eps - eps_hat)^2, formed in the space of the output, where it is well conditioned.
+
+        Args:
+            out: [b, *data_shape] of the network.
+            x, eps: as of `target`.
+
+        Returns:
+            [b, *data_shape], elementwise.
+        """
         return (self.scale * (self.target(x, eps) - out)) ** 2
 
     def predict(self, out: Data, z: Data, c: Coefficients) -> "Prediction":
@@ -51,6 +75,9 @@ class Relation(NamedTuple):
             out: [b, *data_shape] of the network.
             z: [b, *data_shape] it was made from.
             c: coefficients, at which this relation holds.
+
+        Returns:
+            The prediction, which keeps the output and this relation.
         """
         eps = self.to_eps(out, z)
         g2_score = -c.dgamma_dt * c.sigma * eps if self.g2_score_scale is None else self.g2_score_scale * out
@@ -75,5 +102,5 @@ class Prediction(NamedTuple):
     relation: Relation
 
     def squared_error(self, x: Data, eps: Data) -> Data:
-        """(eps - eps_hat)^2, elementwise (`Relation.squared_error`)."""
+        """As `Relation.squared_error`, of this output."""
         return self.relation.squared_error(self.output, x, eps)

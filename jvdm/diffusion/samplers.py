@@ -126,7 +126,7 @@ class DDIM:
     clip: bool = True
 
     def step(self, prediction: Prediction, z: Data, noise: Data, where: Step) -> Data:
-        """z_s from z_t; the noise is not used."""
+        """As `Ancestral.step`; the noise is not used."""
         process = where.process
         if self.clip:
             prediction = clipped(prediction, z, process, where.data_range)
@@ -152,12 +152,21 @@ class ReverseSDE:
             raise ValueError(f"lam is {self.lam}: give a number from 0 to 1")
 
     def drift(self, prediction: Prediction, z: Data, where: Step) -> Data:
-        """dz over the time that is left, 1 - t: finite at time 0 where the score is."""
+        """The drift over the remaining time 1 - t, finite at time 0 where the score is.
+
+        Args:
+            prediction: at t.
+            z: [b, *data_shape] z_t.
+            where: the step.
+
+        Returns:
+            [b, *data_shape], per unit of time.
+        """
         ode = where.process.drift(where.params, z, prediction, where.context)
         return 0.5 * (1.0 - self.lam) * prediction.g2_score - ode
 
     def step(self, prediction: Prediction, z: Data, noise: Data, where: Step) -> Data:
-        """z_s from z_t; arguments as of `Ancestral`."""
+        """As `Ancestral.step`."""
         h, g2 = where.length, prediction.coefficients.g2
         volatility = jnp.sqrt(h * (1.0 - self.lam) * g2)
         return z + h * self.drift(prediction, z, where) + volatility * noise

@@ -100,6 +100,14 @@ class MonotoneDense(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "... c"]) -> Float[Array, "... features"]:
+        """x |w| + b.
+
+        Args:
+            x: [..., c].
+
+        Returns:
+            [..., features], non-decreasing in every input.
+        """
         y = x @ jnp.abs(self.param("kernel", self.kernel_init, (x.shape[-1], self.features)))
         if not self.use_bias:
             return y
@@ -118,11 +126,11 @@ class FixedLinear(nn.Module):
     per_pixel: ClassVar[bool] = False
 
     def __call__(self, t: Float[Array, "..."], context=None) -> Float[Array, "..."]:
-        """gamma at t."""
+        """As `Schedule.__call__`."""
         return self.gamma_min + (self.gamma_max - self.gamma_min) * t
 
     def inverse(self, gamma: Float[Array, "..."]) -> Float[Array, "..."]:
-        """t at gamma."""
+        """As `Schedule.inverse`."""
         return (gamma - self.gamma_min) / (self.gamma_max - self.gamma_min)
 
 
@@ -139,7 +147,7 @@ class LearnedScalar(nn.Module):
 
     @nn.compact
     def __call__(self, t: Float[Array, "..."], context=None) -> Float[Array, "..."]:
-        """gamma at t."""
+        """As `Schedule.__call__`."""
         b = self.param("b", nn.initializers.constant(self.gamma_min), ())
         w = self.param("w", nn.initializers.constant(self.gamma_max - self.gamma_min), ())
         return b + jnp.abs(w) * t
@@ -158,7 +166,7 @@ class MonotoneNetwork(nn.Module):
 
     @nn.compact
     def __call__(self, t: Float[Array, "..."], context=None) -> Float[Array, "..."]:
-        """gamma at t."""
+        """As `Schedule.__call__`."""
         gamma_0 = self.param("gamma_0", nn.initializers.constant(self.gamma_min), ())
         gamma_1 = self.param("gamma_1", nn.initializers.constant(self.gamma_max), ())
         l1 = MonotoneDense(1, kernel_init=nn.initializers.ones_init(), name="l1")
@@ -186,7 +194,7 @@ class MonotoneNetworkReleased(nn.Module):
 
     @nn.compact
     def __call__(self, t: Float[Array, "..."], context=None) -> Float[Array, "..."]:
-        """gamma at t."""
+        """As `Schedule.__call__`."""
         constant = nn.initializers.constant
         span = self.gamma_max - self.gamma_min
         l1 = MonotoneDense(1, kernel_init=constant(span), bias_init=constant(self.gamma_min), name="l1")
@@ -236,16 +244,16 @@ class LinearBeta(nn.Module):
             return float(self(t))
 
     def __call__(self, t: Float[Array, "..."] | float, context=None) -> Float[Array, "..."]:
-        """gamma at t."""
+        """As `Schedule.__call__`."""
         return self.noise_path.gamma_of_log_alpha(jnp.asarray(self.log_alpha(t)))
 
     def log_alpha(self, t: Any) -> Any:
-        """log alpha at t, which is finite also where gamma is not."""
+        """As `Schedule.log_alpha`."""
         s = self.t_min + (1.0 - self.t_min) * t
         return -0.5 * s * (self.beta_min + 0.5 * (self.beta_max - self.beta_min) * s)
 
     def inverse(self, gamma: Float[Array, "..."]) -> Float[Array, "..."]:
-        """t at gamma."""
+        """As `Schedule.inverse`."""
         integral = -2.0 * self.noise_path.log_alpha(gamma)
         b, a = self.beta_min, self.beta_max - self.beta_min
         s = 2.0 * integral / (b + jnp.sqrt(b**2 + 2.0 * a * integral))

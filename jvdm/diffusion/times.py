@@ -53,7 +53,15 @@ class TimeSampler(Protocol):
     """How the numbers u of a batch are drawn, a frozen dataclass."""
 
     def __call__(self, key: jax.Array, n: int) -> Float[Array, " n"]:
-        """n numbers in [0, 1), each of them uniform by itself."""
+        """Numbers in [0, 1), each of them uniform by itself.
+
+        Args:
+            key: of random numbers.
+            n: how many.
+
+        Returns:
+            [n].
+        """
         ...
 
 
@@ -120,7 +128,7 @@ class Uniform:
     """Independent times."""
 
     def __call__(self, key: jax.Array, n: int) -> Float[Array, " n"]:
-        """n numbers in [0, 1)."""
+        """As `TimeSampler.__call__`."""
         return jax.random.uniform(key, (n,))
 
 
@@ -130,7 +138,7 @@ class Stratified:
     """Evenly spaced times with one common random rotation."""
 
     def __call__(self, key: jax.Array, n: int) -> Float[Array, " n"]:
-        """n numbers in [0, 1)."""
+        """As `TimeSampler.__call__`."""
         return stratify(jax.random.uniform(key, ()), n)
 
 
@@ -142,7 +150,7 @@ class UniformDensity:
     unbiased: ClassVar[bool] = True
 
     def __call__(self, u: Times, *, schedule: Any, path: Any) -> WeightedTimes:
-        """Times (3)."""
+        """As `TimeDensity.__call__`: times (3)."""
         return WeightedTimes(u, jnp.ones_like(u))
 
 
@@ -201,7 +209,7 @@ class Debiased:
         options.check(self)
 
     def __call__(self, u: Times, *, schedule: Any, path: Any) -> WeightedTimes:
-        """Times (5)."""
+        """As `TimeDensity.__call__`: times (5)."""
         return _uniform_in_gamma(u, schedule, self.epsilon)
 
 
@@ -213,6 +221,6 @@ class DebiasedReleased:
     unbiased: ClassVar[bool] = False
 
     def __call__(self, u: Times, *, schedule: Any, path: Any) -> WeightedTimes:
-        """Times (6)."""
+        """As `TimeDensity.__call__`: times (6)."""
         released = schedules.LinearBeta(noise_path=VariancePreserving())
         return WeightedTimes(_uniform_in_gamma(u, released, 1e-3).t, jnp.ones_like(u))

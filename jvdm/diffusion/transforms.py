@@ -52,15 +52,38 @@ class DataMap(Protocol):
         ...
 
     def __call__(self, u: Data) -> Mapped:
-        """y of u, of any shape, and ln |dy/du|, nats per dimension."""
+        """y and its slope, elementwise.
+
+        Args:
+            u: numbers in [0, 1] of any shape; continuous data for a map that is not `discrete`.
+
+        Returns:
+            y, and ln |dy/du|, nats per dimension, both of the shape of u.
+        """
         ...
 
     def inverse(self, y: Data) -> Data:
-        """u of y."""
+        """u of y, elementwise.
+
+        Args:
+            y: of any shape.
+
+        Returns:
+            Of the shape of y.
+        """
         ...
 
     def difference(self, levels: Levels, others: Data, num_levels: int) -> Data:
-        """f of `levels` less f of `others`, broadcast, without cancellation where there is a closed form."""
+        """f of some levels less f of others, without cancellation where there is a closed form.
+
+        Args:
+            levels: of any shape.
+            others: levels of a shape that broadcasts with it.
+            num_levels: K.
+
+        Returns:
+            Of the broadcast shape.
+        """
         ...
 
 
@@ -81,15 +104,15 @@ class Scaling:
         return -1.0, 1.0
 
     def __call__(self, u: Data) -> Mapped:
-        """y, and its slope."""
+        """As `DataMap.__call__`."""
         return Mapped(2.0 * u - 1.0, jnp.full_like(u, math.log(2.0)))
 
     def inverse(self, y: Data) -> Data:
-        """u."""
+        """As `DataMap.inverse`."""
         return 0.5 * (y + 1.0)
 
     def difference(self, levels: Levels, others: Data, num_levels: int) -> Data:
-        """f of `levels` less f of `others`, broadcast; exact, however close they are."""
+        """As `DataMap.difference`: exact, however close they are."""
         return 2.0 / num_levels * (levels.astype(jnp.float32) - others)
 
 
@@ -116,17 +139,17 @@ class Logit:
         return -end, end
 
     def __call__(self, u: Data) -> Mapped:
-        """y, and its slope."""
+        """As `DataMap.__call__`."""
         s = self.a + (1.0 - 2.0 * self.a) * u
         log_s, log_rest = jnp.log(s), jnp.log1p(-s)
         return Mapped(log_s - log_rest, math.log(1.0 - 2.0 * self.a) - log_s - log_rest)
 
     def inverse(self, y: Data) -> Data:
-        """u."""
+        """As `DataMap.inverse`."""
         return (jax.nn.sigmoid(y) - self.a) / (1.0 - 2.0 * self.a)
 
     def difference(self, levels: Levels, others: Data, num_levels: int) -> Data:
-        """f of `levels` less f of `others`, broadcast."""
+        """As `DataMap.difference`."""
         return encode(levels, num_levels, self) - encode(others, num_levels, self)
 
 
@@ -144,15 +167,15 @@ class Identity:
         return -math.inf, math.inf
 
     def __call__(self, u: Data) -> Mapped:
-        """y, and its slope."""
+        """As `DataMap.__call__`."""
         return Mapped(u, jnp.zeros_like(u))
 
     def inverse(self, y: Data) -> Data:
-        """x."""
+        """As `DataMap.inverse`."""
         return y
 
     def difference(self, levels: Levels, others: Data, num_levels: int) -> Data:
-        """x of one less x of others."""
+        """As `DataMap.difference`: x of one less x of others."""
         return levels.astype(jnp.float32) - others
 
 
@@ -160,7 +183,16 @@ SCALING = Scaling()
 
 
 def encode(levels: Levels | Data, num_levels: int, data_map: DataMap = SCALING) -> Data:
-    """f, the centre of each level's cell; continuous data (num_levels 0) as they are."""
+    """Data in the space of the diffusion: the centre of each level's cell, or continuous data as they are.
+
+    Args:
+        levels: [b, *data_shape], or any other shape.
+        num_levels: K; 0 is continuous data.
+        data_map: from cells to that space.
+
+    Returns:
+        f, of the shape of the levels.
+    """
     x = levels.astype(jnp.float32)
     if not num_levels:
         return data_map(x).y
@@ -168,22 +200,47 @@ def encode(levels: Levels | Data, num_levels: int, data_map: DataMap = SCALING) 
 
 
 def dequantize(levels: Levels, u: Data, num_levels: int, data_map: DataMap = SCALING) -> Mapped:
-    """y of a point of each level's cell, chosen by u in [0, 1), and ln of y's density for uniform u.
+    """A point of each level's cell, and the log-density of such points.
 
-    The second field is log q(y | x) = ln K - ln |dy/du|, elementwise, in place of the slope.
+    Args:
+        levels: of any shape.
+        u: uniform numbers in [0, 1), of the same shape.
+        num_levels: K.
+        data_map: from cells to the space of the diffusion.
+
+    Returns:
+        y of the points, and log q(y | x) = ln K - ln |dy/du|, nats per dimension, in place of the slope.
     """
     y, log_slope = data_map((levels.astype(u.dtype) + u) / num_levels)
     return Mapped(y, math.log(num_levels) - log_slope)
 
 
 def level_of(y: Data, num_levels: int, data_map: DataMap = SCALING) -> UInt8[Array, "..."]:
-    """The level whose cell contains y, or the first or last."""
+    """The level whose cell contains y, or the first or last.
+
+    Args:
+        y: of any shape.
+        num_levels: K.
+        data_map: from cells to the space of y.
+
+    Returns:
+        uint8, of the shape of y.
+    """
     level = jnp.floor(data_map.inverse(y) * num_levels)
     return jnp.clip(level, 0, num_levels - 1).astype(jnp.uint8)
 
 
 def nearest_level(y: Data, num_levels: int, data_map: DataMap = SCALING) -> UInt8[Array, "..."]:
-    """The level whose centre is nearest to y, the most likely one of the bound's decoder."""
+    """The level whose centre is nearest to y, the most likely one of the bound's decoder.
+
+    Args:
+        y: of any shape.
+        num_levels: K.
+        data_map: from cells to the space of y.
+
+    Returns:
+        uint8, of the shape of y.
+    """
     if data_map.equal_cells:
         nearest = jnp.round(data_map.inverse(y) * num_levels - 0.5)
         return jnp.clip(nearest, 0, num_levels - 1).astype(jnp.uint8)

@@ -105,7 +105,11 @@ class Model:
         return 1.0 / (self.num_dims * math.log(2.0)) if self.num_levels else 1.0
 
     def init(self, key: jax.Array) -> Params:
-        """Initial parameters: `"network"`, those of the process, and `"encoder"` with a latent."""
+        """Initial parameters: `"network"`, those of the process, and `"encoder"` with a latent.
+
+        Args:
+            key: of random numbers.
+        """
         k_network, k_process = jax.random.split(key)
         z, scalar, params = jnp.zeros((1, *self.data_shape)), jnp.zeros(1), {}
         context = Context()
@@ -178,39 +182,58 @@ class Model:
         return context._replace(latent=sample.value), LatentCost(sample.charge, sample.log_ratio)
 
     def prior_context(self, keys: jax.Array, latent: Float[Array, "b m"] | None = None) -> Context:
-        """The context of samples: a latent from the prior, or a given one."""
+        """The context of samples: a latent from the prior, or a given one.
+
+        Args:
+            keys: [b] one key per sample.
+            latent: [b, m] in place of the prior's.
+        """
         if self.latent is None:
             return Context()
         return Context(latent=jax.vmap(self.latent.prior)(keys) if latent is None else latent)
 
     def encode(self, x: Array) -> Data:
-        """Data in the space of the diffusion; of discrete data, the centres of the cells."""
+        """Data in the space of the diffusion; of discrete data, the centres of the cells.
+
+        Args:
+            x: [b, *data_shape] levels, or continuous data.
+
+        Returns:
+            [b, *data_shape].
+        """
         return transforms.encode(x, self.num_levels, self.data_map)
 
     def at(self, params: Params, t: Float[Array, " b"], context: Context | None = None) -> Coefficients:
-        """The process at times [b]; every field broadcasts to the data."""
+        """As `Process.at`."""
         return self.process.at(params, t, context)
 
     def gamma(
         self, params: Params, t: Float[Array, "..."], context: Context | None = None
     ) -> Float[Array, "..."]:
-        """gamma(t), elementwise."""
+        """As `Process.gamma`."""
         return self.process.gamma(params, t, context)
 
     def time_gamma(self, params: Params, t: Float[Array, " b"], context: Context | None = None) -> TimeGamma:
-        """gamma and dgamma/dt at times [b], broadcastable to the data."""
+        """As `Process.time_gamma`."""
         return self.process.time_gamma(params, t, context)
 
     def ends(self, params: Params) -> Float[Array, "2"]:
-        """gamma at t = 0 and 1."""
+        """As `Process.ends`."""
         return self.process.ends(params)
 
     def prior(self, params: Params) -> Normal:
-        """p(z_1), broadcastable to the data."""
+        """As `Process.prior`."""
         return self.process.prior(params)
 
     def times(self, u: Float[Array, " b"]) -> WeightedTimes:
-        """Times from uniform numbers, by the density, or the upper end of one of T steps."""
+        """Times from uniform numbers, by the density; in discrete time, the upper ends of steps.
+
+        Args:
+            u: [b] numbers in [0, 1).
+
+        Returns:
+            [b] times, and one over their density.
+        """
         if self.timesteps:
             return WeightedTimes((jnp.floor(u * self.timesteps) + 1.0) / self.timesteps, jnp.ones_like(u))
         return self.time_density(u, schedule=self.schedule, path=self.path)
@@ -281,12 +304,24 @@ class Model:
         return self.process.drift(params, z, prediction, context)
 
     def decoder_scale(self, alpha_0: Float[Array, "..."]) -> Float[Array, "..."]:
-        """The factor of z_0 before it is decoded."""
+        """The factor of z_0 before it is decoded.
+
+        Args:
+            alpha_0: at time 0, of any shape.
+
+        Returns:
+            Of the shape of alpha_0.
+        """
         return losses.DECODERS[self.decoder](alpha_0)
 
 
 def build(config: Config, data_shape: tuple[int, ...], num_levels: int) -> Model:
-    """The model that a config selects, for data of a given shape and number of levels.
+    """The model that a config selects.
+
+    Args:
+        config: all of it.
+        data_shape: of one example, of any rank.
+        num_levels: K of the data; 0 is continuous data.
 
     Raises:
         UserError: unknown component or option, or parts that do not go together.

@@ -31,7 +31,15 @@ class GammaInput:
     of_pixels: bool = False
 
     def __call__(self, t: Float[Array, " b"] | None, gamma: Float[Array, "b ..."]) -> Float[Array, "b ..."]:
-        """The network's time at t, where the schedule is gamma."""
+        """The network's time.
+
+        Args:
+            t: [b] times; unused.
+            gamma: [b, ...] at those times, broadcastable to the data.
+
+        Returns:
+            [b], or of the shape of gamma with `of_pixels`.
+        """
         if not self.of_pixels:
             gamma = jnp.mean(gamma, axis=tuple(range(1, gamma.ndim)))
         return (gamma - self.gamma_min) / (self.gamma_max - self.gamma_min)
@@ -42,7 +50,18 @@ class TimeInput:
     """Time (2)."""
 
     def __call__(self, t: Float[Array, " b"] | None, gamma: Float[Array, "b ..."]) -> Float[Array, " b"]:
-        """The network's time at t, where the schedule is gamma."""
+        """The network's time.
+
+        Args:
+            t: [b] times.
+            gamma: unused.
+
+        Returns:
+            [b].
+
+        Raises:
+            ValueError: t is not given.
+        """
         if t is None:
             raise ValueError("this network sees t, which is not given")
         return t
