@@ -13,7 +13,8 @@ from jvdm.diffusion.dequantization import (
 )
 from jvdm.diffusion.divergence import TRACES, ExactTrace, Hutchinson
 from jvdm.diffusion.gaussian import GaussianProcess
-from jvdm.diffusion.latents import LATENTS, Gaussian, Gumbel, KHotSurrogate, KSubset, NoLatent
+from jvdm.diffusion.k_hot_surrogate import KHotSurrogate
+from jvdm.diffusion.latents import LATENTS, Gaussian, Gumbel, KSubset, NoLatent
 from jvdm.diffusion.parameterizations import (
     PARAMETERIZATIONS,
     DataPrediction,

@@ -13,25 +13,14 @@ The second term is the charge, in nats, of m numbers c with logits theta from th
                   softmax((theta + g) / tau), tau = max(1/2, e^(-step / 10^5)) (1611.01144)
     3. k_subset:  c of k ones, an exact sample of q proportional to e^(theta . c) (`subsets`); uniform
                   prior over subsets; exact charge
-    4. k_hot_surrogate: c of k ones, at the k largest theta_i + g_i; the gradient is that of theta + g,
-                  centred and divided by its norm. No KL of its q is known, and what is charged is (2)'s. That
-                  is at most ln m, where a k-subset may cost ln C(m, k): not a bound, for comparison only.
+    4. k_hot_surrogate (in `k_hot_surrogate`): c of k ones, of the released code, whose KL is not known
 
     5. A c that is a function of x costs what it costs under the prior, -log p(c): ln m of (2), ln C(m, k) of
        (3) and (4), and infinitely much of (1).
-
-The g of (4) are Gumbel(0), or made of w_i ~ Gamma(1/k, 1), i = 1..10, as sum-of-gamma noise (2106.01798):
-
-    6. sum_of_gamma: g = 10/k (sum_i (k/i) w_i - ln 10). k of them add up to 10 (sum_i E_i / i - ln 10) with
-                  exponential E_i. The sum is distributed as the largest of ten exponentials, so that
-                  P(< 10 y) = (1 - e^-y / 10)^10, which is Gumbel(0, 10) but for its limit exp(-e^-y).
-    7. sum_of_gamma_released: i/k in place of k/i (rate and scale swapped), so that for k = 15 the deviation
-                  of g is 0.225 in place of 3.21
 """
 
 import dataclasses
 import math
-from collections.abc import Callable
 from typing import ClassVar, NamedTuple, Protocol
 
 import jax
@@ -126,7 +115,16 @@ class Latent(Protocol):
 LATENTS = Registry("latent", Latent)
 
 
-def _check_subset(size: int, k: int) -> None:
+def check_subset(size: int, k: int) -> None:
+    """Refuse a size of subsets that leaves no choice.
+
+    Args:
+        size: m.
+        k: elements of a subset.
+
+    Raises:
+        ValueError: k is not from 1 to m - 1.
+    """
     if not 1 <= k < size:
         raise ValueError(f"k is {k}: give a number from 1 to {size - 1}, less than size={size}")
 
@@ -142,12 +140,6 @@ def categorical_kl(logits: Logits) -> Float[Array, " b"]:
     """
     log_q = jax.nn.log_softmax(logits)
     return jnp.sum(jnp.exp(log_q) * (log_q + math.log(logits.shape[-1])), axis=-1)
-
-
-def direction(a: Value) -> Value:
-    """Centred, and divided by its norm."""
-    centred = a - jnp.mean(a, axis=-1, keepdims=True)
-    return centred / jnp.linalg.norm(centred, axis=-1, keepdims=True)
 
 
 @LATENTS.register("none")
@@ -304,7 +296,7 @@ class KSubset:
 
     def __post_init__(self):
         options.check(self)
-        _check_subset(self.size, self.k)
+        check_subset(self.size, self.k)
 
     @property
     def score_function(self) -> bool:
@@ -337,95 +329,6 @@ class KSubset:
         charge = subsets.kl_to_uniform(logits, self.k, moments)
         log_ratio = subsets.log_prob(c, logits, self.k, moments) + self.mode_charge
         return LatentSample(value, charge, log_ratio)
-
-    def mode(self, logits: Logits) -> Value:
-        """As `Latent.mode`."""
-        return subsets.top_k(logits, self.k)
-
-
-class Perturbation(NamedTuple):
-    """A kind of noise of latent (4).
-
-    Attributes:
-        draw: (key, m, k) -> what is random, for one example.
-        total: (what is random [b, ...], k) -> g [b, m].
-    """
-
-    draw: Callable[[jax.Array, int, int], Array]
-    total: Callable[[Array, int], Array]
-
-
-NUM_GAMMA, SUM_TEMPERATURE = 10, 10.0  # of the released code: terms of the sum, and of Gumbel(0, 10)
-
-
-def _draw_gumbel(key: jax.Array, m: int, k: int) -> Array:
-    return jax.random.gumbel(key, (m,))
-
-
-def _draw_gamma(key: jax.Array, m: int, k: int) -> Array:
-    return jax.random.gamma(key, 1.0 / k, (NUM_GAMMA, m))
-
-
-def _sum_of_gamma(w: Float[Array, "b i m"], k: int, scales: Float[Array, " i"]) -> Value:
-    """Noise (6), of given scales."""
-    centred = jnp.sum(scales[None, :, None] * w, axis=-2) - math.log(NUM_GAMMA)
-    return SUM_TEMPERATURE / k * centred
-
-
-def _terms() -> Float[Array, " i"]:
-    return jnp.arange(1.0, NUM_GAMMA + 1.0)
-
-
-PERTURBATIONS = {
-    "gumbel": Perturbation(_draw_gumbel, lambda g, k: g),
-    "sum_of_gamma": Perturbation(_draw_gamma, lambda w, k: _sum_of_gamma(w, k, k / _terms())),
-    "sum_of_gamma_released": Perturbation(_draw_gamma, lambda w, k: _sum_of_gamma(w, k, _terms() / k)),
-}
-
-
-@LATENTS.register("k_hot_surrogate")
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class KHotSurrogate:
-    """Latent (4), whose charge is not that of its distribution.
-
-    Attributes:
-        size: m.
-        k: elements of a subset.
-        noise: a name of `PERTURBATIONS`.
-    """
-
-    size: int = 50
-    k: int = 15
-    noise: str = option("sum_of_gamma_released", choices=PERTURBATIONS)
-    is_bound: ClassVar[bool] = False
-
-    def __post_init__(self):
-        options.check(self)
-        _check_subset(self.size, self.k)
-
-    @property
-    def num_logits(self) -> int:
-        """One for each element."""
-        return self.size
-
-    @property
-    def mode_charge(self) -> float:
-        """By (5), nats."""
-        return subsets.log_count(self.size, self.k)
-
-    def draw(self, key: jax.Array) -> Array:
-        """As `Latent.draw`."""
-        return PERTURBATIONS[self.noise].draw(key, self.size, self.k)
-
-    def prior(self, key: jax.Array) -> Array:
-        """As `Latent.prior`."""
-        return subsets.sample(jax.random.uniform(key, (self.size,)), jnp.zeros(self.size), self.k)
-
-    def sample(self, logits: Logits, noise: Noise, step: jax.Array | None = None) -> LatentSample:
-        """As `Latent.sample`."""
-        noisy = logits + PERTURBATIONS[self.noise].total(noise, self.k)
-        value = subsets.straight_through(subsets.top_k(noisy, self.k), direction(noisy))
-        return LatentSample(value, categorical_kl(logits))
 
     def mode(self, logits: Logits) -> Value:
         """As `Latent.mode`."""

@@ -22,7 +22,8 @@ from helpers.known_latents import (
 
 from jvdm.core.errors import UserError
 from jvdm.diffusion import latents, subsets
-from jvdm.diffusion.latents import LATENTS, PERTURBATIONS, Gaussian, Gumbel, KHotSurrogate, KSubset
+from jvdm.diffusion.k_hot_surrogate import PERTURBATIONS, KHotSurrogate, direction
+from jvdm.diffusion.latents import LATENTS, Gaussian, Gumbel, KSubset
 
 EPS32 = np.finfo(np.float32).eps
 M, K = 6, 3
@@ -301,7 +302,7 @@ def test_the_surrogate_has_the_gradient_of_a_direction():
     centred = noisy - noisy.mean()
     size = np.linalg.norm(centred)
     unit = centred / size
-    np.testing.assert_allclose(unit, latents.direction(jnp.asarray(noisy)[None])[0], atol=1e-6)
+    np.testing.assert_allclose(unit, direction(jnp.asarray(noisy)[None])[0], atol=1e-6)
     projection = np.eye(M) - 1.0 / M - np.outer(unit, unit)
     np.testing.assert_allclose(ours, projection / size, atol=1e-6)
     np.testing.assert_array_equal(np.flatnonzero(value), np.sort(np.argsort(noisy)[-K:]))

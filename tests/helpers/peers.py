@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from helpers.compose import compose
-from jvdm.diffusion.latents import Gaussian, Gumbel, KHotSurrogate
+from jvdm.diffusion.k_hot_surrogate import KHotSurrogate
+from jvdm.diffusion.latents import Gaussian, Gumbel
 from jvdm.diffusion.parameterizations import Noise, Velocity, VelocityFromNoise
 from jvdm.diffusion.paths import Straight, VariancePreserving
 from jvdm.diffusion.per_pixel_schedules import Polynomial

@@ -13,7 +13,8 @@ from test_vdm_import import CHANNELS, parent, write  # noqa: F401 (a fixture)
 
 from jvdm import importers
 from jvdm.core.errors import UserError
-from jvdm.diffusion.latents import Gaussian, Gumbel, KHotSurrogate, KSubset
+from jvdm.diffusion.k_hot_surrogate import KHotSurrogate
+from jvdm.diffusion.latents import Gaussian, Gumbel, KSubset
 from jvdm.diffusion.parameterizations import DataPrediction, Noise, Velocity, VelocityFromNoise
 from jvdm.diffusion.paths import Straight, VariancePreserving
 from jvdm.diffusion.per_pixel_schedules import PixelMonotone, Polynomial

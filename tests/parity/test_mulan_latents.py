@@ -9,8 +9,8 @@ import pytest
 from helpers.peers import cases, mulan_latent, mulan_logits, mulan_noise
 from helpers.replays import ROUNDING
 
-from jvdm.diffusion import latents
-from jvdm.diffusion.latents import PERTURBATIONS, Gaussian, KHotSurrogate
+from jvdm.diffusion.k_hot_surrogate import PERTURBATIONS, KHotSurrogate, direction
+from jvdm.diffusion.latents import Gaussian
 
 
 @pytest.fixture(params=cases("mulan"))
@@ -48,7 +48,7 @@ def test_what_has_the_gradient(case, check):
     noise = jnp.asarray(mulan_noise(io))
     if isinstance(latent, KHotSurrogate):
         noise = PERTURBATIONS[latent.noise].total(noise, latent.k)
-        soft = latents.direction(jnp.asarray(mulan_logits(io)) + noise)
+        soft = direction(jnp.asarray(mulan_logits(io)) + noise)
         if "latent_noise_total" in io:
             check("noise", noise, io["latent_noise_total"], 8 * ROUNDING)
     else:
