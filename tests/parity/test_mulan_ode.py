@@ -134,9 +134,8 @@ def test_dequantization(replay, check, kind):
     print("released end, and tau:", TRUNCATION, float(tau.max()))
     assert np.abs(eps).max() < TRUNCATION < float(tau.max())
     # It is of eps, and of constants of seven digits.
-    log_q_of_eps = replay.dequantized(kind, sampled).log_q + replay.model.num_dims * jnp.log(
-        replay.at_start.sigma
-    )
+    log_sigma = jnp.log(jnp.ravel(replay.at_start.sigma))
+    log_q_of_eps = replay.dequantized(kind, sampled).log_q + replay.model.num_dims * log_sigma
     assert abs(math.erf(float(tau.max()) / math.sqrt(2.0)) - NORMALIZER) < 1e-7
     check("log q of eps", log_q_of_eps.ravel(), io["lik_tn_log_q_eps"], 1e-6)
 
