@@ -140,7 +140,8 @@ def invert_increasing(fn: Callable[[Scale], Scale], value: Scale, low: Scale, hi
         low, high: of that shape; the solution is between them.
 
     Returns:
-        Of the shape of `value`, to the last bit or so.
+        Of the shape of `value`. Not differentiable; 50 halvings end at the resolution of float32, and of the
+        interval in float64.
     """
     low, high = (jnp.broadcast_to(a, value.shape).astype(value.dtype) for a in (low, high))
 
