@@ -34,7 +34,7 @@ from jvdm.core.precision import full_precision
 from jvdm.core.progress import Progress
 from jvdm.core.records import Context
 from jvdm.core.registry import Config
-from jvdm.data.example_set import ExampleSet, check_shape
+from jvdm.data.example_set import ExampleSet, check_suits
 from jvdm.evaluation import ESTIMATORS, Estimator, suite
 from jvdm.evaluation.record import Result
 from jvdm.evaluation.rows import bits_per_dim, image_errors
@@ -287,25 +287,27 @@ class LoadedModel:
         return config
 
     def _example_set(self, images: Any) -> ExampleSet:
-        """Images as a `ExampleSet`, if they suit the model.
+        """Images as an `ExampleSet`, if they suit the model.
 
         Raises:
-            UserError: they are not.
+            UserError: they do not.
         """
+        shape, levels = self.model.data_shape, self.model.num_levels
         if not isinstance(images, ExampleSet):
-            images = ExampleSet(name="given", version="-", split="-", images=np.asarray(images))
-        x, shape, levels = images.images, self.model.data_shape, self.model.num_levels
+            x = np.asarray(images) if levels else np.asarray(images, np.float32)
+            images = ExampleSet(name="given", version="-", split="-", images=x)
+        x = images.images
         wanted = f"[N, {', '.join(map(str, shape))}]"
         if x.ndim != 1 + len(shape) or not len(x):
             raise UserError(f"the images have shape {list(x.shape)}; it must be {wanted}, with N at least 1")
-        check_shape(images, shape)
+        if levels and not np.issubdtype(x.dtype, np.integer):
+            raise UserError(f"the images have dtype {x.dtype}; they must be integers from 0 to {levels - 1}")
+        check_suits(images, shape, levels)
         if not levels:
-            x = x.astype(np.float32)
+            x = x.astype(np.float32, copy=False)
             if not np.isfinite(x).all():
                 raise UserError("the data hold numbers that are not finite")
             return dataclasses.replace(images, images=x)
-        if not np.issubdtype(x.dtype, np.integer):
-            raise UserError(f"the images have dtype {x.dtype}; they must be integers from 0 to {levels - 1}")
         low, high = int(x.min()), int(x.max())
         if low < 0 or high >= levels:
             raise UserError(f"the images hold the values {low} to {high}; the model's are 0 to {levels - 1}")

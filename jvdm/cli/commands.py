@@ -76,7 +76,7 @@ def evaluate(request: Request) -> None:
             _plot_loss(evaluation, workdir)
 
     done = _evaluate(config, trained, example_set, mesh, workdir.eval, report)
-    if trained.model.num_dims == 2 and not trained.model.num_levels:
+    if trained.model.num_dims == 2 and not trained.model.num_levels and "ode" in suite.names(config):
         _plot_density(config, trained, dataset, mesh, workdir)
     # Nothing can be interrupted any more: a pass that is interrupted leaves those before it.
     _discard_chunks(done)
@@ -154,7 +154,7 @@ def _evaluate(
         UserError: examples of another shape than the model's, or settings that do not go together.
         Preempted: the process was asked to stop.
     """
-    data.check_shape(example_set, trained.model.data_shape)
+    data.check_suits(example_set, trained.model.data_shape, trained.model.num_levels)
     done = {}
     for evaluation in suite.evaluate(config, trained, example_set, mesh, folder):
         path = folder / f"{prefix}{evaluation.name}.json"
@@ -245,7 +245,7 @@ def sample(request: Request) -> None:
         if shown is not None:
             image_lib.write_png(path.with_suffix(".png"), shown)
             print(f"grid    {path.with_suffix('.png')}")
-        if trained.model.num_dims == 2 and not trained.model.num_levels:
+        if trained.model.num_dims == 2 and not trained.model.num_levels and trained.model.process.drift:
             _plot_trajectories(config, trained, workdir)
 
 

@@ -4,8 +4,8 @@ A batch of training is a function of seed and step; a pass of evaluation has eve
 """
 
 from jvdm.data.augmentation import AUGMENTATIONS, Augmentation
-from jvdm.data.dataset import Dataset
-from jvdm.data.example_set import ExampleSet, check_shape, load_examples, of_dataset
+from jvdm.data.dataset import Dataset, shape_text
+from jvdm.data.example_set import ExampleSet, check_suits, load_examples, of_dataset
 from jvdm.data.pipeline import TrainBatches, evaluation_batches, num_evaluation_batches
 from jvdm.data.sources import data_spec, describe_sources, load, register
 
@@ -15,7 +15,7 @@ __all__ = [
     "Dataset",
     "ExampleSet",
     "TrainBatches",
-    "check_shape",
+    "check_suits",
     "data_spec",
     "describe_sources",
     "evaluation_batches",
@@ -24,4 +24,5 @@ __all__ = [
     "num_evaluation_batches",
     "of_dataset",
     "register",
+    "shape_text",
 ]

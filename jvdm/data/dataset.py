@@ -148,6 +148,39 @@ def check_values(x: np.ndarray, split: str, num_levels: int, where: str, *, what
             )
 
 
+def check_conditioning(known: Any, num: int, where: str) -> None:
+    """Refuse what is known of examples besides their values, if it is not as it should be.
+
+    Args:
+        known: `jvdm.core.records.Conditioning` of numpy arrays, or None.
+        num: of examples.
+        where: they come from, for the message.
+
+    Raises:
+        UserError: another type, other lengths, labels that are not integers from 0, or values not finite.
+    """
+    if known is None:
+        return
+    if not hasattr(known, "_asdict"):
+        raise UserError(f"{where}: the conditioning is a {type(known).__name__}; it must be a Conditioning")
+    for name, array in known._asdict().items():
+        if array is None:
+            continue
+        if not hasattr(array, "dtype") or array.shape != (num,):
+            found = list(array.shape) if hasattr(array, "dtype") else type(array).__name__
+            raise UserError(f"{where}: {name} is of {found}; it must be an array of {[num]}")
+        whole = np.issubdtype(array.dtype, np.integer)
+        if name == "labels" and not (whole and np.min(array, initial=0) >= 0):
+            raise UserError(f"{where}: the labels must be integers from 0, not {array.dtype}")
+        if not whole and not (np.issubdtype(array.dtype, np.floating) and np.isfinite(array).all()):
+            raise UserError(f"{where}: {name} must be finite numbers, not {array.dtype}")
+
+
+def shape_text(shape: tuple[int, ...]) -> str:
+    """The shape of an example in words: "8x8x1", "scalars"."""
+    return "x".join(map(str, shape)) or "scalars"
+
+
 def check_dataset(dataset: Dataset, where: str, check: Callable[..., None] = check_values) -> Dataset:
     """Return the dataset if both splits are valid.
 
@@ -166,11 +199,7 @@ def check_dataset(dataset: Dataset, where: str, check: Callable[..., None] = che
         )
     for split in ("train", "test"):
         check(dataset.split(split), split, dataset.num_levels, where)
-        known = dataset.conditioning(split)
-        for name, array in () if known is None else known._asdict().items():
-            if array is not None and np.shape(array) != (len(dataset.split(split)),):
-                found, wanted = list(np.shape(array)), [len(dataset.split(split))]
-                raise UserError(f"{where}: the {split} {name} have shape {found}; it must be {wanted}")
+        check_conditioning(dataset.conditioning(split), len(dataset.split(split)), f"{where}, {split} split")
     if dataset.test.shape[1:] != dataset.train.shape[1:]:
         raise UserError(
             f"{where}: test examples have shape {list(dataset.test.shape[1:])} and train examples "

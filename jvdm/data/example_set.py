@@ -8,7 +8,14 @@ import numpy as np
 
 from jvdm.core.errors import UserError
 from jvdm.data import local
-from jvdm.data.dataset import Dataset, check_images, examples, fingerprint
+from jvdm.data.dataset import (
+    Dataset,
+    check_conditioning,
+    check_images,
+    examples,
+    fingerprint,
+    shape_text,
+)
 from jvdm.data.sources import load, parse
 
 if TYPE_CHECKING:  # it imports jax, which --help does not need
@@ -113,12 +120,23 @@ def load_examples(source: str, split: str, *, num_levels: int, data_dir: str = "
     return of_dataset(load(source, num_levels=num_levels, data_dir=data_dir), split)
 
 
-def check_shape(example_set: ExampleSet, shape: tuple[int, ...]) -> None:
-    """Refuse images whose shape is not the model's.
+def check_suits(example_set: ExampleSet, shape: tuple[int, ...], num_levels: int) -> None:
+    """Refuse examples that are not of a model's kind.
+
+    Args:
+        example_set: the examples.
+        shape: of the model's examples.
+        num_levels: K of the model; 0 is continuous data.
 
     Raises:
-        UserError: naming both.
+        UserError: another shape, discrete data for a continuous model or the reverse, or what is known of the
+            examples is not as it should be.
     """
-    if example_set.images.shape[1:] != shape:
-        found, wanted = ("x".join(map(str, s)) for s in (example_set.images.shape[1:], shape))
-        raise UserError(f"{example_set.name}: the images are {found}, the model's are {wanted}")
+    name, images = example_set.name, example_set.images
+    if images.shape[1:] != shape:
+        found, wanted = (shape_text(s) for s in (images.shape[1:], shape))
+        raise UserError(f"{name}: the images are {found}, the model's are {wanted}")
+    if np.issubdtype(images.dtype, np.integer) != bool(num_levels):
+        kind = "discrete" if num_levels else "continuous"
+        raise UserError(f"{name}: the images have dtype {images.dtype}; the model's data are {kind}")
+    check_conditioning(example_set.conditioning, len(images), name)

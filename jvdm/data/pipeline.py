@@ -98,7 +98,8 @@ class TrainBatches:
         if draws is None:
             return batch
         draws = draws.slice(self._local.start, self._local.stop)
-        augmented: Any = draws.augmented
+        # Where the augmentation says nothing, what the source says holds.
+        augmented: Any = batch.conditioning.augmented if draws.augmented is None else draws.augmented
         values: Any = batch.x
         x: Any = apply(values, draws)
         return Batch(x, batch.conditioning._replace(augmented=augmented))

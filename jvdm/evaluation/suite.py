@@ -26,6 +26,7 @@ from jvdm.evaluation.record import Provenance, Result
 from jvdm.evaluation.rows import Rows, bits_per_dim, image_errors
 from jvdm.evaluation.vlb import VLB, for_evaluation
 from jvdm.model import Model
+from jvdm.model.checks import check_process
 from jvdm.runs.loading import Trained
 
 
@@ -149,6 +150,7 @@ def during_training(config: Config, model: Model, mesh: Mesh) -> Estimator:
     sizes = {"batch_size": config.eval.batch_size, "draws": config.training.eval_draws}
     if model.has_bound:
         return VLB(model, mesh, **sizes)
+    check_process(model.process, "is_markov", "the ELBO that training logs of continuous data")
     return RandomSliceELBO(model, mesh, config.eval.elbo, **sizes)
 
 

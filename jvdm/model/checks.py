@@ -13,7 +13,7 @@ from jvdm.diffusion.per_pixel_schedules import SCHEDULES
 from jvdm.diffusion.process import PROCESSES
 from jvdm.diffusion.schedules import is_fixed
 from jvdm.diffusion.transforms import DATA_MAPS
-from jvdm.networks import NETWORKS
+from jvdm.networks import ENCODERS, NETWORKS
 
 # Of `training.objective` and of `training.schedule_objective`; `jvdm.training.gradients` has what they are.
 OBJECTIVES = ("bound", "score_matching")
@@ -175,9 +175,9 @@ def check_process(process: Any, part: str, what: str) -> None:
     """
     if not getattr(process, part, None):
         such_as = _such_as(PROCESSES, lambda p: getattr(p, part))
-        raise UserError(
-            f"{what} needs a process that {PROCESS_PARTS[part]}{such_as}: set config.process.name"
-        )
+        names = {PROCESSES.component(name): name for name in PROCESSES.names()}
+        name = names.get(type(process), type(process).__name__)
+        raise UserError(f"{what} needs a process that {PROCESS_PARTS[part]}{such_as}, not {name}")
 
 
 def check_network(config: Config, schedule: Any, network: Any, data_shape: tuple[int, ...]) -> None:
@@ -195,7 +195,7 @@ def check_network(config: Config, schedule: Any, network: Any, data_shape: tuple
     if network.data_rank not in (None, rank):
         raise UserError(
             f"config.network.name={config.network.name} takes data of rank {network.data_rank}, not of shape "
-            f"{list(data_shape)}: choose a network for them"
+            f"{list(data_shape)}: choose a network that takes it"
             f"{_such_as(NETWORKS, lambda n: n.data_rank in (None, rank))}"
         )
     if config.model.time_input != "pixel_gamma":
@@ -212,12 +212,15 @@ def check_network(config: Config, schedule: Any, network: Any, data_shape: tuple
         )
 
 
-def check_latent(config: Config, schedule: Any, latent: Any) -> None:
+def check_latent(
+    config: Config, schedule: Any, latent: Any, encoder: Any, data_shape: tuple[int, ...]
+) -> None:
     """Refuse parts that do not go together with a latent, or without one.
 
     Args:
         config: all of it.
-        schedule, latent: that it selects; None where there is no latent.
+        schedule, latent, encoder: that it selects; the latter two are None where there is no latent.
+        data_shape: of one example.
 
     Raises:
         UserError: naming the fields, and what would be right.
@@ -229,6 +232,13 @@ def check_latent(config: Config, schedule: Any, latent: Any) -> None:
         )
     if latent is None:
         return
+    rank = len(data_shape)
+    if encoder.data_rank not in (None, rank):
+        raise UserError(
+            f"config.encoder.name={config.encoder.name} takes data of rank {encoder.data_rank}, not of shape "
+            f"{list(data_shape)}: choose an encoder that takes it"
+            f"{_such_as(ENCODERS, lambda e: e.data_rank in (None, rank))}, or config.latent.name=none"
+        )
     for field, value in (
         ("training.objective", "score_matching"),
         ("training.schedule_objective", "variance"),

@@ -348,7 +348,7 @@ def build(config: Config, data_shape: tuple[int, ...], num_levels: int) -> Model
     )
     if timesteps:
         checks.check_process(process, "step_loss", f"config.model.timesteps={timesteps}")
-    checks.check_latent(config, schedule, latent)
+    checks.check_latent(config, schedule, latent, encoder, data_shape)
     network = NETWORKS.build(config.network)
     checks.check_network(config, schedule, network, data_shape)
     if config.model.decoder not in losses.DECODERS:

@@ -4,7 +4,7 @@
 2. CNN:   convolutions that halve the resolution, mean over pixels, one dense layer
 """
 
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -23,11 +23,12 @@ class Encoder(Protocol):
 
     Attributes:
         num_outputs: n, given by the latent; a field without a default.
-        dtype: as of a network (`jvdm.networks.network`).
+        dtype, data_rank: as of a network (`jvdm.networks.network`).
     """
 
     num_outputs: int
     dtype: str
+    data_rank: ClassVar[int | None] = None
 
     def __call__(
         self, x: Float[Array, "b ..."], conditioning: Any, *, train: bool = False
@@ -66,6 +67,7 @@ class UNetEncoder(nn.Module):
     num_groups: int = option(0, low=0)
     remat: bool = option(False, free_on_resume=True, part_of_model=False)
     dtype: str = option("float32", choices=layers.DTYPES, part_of_model=False)
+    data_rank: ClassVar[int | None] = 3
 
     def __post_init__(self):
         unet.check(self)
@@ -119,6 +121,7 @@ class CNNEncoder(nn.Module):
     channels: int = option(32, low=1)
     num_layers: int = option(3, low=1)
     dtype: str = option("float32", choices=layers.DTYPES, part_of_model=False)
+    data_rank: ClassVar[int | None] = 3
 
     def __post_init__(self):
         options.check(self)

@@ -101,6 +101,6 @@ def write_npz(path: str | os.PathLike[str], images: np.ndarray, **more: np.ndarr
         UserError: the file cannot be written.
     """
     images = np.asarray(images)
-    if images.dtype not in (np.uint8, np.float32) or images.ndim < 2:
+    if images.dtype not in (np.uint8, np.float32) or images.ndim < 1:
         raise ValueError(f"expected uint8 or float32 [N, ...], got {images.dtype} {list(images.shape)}")
     write_arrays(path, images, **more)

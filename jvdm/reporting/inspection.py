@@ -21,7 +21,8 @@ NUM_LATENTS = 4
 
 
 def plot_schedule(model: Model, params: Any, examples: Batch, workdir: Workdir) -> list[pathlib.Path]:
-    """Plots gamma(t) as `plots/schedule.png`; per-pixel schedules also as `plots/pixel_schedules.png`.
+    """Plots gamma(t) as `plots/schedule.png`; per-pixel ones of images also as
+    `plots/pixel_schedules.png`.
 
     Args:
         model: of any kind.
@@ -45,7 +46,9 @@ def plot_schedule(model: Model, params: Any, examples: Batch, workdir: Workdir) 
     shown = take(examples, slice(NUM_LATENTS))
     gamma = pixel_gammas(model, params, shown, t)
     # The derivative of a mean over pixels and latents, by finite differences.
-    plots.schedule(t, gamma.mean(axis=(0, 2, 3, 4)), picture)
+    plots.schedule(t, gamma.mean(axis=tuple(i for i in range(gamma.ndim) if i != 1)), picture)
+    if len(model.data_shape) != 3:
+        return [picture]
     pixels = workdir.plots / "pixel_schedules.png"
     pictures = [image_lib.grid(x[None], num_levels=model.num_levels, pad=0) for x in np.asarray(shown.x)]
     pixel_plots.pixel_schedules(t, gamma, pictures, pixels)

@@ -102,12 +102,14 @@ class Trainer:
         num_test = config.training.eval_images or len(self.dataset.test)
         self.test_examples = take(self.dataset.examples("test"), slice(num_test))
         self.estimator = suite.during_training(config, self.model, self.mesh)
-        self.sampling = Sampling(
-            for_evaluation(self.model),
-            self.mesh,
-            config.sample,
-            batch_size=min(config.sample.batch_size, config.training.sample_images),
-        )
+        self.sampling = None
+        if config.training.sample_every:
+            self.sampling = Sampling(
+                for_evaluation(self.model),
+                self.mesh,
+                config.sample,
+                batch_size=min(config.sample.batch_size, config.training.sample_images),
+            )
         self.eval_key, self.sample_key = root_key(config.seed, "eval"), root_key(config.seed, "sample")
 
         def initial_state(key):
@@ -135,8 +137,8 @@ class Trainer:
                 f"the run is at step {self.step}, not a multiple of config.training.steps_per_dispatch, "
                 f"{config.training.steps_per_dispatch}: set it to 1"
             )
-        workdir.save_config(config)
         self._check_data()
+        workdir.save_config(config)
 
     def _check_data(self) -> None:
         """Refuse to continue on images other than those the run was started with."""
@@ -297,7 +299,7 @@ class Trainer:
             self.dataset.name,
             len(self.dataset.train),
             len(self.dataset.test),
-            "x".join(map(str, self.dataset.data_shape)),
+            data.shape_text(self.dataset.data_shape),
             f"{self.dataset.num_levels} levels" if self.dataset.num_levels else "continuous",
         )
         log.info("%d device(s): %s", jax.device_count(), jax.devices()[0].device_kind)
@@ -349,6 +351,7 @@ class Trainer:
     def _sample(self) -> None:
         training = self.config.training
         averages = sharding.gather(self.state.ema_params, self.mesh)
+        assert self.sampling is not None  # it is, where samples are due
         samples = self.sampling(
             averages, training.sample_images, self.sample_key, num_steps=training.sample_steps
         )

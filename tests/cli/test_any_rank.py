@@ -13,7 +13,7 @@ from jvdm.networks import NETWORKS
 from jvdm.runs.workdir import Workdir
 
 # (shape, K) of each source; K = 0 is continuous.
-KINDS = {"vectors": ((5,), 4), "series": ((4, 2), 17), "points": ((3,), 0)}
+KINDS = {"numbers": ((), 5), "vectors": ((5,), 4), "series": ((4, 2), 17), "points": ((3,), 0)}
 
 
 def made_up(name):
@@ -69,7 +69,7 @@ def test_every_mode(name, tmp_path, capsys):
     assert samples.shape == (5, *shape) and samples.dtype == (np.uint8 if levels else np.float32)
     assert not list(workdir.samples.glob("*.png"))
     assert wanted in (workdir.path / "report.html").read_text()
-    # Scored as they were evaluated.
+    # Scored, too.
     capsys.readouterr()
     c = c.unlock()
     c.score.source = name

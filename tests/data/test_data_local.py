@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from jvdm.core.errors import UserError
-from jvdm.data import check_shape, describe_sources, load, load_examples
+from jvdm.data import check_suits, describe_sources, load, load_examples
 from jvdm.data.published import PUBLISHED
 
 
@@ -113,7 +113,11 @@ def test_example_sets_that_are_wrong(tmp_path):
     with pytest.raises(UserError, match="the highest is 16"):
         load_examples(f"npz:{tmp_path}/high.npz", "test", num_levels=17)
     with pytest.raises(UserError, match="the images are 4x5x3, the model's are 8x8x1"):
-        check_shape(load_examples(f"npz:{tmp_path}/high.npz", "test", num_levels=256), (8, 8, 1))
+        check_suits(load_examples(f"npz:{tmp_path}/high.npz", "test", num_levels=256), (8, 8, 1), 256)
+    with pytest.raises(UserError, match="digits: the images have dtype uint8; .* are continuous"):
+        check_suits(load_examples("digits", "test", num_levels=0), (8, 8, 1), 0)
+    with pytest.raises(UserError, match="swissroll: the images are 2, the model's are scalars"):
+        check_suits(load_examples("swissroll", "test", num_levels=0), (), 0)
 
 
 def test_fingerprint_tells_shape_and_values_apart(tmp_path):

@@ -49,10 +49,28 @@ WRONG = {
         {"num_levels": 0, "train": np.full((2, 3), np.nan, np.float32)},
         "the train data hold numbers that are not finite",
     ),
-    "labels": (
+    "number of labels": (
         {"test_conditioning": Conditioning(labels=np.zeros(7, int))},
-        r"the test labels have shape \[7\]; it must be \[1\]",
+        r"labels is of \[7\]; it must be an array of \[1\]",
     ),
+    "list": ({"test_conditioning": Conditioning(labels=[1])}, "labels is of list; it must be an array"),
+    "labels in words": (
+        {"test_conditioning": Conditioning(labels=np.array(["cat"]))},
+        "the labels must be integers from 0, not <U3",
+    ),
+    "float labels": (
+        {"test_conditioning": Conditioning(labels=np.ones(1))},
+        "the labels must be integers from 0, not float64",
+    ),
+    "negative labels": (
+        {"test_conditioning": Conditioning(labels=-np.ones(1, int))},
+        "the labels must be integers from 0",
+    ),
+    "augmented": (
+        {"test_conditioning": Conditioning(augmented=np.full(1, np.nan))},
+        "augmented must be finite numbers",
+    ),
+    "no record": ({"test_conditioning": np.zeros(1)}, "the conditioning is a ndarray"),
 }
 
 
@@ -60,5 +78,5 @@ WRONG = {
 def test_what_it_returns_is_checked(name):
     change, message = WRONG[name]
     data.register(f"wrong {name}", "")(lambda: dataclasses.replace(DATASET, **change))
-    with pytest.raises(UserError, match=rf"^wrong {name}: .*{message}"):
+    with pytest.raises(UserError, match=rf"^wrong {name}[:,].*{message}"):
         data.load(f"wrong {name}")

@@ -4,6 +4,7 @@ A source from outside gives labels, and a network from outside adds a learned sh
 package changes for it.
 """
 
+import dataclasses
 import json
 from typing import ClassVar
 
@@ -18,6 +19,7 @@ import jvdm
 from jvdm import data
 from jvdm import model as model_lib
 from jvdm.cli import commands
+from jvdm.core.errors import UserError
 from jvdm.core.keys import fold_in_each
 from jvdm.core.records import Batch, Conditioning, take
 from jvdm.data import sources
@@ -117,6 +119,15 @@ def test_every_estimator_sees_the_labels(name):
             np.testing.assert_array_equal(rows[term][label::CLASSES], of_class[term][label::CLASSES])
 
 
+def test_what_the_source_says_of_augmentation_is_kept():
+    """Where the augmentation itself says nothing, as `flip` does."""
+    dataset = labelled()
+    known = Conditioning(augmented=np.ones(len(dataset.train), np.float32))
+    flip = data.AUGMENTATIONS.build(data.AUGMENTATIONS.spec("flip"))
+    batches = data.TrainBatches(Batch(dataset.train, known), batch_size=4, seed=0, augmentation=flip)
+    np.testing.assert_array_equal(batches[0].conditioning.augmented, np.ones(4))
+
+
 def test_the_bound_of_other_labels_is_another():
     c = config()
     model = for_evaluation(model_lib.build(c, tiny.SHAPE, 17))
@@ -160,3 +171,8 @@ def test_it_trains_and_evaluates(tmp_path):
     (record,) = workdir.eval.glob("vlb*.json")
     assert json.loads(record.read_text())["value"] == scores.record.value
     assert np.all(scores.values != plain.values)
+    wrong = dataclasses.replace(
+        jvdm.load_examples(SOURCE, "test", num_levels=0), conditioning=Conditioning(labels=np.zeros(3, int))
+    )
+    with pytest.raises(UserError, match=r"labelled: labels is of \[3\]; it must be an array of \[6\]"):
+        trained.bits_per_dim(wrong)

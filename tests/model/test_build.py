@@ -11,12 +11,13 @@ from helpers import tiny
 from jvdm import config as config_lib
 from jvdm import model as model_lib
 from jvdm.core.errors import UserError
+from jvdm.diffusion.latents import LATENTS
 from jvdm.diffusion.parameterizations import PARAMETERIZATIONS
 from jvdm.diffusion.paths import PATHS
 from jvdm.diffusion.schedules import SCHEDULES
 from jvdm.diffusion.times import TIME_DENSITIES
 from jvdm.diffusion.transforms import DATA_MAPS
-from jvdm.networks import NETWORKS
+from jvdm.networks import ENCODERS, NETWORKS
 
 
 def score_based():
@@ -64,6 +65,19 @@ def test_a_network_of_images_and_other_data(name, shape):
         build(c, shape=shape)
     c.network = NETWORKS.spec("mlp")
     assert build(c, shape=shape).data_shape == shape
+
+
+@pytest.mark.parametrize("name", ["unet", "cnn"])
+@pytest.mark.parametrize("shape", [(), (5,), (3, 2, 2, 2)])
+def test_an_encoder_of_images_and_other_data(name, shape):
+    c = tiny.config().unlock()
+    c.network = NETWORKS.spec("mlp")
+    c.latent = LATENTS.spec("k_subset")
+    c.encoder = ENCODERS.spec(name)
+    with pytest.raises(
+        UserError, match=rf"encoder\.name={name} takes data of rank 3, .*config\.latent\.name=none$"
+    ):
+        build(c, shape=shape)
 
 
 def change(**fields):

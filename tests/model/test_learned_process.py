@@ -167,7 +167,7 @@ def test_what_it_lacks_is_refused(change, message):
     else:
         c.sample.sampler = SAMPLERS.spec(value)
         run = lambda: Sampling(model, tiny.mesh(), c.sample, batch_size=4)  # noqa: E731
-    with pytest.raises(UserError, match=rf"{message}.* \(gaussian\): set config\.process\.name$"):
+    with pytest.raises(UserError, match=rf"{message}.* \(gaussian\), not diffenc$"):
         run()
 
 
