@@ -42,6 +42,6 @@ failed=0
   echo "pytest $*"
   # The suite's own files make the package importable from here: nothing is installed but its dependencies.
   "$bin/python" -m pytest -o addopts="-q --strict-markers" -n "${WORKERS:-2}" --dist loadfile "$@" \
-    | sed '/^[.sxX]* *\[ *[0-9]*%\]$/d'
+    | sed -E '/^[.sxX]* *\[ *[0-9]*%\]$/d; /^bringing up nodes/d'
 } | tee -a "$record" || failed=1
 exit $failed

@@ -90,7 +90,8 @@ def main() -> int:
     """The exit status, pytest's."""
     arguments = sys.argv[1:]
     os.chdir(ROOT)
-    # Workers are separate processes, which find the package here too.
+    # Workers take the path of this process, and what tests start takes the variable.
+    sys.path.insert(0, str(ROOT))
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     recorder = Recorder()
     start = time.monotonic()
