@@ -54,7 +54,7 @@ class Component:
     Attributes:
         registry: to choose from.
         name: the default.
-        free_on_resume, part_of_model: as of `Section`.
+        free_on_resume, part_of_model: as in `Section`.
     """
 
     registry: Registry

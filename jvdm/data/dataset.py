@@ -25,9 +25,9 @@ class Dataset:
         num_levels: K; every value is one of 0..K-1. 0 is continuous data.
         train: uint8 [N, *data_shape], possibly a read-only memory map, or float32 of continuous data.
         test: uint8 [M, *data_shape], or float32 as for `train`.
-        train_conditioning, test_conditioning: what the source says about each example of a split besides its
-            values, such as labels (`jvdm.core.records.Conditioning` of numpy arrays); None where nothing.
-        log_density: of generated data, [n, H, W, C] -> [n] its true log-density, nats; None of other data.
+        train_conditioning, test_conditioning: what the source says about each example of a split apart from
+            its values, such as labels (`jvdm.core.records.Conditioning` of numpy arrays); None for nothing.
+        log_density: [n, *data_shape] -> [n] the true log-density in nats where it is known; None elsewhere.
     """
 
     name: str
@@ -55,7 +55,7 @@ class Dataset:
         return self.train if split == "train" else self.test
 
     def conditioning(self, split: str) -> "Conditioning | None":
-        """What is known of the examples of a split besides their values."""
+        """What is known of the examples of a split apart from their values."""
         return self.train_conditioning if split == "train" else self.test_conditioning
 
     def examples(self, split: str) -> "Batch":
@@ -69,7 +69,7 @@ class Dataset:
     def fingerprint(self, split: str) -> str:
         """The first 16 hex digits of the SHA-256 of a split's shape and values, and of what else is known.
 
-        The split is read in chunks at every call; nothing is hashed before somebody asks.
+        The split is read in chunks at every call; nothing is hashed until it is requested.
 
         Raises:
             UserError: an unknown split.
@@ -124,7 +124,7 @@ def check_values(x: np.ndarray, split: str, num_levels: int, where: str, *, what
         split: its name, for the message.
         num_levels: K; 0 is continuous data.
         where: what it was read from, for the message.
-        what: they are, for the message.
+        what: what the values are called in messages.
 
     Raises:
         UserError: wrong dtype or shape, no examples, values of `num_levels` and above, or not finite.
@@ -149,12 +149,12 @@ def check_values(x: np.ndarray, split: str, num_levels: int, where: str, *, what
 
 
 def check_conditioning(known: Any, num: int, where: str) -> None:
-    """Refuse what is known of examples besides their values, if it is not as it should be.
+    """Refuse what is known of examples apart from their values, if it is not as it should be.
 
     Args:
         known: `jvdm.core.records.Conditioning` of numpy arrays, or None.
-        num: of examples.
-        where: they come from, for the message.
+        num: the number of examples.
+        where: where they come from, for the message.
 
     Raises:
         UserError: another type, other lengths, labels that are not integers from 0, or values not finite.

@@ -29,9 +29,9 @@ class ExampleSet:
     Attributes:
         name, version: of the source.
         split: "train", "test", "all", or the first ones of a split, "test[:100]".
-        images: uint8 [N, H, W, C].
+        images: [N, *data_shape] uint8, or float32 of continuous data.
         names: of the images, where they come from files.
-        conditioning: what else is known of each image, as of `Dataset`.
+        conditioning: what else is known of each image, as in `Dataset`.
     """
 
     name: str
@@ -52,7 +52,7 @@ class ExampleSet:
         return examples(self.images, self.conditioning)
 
     def first(self, num_images: int) -> "ExampleSet":
-        """The first ones, or all for 0."""
+        """The first `num_images` examples; all of them if it is 0."""
         if not 0 < num_images < len(self.images):
             return self
         return dataclasses.replace(
@@ -87,7 +87,7 @@ def load_examples(source: str, split: str, *, num_levels: int, data_dir: str = "
     """A split of a source.
 
     Args:
-        source: as of `load`; in addition, an .npz with a single array [N, H, W, C], such as the samples that
+        source: as in `load`; in addition, an .npz with a single array [N, H, W, C], such as the samples that
             jvdm writes, or a folder of images without train/ and test/, are taken whole.
         split: "train" or "test".
         num_levels: K of the model; 0 is the source's own.
@@ -121,7 +121,7 @@ def load_examples(source: str, split: str, *, num_levels: int, data_dir: str = "
 
 
 def check_suits(example_set: ExampleSet, shape: tuple[int, ...], num_levels: int) -> None:
-    """Refuse examples that are not of a model's kind.
+    """Refuse examples that do not fit a model.
 
     Args:
         example_set: the examples.

@@ -139,7 +139,7 @@ def evaluation_batches(
     contiguous slice of it. Padding at the end repeats image 0 under mask 0.
 
     Args:
-        examples: as of `TrainBatches`.
+        examples: as in `TrainBatches`.
         batch_size: the global batch.
         start: the first global batch to yield, to continue a pass.
         process_index: which slice of each batch this process takes.

@@ -165,7 +165,7 @@ class Variational:
     """Dequantization (4).
 
     Attributes:
-        analytic_entropy: as of `TruncatedNormal`.
+        analytic_entropy: as in `TruncatedNormal`.
         decoder: a name of `losses.DECODERS`.
     """
 
@@ -186,7 +186,7 @@ class Variational:
     def __call__(
         self, levels: Levels, e: Data, at: Coefficients, num_levels: int, data_map: DataMap = SCALING
     ) -> Dequantized:
-        """z and its density; arguments as of `TruncatedNormal`."""
+        """z and its density; arguments as in `TruncatedNormal`."""
         log_scale = 0.5 * jnp.log(2.0 * jnp.pi * at.sigma**2)
         squares = jnp.full_like(e, 0.5) if self.analytic_entropy else 0.5 * e**2
         log_q = -sum_example(squares) - _per_example(log_scale, e)
@@ -236,7 +236,7 @@ class UniformDequantization:
     def __call__(
         self, levels: Levels, u: Data, at: Coefficients, num_levels: int, data_map: DataMap = SCALING
     ) -> Dequantized:
-        """z and its density; `u` in [0, 1), other arguments as of `TruncatedNormal`."""
+        """z and its density; `u` in [0, 1), other arguments as in `TruncatedNormal`."""
         return uniform(levels, u, at.alpha, num_levels, data_map)
 
 
@@ -248,7 +248,7 @@ class UniformReleased(UniformDequantization):
     def __call__(
         self, levels: Levels, u: Data, at: Coefficients, num_levels: int, data_map: DataMap = SCALING
     ) -> Dequantized:
-        """z and its density; `u` in [0, 1), other arguments as of `TruncatedNormal`."""
+        """z and its density; `u` in [0, 1), other arguments as in `TruncatedNormal`."""
         return uniform(levels, u, jnp.ones_like(at.alpha), num_levels, data_map)
 
 
@@ -272,7 +272,7 @@ class Continuous:
     """Of data that is continuous (6).
 
     Attributes:
-        start_gamma: as of `UniformDequantization`.
+        start_gamma: as in `UniformDequantization`.
     """
 
     start_gamma: float = -11.8

@@ -19,7 +19,7 @@ Params = Any
 
 
 class Encoded(NamedTuple):
-    """What takes the place of x at time t.
+    """x as the process sees it at time t.
 
     Attributes:
         value: [b, *data_shape].
@@ -42,7 +42,7 @@ class Process(Protocol):
     times of z, computed once.
 
     Attributes:
-        schedule, path: as of `jvdm.diffusion.gaussian`.
+        schedule, path: as in `jvdm.diffusion.gaussian`.
         starts_without_noise: gamma is -inf at time 0.
         prior_text: the prior, for records.
         is_markov: q(z_t | z_s, x) does not depend on x.
@@ -93,7 +93,7 @@ class Process(Protocol):
         """gamma and dgamma/dt.
 
         Args:
-            params, context: as of `gamma`.
+            params, context: as in `gamma`.
             t: [b] times in [0, 1].
 
         Returns:
@@ -105,7 +105,7 @@ class Process(Protocol):
         """gamma at t = 0 and 1, which all examples share.
 
         Args:
-            params: as of `gamma`.
+            params: as in `gamma`.
 
         Returns:
             [2].
@@ -116,7 +116,7 @@ class Process(Protocol):
         """The process at given times.
 
         Args:
-            params, context: as of `gamma`.
+            params, context: as in `gamma`.
             t: [b] times in [0, 1].
 
         Returns:
@@ -128,7 +128,7 @@ class Process(Protocol):
         """The process at t = 0 and at t = 1.
 
         Args:
-            params, context: as of `gamma`.
+            params, context: as in `gamma`.
 
         Returns:
             Two records; of one example where all examples share them.
@@ -139,7 +139,7 @@ class Process(Protocol):
         """What the process makes of x at a time.
 
         Args:
-            params, context: as of `gamma`.
+            params, context: as in `gamma`.
             x: [b, *data_shape] encoded data.
             at: the process at that time.
 
@@ -177,7 +177,7 @@ class Process(Protocol):
         """The model's p(z_1).
 
         Args:
-            params: as of `gamma`.
+            params: as in `gamma`.
 
         Returns:
             Broadcastable to the data.
@@ -185,7 +185,7 @@ class Process(Protocol):
         ...
 
     def denoised(self, z: Data, prediction: Any) -> Data:
-        """x_hat of a prediction.
+        """The estimate x_hat of the data that a prediction implies.
 
         Args:
             z: [b, *data_shape] z_t.

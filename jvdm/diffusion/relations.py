@@ -61,7 +61,7 @@ class Relation(NamedTuple):
 
         Args:
             out: [b, *data_shape] of the network.
-            x, eps: as of `target`.
+            x, eps: as in `target`.
 
         Returns:
             [b, *data_shape], elementwise.

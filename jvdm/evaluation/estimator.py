@@ -82,7 +82,7 @@ class Estimator(Protocol):
         Args:
             rows: of all images.
             provenance: where they come from.
-            params, examples, key: as of `rows`, from which they were computed.
+            params, examples, key: as in `rows`, from which they were computed.
         """
         ...
 

@@ -295,7 +295,7 @@ class ODE:
         """The error of the solver on a random subset, of the first sample of the first draw.
 
         Args:
-            params, examples, key: as of `rows`.
+            params, examples, key: as in `rows`.
             num_images: of the subset, at most all.
 
         Raises:

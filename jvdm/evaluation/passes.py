@@ -137,7 +137,7 @@ def run(
     Args:
         estimator: what is computed.
         params: the model's.
-        examples: N images, as of `Batches`.
+        examples: N images, as in `Batches`.
         key: the root from which image i's key is folded.
         quantity: what the bound is called in progress.
         on_chunk: called after every chunk with the images done and the running means: the bound, its standard

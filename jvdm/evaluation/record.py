@@ -244,7 +244,7 @@ def result(
         rows: of all images.
         provenance: where they come from.
         prior: p(z_1), in words.
-        is_bound, timesteps, time_density, ode, slices: as of `Result`.
+        is_bound, timesteps, time_density, ode, slices: as in `Result`.
         num_samples: K, by which the charge of a latent is stated.
     """
     total = bits_per_dim(rows, estimator.terms)

@@ -87,7 +87,7 @@ def read_with(convert: Callable[[flax_checkpoint.Tree, str], dict[str, Any]], pa
     """Read a checkpoint whose trees `convert` turns into parameters: (tree, its name) -> parameters.
 
     Raises:
-        UserError: as of `read`.
+        UserError: as in `read`.
     """
     checkpoint = flax_checkpoint.read(path)
     try:
@@ -134,7 +134,7 @@ def gather(
         codebase: for messages.
 
     Raises:
-        UserError: as of `convert`.
+        UserError: as in `convert`.
     """
 
     def floating(leaf: Leaf) -> np.ndarray:
@@ -241,7 +241,7 @@ def check_blocks(network: Any, section: str, codebase: str) -> None:
         codebase: for messages.
 
     Raises:
-        UserError: as of `check_network`.
+        UserError: as in `check_network`.
     """
     requirements.check_groups(network, section, codebase)
     if network.fourier:

@@ -70,7 +70,7 @@ def _needs_fixed(
 
     Args:
         what: needs it.
-        config, schedule: as of `check`.
+        config, schedule: as in `check`.
         kind: of a fixed schedule, in words that follow.
         having: whether a schedule, or a class of schedules, is of that kind.
     """

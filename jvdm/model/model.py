@@ -292,7 +292,7 @@ class Model:
         """The drift of the probability-flow ODE (`jvdm.diffusion.gaussian`, 6).
 
         Args:
-            params, z, t, context: as of `predict`.
+            params, z, t, context: as in `predict`.
 
         Returns:
             dz/dt, [b, *data_shape], per unit of t.

@@ -53,7 +53,7 @@ class UNetEncoder(nn.Module):
     Attributes:
         num_outputs: n, of the latent.
         channels, num_blocks, dropout, attention, fourier, fourier_first, fourier_last, num_groups, remat,
-            dtype: as of `VDMUNet`.
+            dtype: as in `VDMUNet`.
     """
 
     num_outputs: int
@@ -131,7 +131,7 @@ class CNNEncoder(nn.Module):
     def __call__(
         self, x: Float[Array, "b h w c"], conditioning: Conditioning = Conditioning(), *, train: bool = False
     ) -> Float[Array, "b n"]:
-        """Logits; arguments as of `UNetEncoder`."""
+        """Logits; arguments as in `UNetEncoder`."""
         del conditioning, train
         h = x
         for i in range(self.num_layers):

@@ -98,7 +98,7 @@ class Blocks:
     """What the blocks of one network have in common; a maker of modules inside a compact method.
 
     Attributes:
-        channels, groups, norm_epsilon, num_heads, dropout, attention, remat, dtype: as of `VDMUNet`.
+        channels, groups, norm_epsilon, num_heads, dropout, attention, remat, dtype: as in `VDMUNet`.
         train: dropout is on.
     """
 

@@ -72,7 +72,7 @@ def first_readable(folder: pathlib.Path, steps: Iterable[int], like: Any) -> Rea
     Args:
         folder: of the checkpoints.
         steps: in the order of preference.
-        like: as of `restore`.
+        like: as in `restore`.
 
     Raises:
         UserError: this process cannot read what the first one has read, or one is of a newer format.
@@ -98,7 +98,7 @@ def restore_readable(path: pathlib.Path, like: Any, *, older: bool) -> tuple[Any
 
     Args:
         path: of one checkpoint.
-        like: as of `restore`.
+        like: as in `restore`.
         older: whether one beside it will do.
 
     Returns:
