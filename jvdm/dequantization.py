@@ -1,3 +1,3 @@
 """`jvdm.diffusion.dequantization` under its short name."""
 
-from jvdm.diffusion.dequantization import *  # noqa: F403
+from jvdm.diffusion.dequantization import *  # noqa: F403 (all of it is the point)

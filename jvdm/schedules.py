@@ -1,3 +1,3 @@
 """`jvdm.diffusion.schedules` under its short name."""
 
-from jvdm.diffusion.schedules import *  # noqa: F403
+from jvdm.diffusion.schedules import *  # noqa: F403 (all of it is the point)

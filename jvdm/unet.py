@@ -1,3 +1,3 @@
 """`jvdm.networks.unet` under its short name."""
 
-from jvdm.networks.unet import *  # noqa: F403
+from jvdm.networks.unet import *  # noqa: F403 (all of it is the point)

@@ -5,8 +5,7 @@ can be built; what does not ask for a mesh uses the first. Numbers are float32 u
 the fixture `x64`.
 
 Every call in jvdm is checked against its annotations, shapes included (jaxtyping with beartype), and JAX
-neither promotes types nor broadcasts ranks by itself. What the tests start as a process of its own runs
-unchecked, as a user's does.
+promotes neither types nor ranks. Separate processes that tests start run unchecked, as a user's do.
 """
 
 import os

@@ -139,7 +139,7 @@ def read(argv: list[str], values: flags.FlagValues = flags.FLAGS) -> list[str]:
             config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
         program, *words = values(argv)
     except flags.Error as error:
-        raise UserError(str(error)) from error
+        raise UserError(_component_as_a_name(argv) or str(error)) from error
     except (AttributeError, KeyError) as error:
         # ml_collections gives the message with its quotes escaped.
         text = str(error).replace("\\n", ". ").replace("\\'", "'").strip("'\"").replace("'. Did", ". Did")
@@ -148,10 +148,21 @@ def read(argv: list[str], values: flags.FlagValues = flags.FLAGS) -> list[str]:
         raise
     # ml_collections parses a field's name as Python, and its value by the field's type.
     except (ValueError, TypeError, SyntaxError, RecursionError, OverflowError) as error:
-        raise UserError(f"a flag cannot be read: {error}") from error
+        raise UserError(_component_as_a_name(argv) or f"a flag cannot be read: {error}") from error
     _set_mode(values, words)
     _check_flags(values, given)
     return [program]
+
+
+def _component_as_a_name(argv: list[str]) -> str:
+    """What is right where a flag gives a component's name to its whole section; "" where none does."""
+    from jvdm import config as config_lib
+
+    for flag in argv:
+        field, equals, value = flag.lstrip("-").partition("=")
+        if equals and field.removeprefix("config.") in config_lib.COMPONENTS:
+            return f"--{field} is a component with options: write --{field}.name={value}"
+    return ""
 
 
 def _set_mode(values: flags.FlagValues, words: list[str]) -> None:
@@ -163,7 +174,10 @@ def _set_mode(values: flags.FlagValues, words: list[str]) -> None:
     if values.mode not in MODES:
         raise unknown("mode", values.mode, MODES)
     if words:
-        raise UserError(f"unexpected argument {words[0]!r}: after the mode, flags are given as --name=value")
+        hint = f"; did you mean --config={words[0]}?" if words[0].endswith(".py") else ""
+        raise UserError(
+            f"unexpected argument {words[0]!r}: after the mode, flags are given as --name=value{hint}"
+        )
 
 
 def _check_flags(values: flags.FlagValues, given: str) -> None:

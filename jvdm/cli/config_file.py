@@ -38,6 +38,8 @@ def find(path: str) -> pathlib.Path:
     configs = packaged()
     if path in configs:
         return configs[path]
+    if file.is_dir():
+        raise UserError(f"--config={path}: a folder; give a file (packaged configs: {', '.join(configs)})")
     if file.suffix != ".py" and len(file.parts) < 2:
         raise unknown("config", path, configs)
     near = difflib.get_close_matches(file.stem, configs, n=1)

@@ -22,7 +22,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jvdm.core import options
 from jvdm.core.options import option
 from jvdm.diffusion import subsets
 from jvdm.diffusion.latents import (
@@ -30,9 +29,9 @@ from jvdm.diffusion.latents import (
     LatentSample,
     Logits,
     Noise,
+    SubsetLatent,
     Value,
     categorical_kl,
-    check_subset,
 )
 
 
@@ -91,48 +90,22 @@ PERTURBATIONS = {
 
 @LATENTS.register("k_hot_surrogate")
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class KHotSurrogate:
+class KHotSurrogate(SubsetLatent):
     """Latent (1), whose charge is not that of its distribution.
 
     Attributes:
-        size: m.
-        k: elements of a subset.
         noise: a name of `PERTURBATIONS`.
     """
 
-    size: int = 50
-    k: int = 15
     noise: str = option("sum_of_gamma_released", choices=PERTURBATIONS)
     is_bound: ClassVar[bool] = False
-
-    def __post_init__(self):
-        options.check(self)
-        check_subset(self.size, self.k)
-
-    @property
-    def num_logits(self) -> int:
-        """One for each element."""
-        return self.size
-
-    @property
-    def mode_charge(self) -> float:
-        """-log p(c) of a subset under the uniform prior, nats."""
-        return subsets.log_count(self.size, self.k)
 
     def draw(self, key: jax.Array) -> Array:
         """As `Latent.draw`."""
         return PERTURBATIONS[self.noise].draw(key, self.size, self.k)
-
-    def prior(self, key: jax.Array) -> Array:
-        """As `Latent.prior`."""
-        return subsets.sample(jax.random.uniform(key, (self.size,)), jnp.zeros(self.size), self.k)
 
     def sample(self, logits: Logits, noise: Noise, step: jax.Array | None = None) -> LatentSample:
         """As `Latent.sample`."""
         noisy = logits + PERTURBATIONS[self.noise].total(noise, self.k)
         value = subsets.straight_through(subsets.top_k(noisy, self.k), direction(noisy))
         return LatentSample(value, categorical_kl(logits))
-
-    def mode(self, logits: Logits) -> Value:
-        """As `Latent.mode`."""
-        return subsets.top_k(logits, self.k)

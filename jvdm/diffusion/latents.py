@@ -115,20 +115,6 @@ class Latent(Protocol):
 LATENTS = Registry("latent", Latent)
 
 
-def check_subset(size: int, k: int) -> None:
-    """Refuse a size of subsets that leaves no choice.
-
-    Args:
-        size: m.
-        k: elements of a subset.
-
-    Raises:
-        ValueError: k is not from 1 to m - 1.
-    """
-    if not 1 <= k < size:
-        raise ValueError(f"k is {k}: give a number from 1 to {size - 1}, less than size={size}")
-
-
 def categorical_kl(logits: Logits) -> Float[Array, " b"]:
     """KL(softmax of the logits || uniform).
 
@@ -277,31 +263,27 @@ class Gumbel:
 GRADIENTS = {"straight_through": subsets.straight_through, "reinforce": lambda c, mu: c}
 
 
-@LATENTS.register("k_subset")
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class KSubset:
-    """Latent (3).
+class SubsetLatent:
+    """What all latents of k ones share, with a uniform prior over subsets.
 
     Attributes:
         size: m.
         k: elements of a subset.
-        gradient: "straight_through", or "reinforce": the value has no gradient, and whoever trains adds
-            `subsets.leave_one_out` of `log_ratio` and of the losses of two samples or more.
+
+    Raises:
+        ValueError: k is not from 1 to m - 1, or an option is out of its range.
     """
 
     size: int = 50
     k: int = 15
-    gradient: str = option("straight_through", choices=GRADIENTS)
-    is_bound: ClassVar[bool] = True
 
     def __post_init__(self):
         options.check(self)
-        check_subset(self.size, self.k)
-
-    @property
-    def score_function(self) -> bool:
-        """Whether training needs `subsets.leave_one_out`."""
-        return self.gradient == "reinforce"
+        if not 1 <= self.k < self.size:
+            raise ValueError(
+                f"k is {self.k}: give a number from 1 to {self.size - 1}, less than size={self.size}"
+            )
 
     @property
     def num_logits(self) -> int:
@@ -313,13 +295,36 @@ class KSubset:
         """By (5), nats."""
         return subsets.log_count(self.size, self.k)
 
+    def prior(self, key: jax.Array) -> Array:
+        """As `Latent.prior`."""
+        return subsets.sample(jax.random.uniform(key, (self.size,)), jnp.zeros(self.size), self.k)
+
+    def mode(self, logits: Logits) -> Value:
+        """As `Latent.mode`."""
+        return subsets.top_k(logits, self.k)
+
+
+@LATENTS.register("k_subset")
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class KSubset(SubsetLatent):
+    """Latent (3).
+
+    Attributes:
+        gradient: "straight_through", or "reinforce": the value has no gradient, and whoever trains adds
+            `subsets.leave_one_out` of `log_ratio` and of the losses of two samples or more.
+    """
+
+    gradient: str = option("straight_through", choices=GRADIENTS)
+    is_bound: ClassVar[bool] = True
+
+    @property
+    def score_function(self) -> bool:
+        """Whether training needs `subsets.leave_one_out`."""
+        return self.gradient == "reinforce"
+
     def draw(self, key: jax.Array) -> Array:
         """As `Latent.draw`."""
         return jax.random.uniform(key, (self.size,))
-
-    def prior(self, key: jax.Array) -> Array:
-        """As `Latent.prior`."""
-        return subsets.sample(self.draw(key), jnp.zeros(self.size), self.k)
 
     def sample(self, logits: Logits, noise: Noise, step: jax.Array | None = None) -> LatentSample:
         """As `Latent.sample`."""
@@ -329,7 +334,3 @@ class KSubset:
         charge = subsets.kl_to_uniform(logits, self.k, moments)
         log_ratio = subsets.log_prob(c, logits, self.k, moments) + self.mode_charge
         return LatentSample(value, charge, log_ratio)
-
-    def mode(self, logits: Logits) -> Value:
-        """As `Latent.mode`."""
-        return subsets.top_k(logits, self.k)

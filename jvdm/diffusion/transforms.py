@@ -233,13 +233,7 @@ def level_of(y: Data, num_levels: int, data_map: DataMap = SCALING) -> UInt8[Arr
 def nearest_level(y: Data, num_levels: int, data_map: DataMap = SCALING) -> UInt8[Array, "..."]:
     """The level whose centre is nearest to y, the most likely one of the bound's decoder.
 
-    Args:
-        y: of any shape.
-        num_levels: K.
-        data_map: from cells to the space of y.
-
-    Returns:
-        uint8, of the shape of y.
+    Arguments and result are as in `level_of`.
     """
     if data_map.equal_cells:
         nearest = jnp.round(data_map.inverse(y) * num_levels - 0.5)

@@ -180,6 +180,18 @@ def check_process(process: Any, part: str, what: str) -> None:
         raise UserError(f"{what} needs a process that {PROCESS_PARTS[part]}{such_as}, not {name}")
 
 
+def _check_rank(
+    config: Config, section: str, registry: Registry, component: Any, data_shape: tuple[int, ...]
+) -> None:
+    rank = len(data_shape)
+    if component.data_rank not in (None, rank):
+        raise UserError(
+            f"config.{section}.name={config[section].name} takes data of rank {component.data_rank}, not of "
+            f"shape {list(data_shape)}: choose one that takes it"
+            f"{_such_as(registry, lambda c: c.data_rank in (None, rank))}"
+        )
+
+
 def check_network(config: Config, schedule: Any, network: Any, data_shape: tuple[int, ...]) -> None:
     """Refuse a network that cannot take the data, or the time that the config gives it.
 
@@ -191,13 +203,7 @@ def check_network(config: Config, schedule: Any, network: Any, data_shape: tuple
     Raises:
         UserError: naming the fields, and what would be right.
     """
-    rank = len(data_shape)
-    if network.data_rank not in (None, rank):
-        raise UserError(
-            f"config.network.name={config.network.name} takes data of rank {network.data_rank}, not of shape "
-            f"{list(data_shape)}: choose a network that takes it"
-            f"{_such_as(NETWORKS, lambda n: n.data_rank in (None, rank))}"
-        )
+    _check_rank(config, "network", NETWORKS, network, data_shape)
     if config.model.time_input != "pixel_gamma":
         return
     if not schedule.per_pixel:
@@ -232,13 +238,7 @@ def check_latent(
         )
     if latent is None:
         return
-    rank = len(data_shape)
-    if encoder.data_rank not in (None, rank):
-        raise UserError(
-            f"config.encoder.name={config.encoder.name} takes data of rank {encoder.data_rank}, not of shape "
-            f"{list(data_shape)}: choose an encoder that takes it"
-            f"{_such_as(ENCODERS, lambda e: e.data_rank in (None, rank))}, or config.latent.name=none"
-        )
+    _check_rank(config, "encoder", ENCODERS, encoder, data_shape)
     for field, value in (
         ("training.objective", "score_matching"),
         ("training.schedule_objective", "variance"),

@@ -1,11 +1,9 @@
 """The training loop: `train(config, workdir)` runs or resumes a run to its last step."""
 
 import collections
-import dataclasses
 import logging
 import math
 import os
-import pathlib
 from collections.abc import Callable
 from typing import Any
 
@@ -32,9 +30,10 @@ from jvdm.reporting.writers import MetricWriter, NullWriter, read_metrics
 from jvdm.runs import pending, saved
 from jvdm.runs.checkpoints import Checkpoints
 from jvdm.runs.pending import Pending
-from jvdm.runs.restoring import find, restore_what_fits, steps_in
+from jvdm.runs.restoring import steps_in
 from jvdm.runs.state import StepMetrics, TrainState
 from jvdm.runs.workdir import Workdir
+from jvdm.training.init_from import init_from
 from jvdm.training.step import init_state, make_train_step
 
 log = logging.getLogger("jvdm")
@@ -364,29 +363,6 @@ class Trainer:
     def _plot(self, averages: Any) -> None:
         plots.training_curves(read_metrics(self.workdir.metrics), self.workdir.plots / "training.png")
         inspection.plot_schedule(self.model, averages, self.test_examples, self.workdir)
-
-
-def init_from(path: str, state: TrainState) -> TrainState:
-    """The initial state of a new run with the weights of another run, where they fit; the log names the rest.
-
-    Args:
-        path: a workdir, its folder of checkpoints, or one checkpoint.
-        state: the initial state.
-
-    Raises:
-        UserError: no checkpoint there, a damaged one, or one that has no leaf of this model.
-    """
-    checkpoint = find(pathlib.Path(path), path, flag="config.init_from")
-    checkpoint = checkpoint.parent / str(processes.of_main(int(checkpoint.name)))
-    fields = {"params": state.params, "ema_params": state.ema_params}
-    fitted = restore_what_fits(checkpoint, fields)
-    taken, left = fitted.taken, fitted.left
-    if not taken:
-        raise UserError(f"config.init_from={path}: no leaf of {checkpoint} fits the model of this config")
-    log.info("weights from %s: %d of %d leaves", checkpoint, len(taken), len(taken) + len(left))
-    for name, why in left.items():
-        log.warning("WARNING: %s is initialised anew: %s", name, why)
-    return dataclasses.replace(state, **fitted.tree)
 
 
 def _host_memory() -> int:

@@ -220,7 +220,12 @@ MISTAKES = {
         "did you mean 'new'",
     ),
     "unknown flag": ([*TRAIN, "--wrkdir=x"], "wrkdir"),
-    "stray argument": (["--mode=train", "configs/digits.py"], "unexpected argument"),
+    "stray argument": (["--mode=train", "configs/digits.py"], "did you mean --config=configs/digits.py?"),
+    "component by its name": (
+        ["--mode=train", DIGITS, "--config.eval.ode.solver=fixed"],
+        "write --config.eval.ode.solver.name=fixed",
+    ),
+    "config is a folder": (["--mode=train", "--config=configs"], "--config=configs: a folder; give a file"),
     "unknown override": ([*TRAIN, "--config.training.batchsize=3"], "batch_size"),
     "ill-typed override": ([*TRAIN, "--config.training.batch_size=many"], "many"),
     "option that another component has": (

@@ -2,8 +2,8 @@
 
 The backend's optimisation is off, and fusions are compiled one by one as before XLA's fusion emitters, which
 takes half the time. A program is compiled in one piece: dividing it among threads takes a quarter longer in
-total, and the other core has tests of its own. An option that a later XLA no longer knows would end the
-process, so it is asked for where it is known to be.
+total, and the other core is busy with other tests. An option that a later XLA does not know would end the
+process, so each is set only for versions that know it.
 
 A number that must not be rounded in another way than a user's is compiled `as_for_users`.
 """

@@ -75,7 +75,8 @@ def test_an_encoder_of_images_and_other_data(name, shape):
     c.latent = LATENTS.spec("k_subset")
     c.encoder = ENCODERS.spec(name)
     with pytest.raises(
-        UserError, match=rf"encoder\.name={name} takes data of rank 3, .*config\.latent\.name=none$"
+        UserError,
+        match=rf"encoder\.name={name} takes data of rank 3, not of shape .*: choose one that takes it$",
     ):
         build(c, shape=shape)
 

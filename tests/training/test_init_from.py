@@ -11,7 +11,7 @@ from helpers import tiny
 
 from jvdm.core.errors import UserError
 from jvdm.runs.checkpoints import Checkpoints
-from jvdm.training.loop import init_from
+from jvdm.training.init_from import init_from
 from jvdm.training.step import init_state
 
 
