@@ -8,6 +8,7 @@ Every call in jvdm is checked against its annotations, shapes included (jaxtypin
 promotes neither types nor ranks. Separate processes that tests start run unchecked, as a user's do.
 """
 
+import gc
 import os
 import pathlib
 
@@ -20,6 +21,9 @@ os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAGS}".strip()
 import jax  # noqa: E402
 import jaxtyping  # noqa: E402
 import pytest  # noqa: E402
+
+# The collector would walk millions of JAX's objects thousands of times: a twentieth of the suite.
+gc.set_threshold(100_000, 20, 20)
 
 # Before anything imports jvdm.
 jaxtyping.install_import_hook("jvdm", "helpers.checked.calls")

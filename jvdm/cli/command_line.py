@@ -51,6 +51,12 @@ _ONLY_FOR = {
     "compare": ("report",),
 }
 
+# --config's own flags are of the config that it names.
+_CONFIG_FLAGS = """\
+  --config             A file or the name of a config above; then, after a colon, its argument.
+  --config.FIELD       Any field of the config, such as --config.training.batch_size=64.
+  --config.PART.name   Another component, such as --config.network.name=mlp; its options follow."""
+
 _HELP = {"--help", "-help", "-h", "--helpshort", "--helpfull"}
 
 
@@ -60,8 +66,10 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     flags.DEFINE_string("workdir", None, "Folder of the run; runs/<name of the config> by default.", values)
     flags.DEFINE_string("checkpoint", None, "A checkpoint; the newest in the workdir by default.", values)
     flags.DEFINE_string("source", None, "For import: the codebase that wrote the checkpoint.", values)
-    flags.DEFINE_multi_string("compare", [], "For report: folder of another run; repeatable.", values)
-    several = "Whether this is one of several processes."
+    flags.DEFINE_multi_string(
+        "compare", [], "For report: folder of another run; may be given several times.", values
+    )
+    several = "Whether this is one of several processes: auto, on or off."
     flags.DEFINE_enum("distributed", "auto", ("auto", "on", "off"), several, values)
     flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, if no launcher sets it.", values)
     for name, help_ in (("num_processes", "Number of processes"), ("process_id", "Index of this process")):
@@ -92,6 +100,9 @@ def _fail_of_several(message: object) -> None:
 def parse(argv: list[str], values: flags.FlagValues = flags.FLAGS) -> list[str]:
     """`read`, after --help and --version; a mistake ends the process with one line on stderr."""
     if _HELP & set(argv[1:]):  # absl's own help ends with status 1
+        given, _ = config_file.argument(argv)
+        with contextlib.suppress(UserError):  # the file may register components
+            config_file.load(given)
         print(help_text(values))
         sys.exit(0)
     if "--version" in argv[1:]:
@@ -107,13 +118,23 @@ def help_text(values: flags.FlagValues = flags.FLAGS) -> str:
     """What --help prints: usage, packaged configs, flags, sources of data."""
     from jvdm.data import describe_sources
 
-    configs = textwrap.fill(", ".join(config_file.packaged()), width=110)
+    configs = textwrap.fill(
+        ", ".join(config_file.packaged()), 110, initial_indent="  ", subsequent_indent="  "
+    )
     sections = {
         "configs": configs,
-        "flags": values.module_help(__name__).strip(),
-        "config.data.source": describe_sources(),
+        "flags": "\n".join([_CONFIG_FLAGS, *_described(values)]),
+        "config.data.source": textwrap.indent(describe_sources(), "  "),
     }
     return "\n\n".join([USAGE.strip(), *(f"{title}:\n{text}" for title, text in sections.items())])
+
+
+def _described(values: flags.FlagValues) -> Iterator[str]:
+    """One line per flag of `define_flags`."""
+    for flag in values.flags_by_module_dict()[__name__]:
+        # absl puts the choices before the text of an enum, and a line of its own after that of a list.
+        text = str(flag.help).partition("\n")[0].rpartition(">: ")[2].rstrip(";")
+        yield f"  --{flag.name:<18} {text}"
 
 
 def read(argv: list[str], values: flags.FlagValues = flags.FLAGS) -> list[str]:
@@ -139,30 +160,23 @@ def read(argv: list[str], values: flags.FlagValues = flags.FLAGS) -> list[str]:
             config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
         program, *words = values(argv)
     except flags.Error as error:
-        raise UserError(_component_as_a_name(argv) or str(error)) from error
-    except (AttributeError, KeyError) as error:
-        # ml_collections gives the message with its quotes escaped.
-        text = str(error).replace("\\n", ". ").replace("\\'", "'").strip("'\"").replace("'. Did", ". Did")
-        raise UserError(f"unknown config field {text}") from error
+        raise UserError(str(error)) from error
     except UserError:
         raise
-    # ml_collections parses a field's name as Python, and its value by the field's type.
-    except (ValueError, TypeError, SyntaxError, RecursionError, OverflowError) as error:
-        raise UserError(_component_as_a_name(argv) or f"a flag cannot be read: {error}") from error
+    # ml_collections parses a value by the field's type, and --noconfig.FIELD past our own checks.
+    except (
+        AttributeError,
+        KeyError,
+        ValueError,
+        TypeError,
+        SyntaxError,
+        RecursionError,
+        OverflowError,
+    ) as error:
+        raise UserError(f"a flag cannot be read: {error}") from error
     _set_mode(values, words)
     _check_flags(values, given)
     return [program]
-
-
-def _component_as_a_name(argv: list[str]) -> str:
-    """What is right where a flag gives a component's name to its whole section; "" where none does."""
-    from jvdm import config as config_lib
-
-    for flag in argv:
-        field, equals, value = flag.lstrip("-").partition("=")
-        if equals and field.removeprefix("config.") in config_lib.COMPONENTS:
-            return f"--{field} is a component with options: write --{field}.name={value}"
-    return ""
 
 
 def _set_mode(values: flags.FlagValues, words: list[str]) -> None:

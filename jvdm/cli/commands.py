@@ -281,7 +281,10 @@ def import_(request: Request) -> None:
     config, workdir, checkpoint, source, _ = request
     if jax.process_count() > 1:
         raise UserError("--mode=import is for one process: --distributed=off")
-    if not source or source not in importers.IMPORTERS:
+    if not source:
+        choices = ", ".join(sorted(importers.IMPORTERS))
+        raise UserError(f"--mode=import needs --source=NAME, the codebase that wrote it ({choices})")
+    if source not in importers.IMPORTERS:
         raise unknown("--source", source, importers.IMPORTERS)
     if not checkpoint:
         raise UserError("--mode=import needs --checkpoint=PATH, the checkpoint to import")

@@ -8,7 +8,13 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from jvdm.core.errors import UserError, unknown
+from absl import flags
+from ml_collections import ConfigDict
+
+from jvdm.core.errors import UserError, unknown, wrong_type
+
+# What ml_collections reads a flag with.
+_PARSERS = {int: flags.IntegerParser(), float: flags.FloatParser(), bool: flags.BooleanParser()}
 
 PACKAGE = pathlib.Path(__file__).resolve().parents[1]
 
@@ -72,7 +78,8 @@ def load(given: str, overrides: Sequence[str] = ()) -> Any:
             are set, so that the options are those of the new component.
 
     Raises:
-        UserError: there is no such file, it fails, or it returns no config; or a component is unknown.
+        UserError: there is no such file, it fails, or it returns no config; or an override names an unknown
+            component or field, or has a value of another type.
     """
     path, colon, argument = given.partition(":")
     file = find(path)
@@ -94,11 +101,51 @@ def load(given: str, overrides: Sequence[str] = ()) -> Any:
 
     with named_in_errors(given):
         config_lib.check_complete(config)
-    for override in overrides:
-        field, equals, value = override.lstrip("-").partition("=")
-        if equals and field.startswith("config."):
-            overrides_lib.choose_components(config, {field.removeprefix("config."): value})
+    given_fields = list(_fields(overrides))
+    for field, value in given_fields:
+        if value is not None:
+            overrides_lib.choose_components(config, {field: value})
+    for field, value in given_fields:
+        _check_field(config, field, value)
     return config.lock()
+
+
+def _fields(argv: Sequence[str]) -> Iterator[tuple[str, str | None]]:
+    """(field, value) of each flag --config.FIELD=VALUE; None where the value is the next argument."""
+    for flag in argv:
+        name, equals, value = flag.lstrip("-").partition("=")
+        if flag.startswith("-") and name.startswith("config."):
+            yield name.removeprefix("config."), value if equals else None
+
+
+def _check_field(config: Any, field: str, value: str | None) -> None:
+    """Refuse what is no field, and a value that the field's type cannot be read from.
+
+    Args:
+        config: has the components that the flags choose.
+        field: dotted name.
+        value: as text; None is not checked.
+
+    Raises:
+        UserError: it is refused.
+    """
+    from jvdm import config as config_lib
+    from jvdm.config import overrides as overrides_lib
+
+    section, name = overrides_lib.find(config, field)
+    old = section[name]
+    if field in config_lib.COMPONENTS:
+        raise UserError(
+            f"--config.{field} is a component with options: write --config.{field}.name={value or 'NAME'}"
+        )
+    if isinstance(old, ConfigDict):
+        fields = ", ".join(f"--config.{field}.{each}" for each in old)
+        raise UserError(f"--config.{field} is a section: give one of its fields ({fields})")
+    if value is not None and type(old) in _PARSERS:
+        try:
+            _PARSERS[type(old)].parse(value)
+        except (ValueError, TypeError) as error:
+            raise wrong_type(f"config.{field}", value, type(old)) from error
 
 
 def run_name(given: str) -> str:

@@ -1,11 +1,13 @@
 """The command `jvdm`: flags, then one of the modes."""
 
+import contextlib
 import pathlib
 import sys
 
 from absl import app, flags
 
 from jvdm.cli import command_line, config_file
+from jvdm.core.errors import UserError
 
 command_line.define_flags()
 
@@ -43,7 +45,7 @@ def run_mode(values: flags.FlagValues, given: str) -> None:
         given: the value of --config, or "".
 
     Raises:
-        UserError: a mistake of the user.
+        UserError: a mistake of the user. A workdir that was made and is empty is removed.
     """
     from jvdm import config as config_lib
     from jvdm.cli import commands
@@ -58,8 +60,15 @@ def run_mode(values: flags.FlagValues, given: str) -> None:
     workdir = Workdir(pathlib.Path(folder).expanduser().absolute())
     if processes.is_main():
         print(f"workdir {workdir.path}")
-    commands.MODES[values.mode](
-        commands.Request(config, workdir, values.checkpoint, values.source, values.compare)
-    )
+    is_new = not workdir.path.exists()
+    try:
+        commands.MODES[values.mode](
+            commands.Request(config, workdir, values.checkpoint, values.source, values.compare)
+        )
+    except UserError:
+        if is_new:
+            with contextlib.suppress(OSError):  # it was never made, or holds something
+                workdir.path.rmdir()
+        raise
     if processes.is_main():
         print(f"workdir {workdir.path}")

@@ -1,12 +1,13 @@
 """Changing fields of a config by dotted name, as flags and the library's `settings` do."""
 
+import difflib
 from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from jvdm import config as config_lib
-from jvdm.core.errors import unknown, wrong_type
+from jvdm.core.errors import UserError, wrong_type
 from jvdm.core.registry import Config
 
 
@@ -61,15 +62,35 @@ def put(config: Config, values: Mapping[str, Any]) -> None:
     """
     choose_components(config, values)
     for field, value in values.items():
-        *parents, last = field.split(".")
-        node = config
-        for name in parents:
-            node = node[name] if isinstance(node, ConfigDict) and name in node else None
-        if not (isinstance(node, ConfigDict) and last in node):
-            section = {parents[0]: config[parents[0]].to_dict()} if parents and parents[0] in config else {}
-            leaves = config_lib.leaves(section or config.to_dict())
-            raise unknown("field", f"config.{field}", [f"config.{name}" for name, _ in leaves])
+        node, last = find(config, field)
         try:
             node[last] = value
         except TypeError as error:
             raise wrong_type(f"config.{field}", value, type(node[last])) from error
+
+
+def find(config: Config, field: str) -> tuple[Config, str]:
+    """The section that has a field, and the field's name in it.
+
+    Args:
+        config: all of it.
+        field: dotted name, such as "training.batch_size".
+
+    Raises:
+        UserError: there is no such field.
+    """
+    *parents, last = field.split(".")
+    node, path = config, "config"
+    for name in parents:
+        if not isinstance(node.get(name), ConfigDict):
+            break
+        node, path = node[name], f"{path}.{name}"
+    else:
+        if last in node:
+            return node, last
+    every = [f"config.{name}" for name, _ in config_lib.leaves(config.to_dict())]
+    near = difflib.get_close_matches(f"config.{field}", every, n=1)
+    if not parents:  # the section is forgotten
+        near = [name for name in every if name.rpartition(".")[2] == last] or near
+    hint = f"; did you mean {' or '.join(near)}?" if near else ""
+    raise UserError(f"unknown field config.{field}{hint} ({path} has: {', '.join(sorted(node))})")

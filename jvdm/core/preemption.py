@@ -48,7 +48,10 @@ def install() -> None:
         _signalled.set()
         # If all goes well the process is gone before this returns.
         threading.Event().wait(GRACE_S)
-        print(f"jvdm: stopped by SIGTERM after {GRACE_S:g} s; what was saved is whole", file=sys.stderr)
+        print(
+            f"jvdm: stopped {GRACE_S:g} s after SIGTERM, in the middle of a step; what was saved is whole",
+            file=sys.stderr,
+        )
         sys.stderr.flush()
         os._exit(EXIT_STATUS)
 

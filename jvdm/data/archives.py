@@ -122,7 +122,8 @@ def _download(archive: Archive, path: Path, folder: Path) -> None:
     except _NetworkError as error:
         raise UserError(
             f"cannot download {archive.url} ({error}); put {archive.file_name} "
-            f"(sha256 {archive.sha256}) into {folder}"
+            f"(sha256 {archive.sha256}) into {folder}, or give images of your own: "
+            "--config.data.source=npz:FILE"
         ) from error
 
 

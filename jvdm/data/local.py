@@ -101,7 +101,7 @@ def read_npz_array(path: str, field: str) -> tuple[str, np.ndarray]:
 def _read_npz(path: str, choose: Callable[[list[str]], list[str]]) -> dict[str, np.ndarray]:
     file = Path(path).expanduser()
     if not file.is_file():
-        raise UserError(f"no file {str(file)!r}: npz:PATH needs an .npz with train_images and test_images")
+        raise UserError(f"no file {str(file)!r}: npz:FILE needs an .npz with train_images and test_images")
     if not zipfile.is_zipfile(file):
         raise UserError(f"{file} is not an .npz archive, or it is truncated; write it with numpy.savez")
     try:
@@ -153,7 +153,7 @@ def read_folder_split(path: str, split: str) -> tuple[np.ndarray, tuple[str, ...
 def _folder(path: str) -> Path:
     folder = Path(path).expanduser()
     if not folder.is_dir():
-        raise UserError(f"no folder {str(folder)!r}: folder:PATH needs a folder with train/ and test/")
+        raise UserError(f"no folder {str(folder)!r}: folder:DIR needs a folder with train/ and test/")
     return folder
 
 

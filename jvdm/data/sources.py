@@ -11,8 +11,8 @@ from jvdm.data.published import PUBLISHED
 _LOCAL = {
     "digits": "scikit-learn's bundled 8x8 digits, 17 levels, 1500 to train and 297 to test",
     "swissroll": "generated points in the plane, continuous, 100,000 to train and 5,000 to test",
-    "npz:PATH": "an .npz file with train_images and test_images, uint8 [N, H, W, C]",
-    "folder:PATH": "image files of one size under PATH/train and PATH/test",
+    "npz:FILE": "an .npz file with train_images and test_images, uint8 [N, H, W, C]",
+    "folder:DIR": "image files of one size under DIR/train and DIR/test",
 }
 
 Loader = TypeVar("Loader", bound=Callable[[], Dataset])
@@ -26,7 +26,7 @@ def register(name: str, description: str) -> Callable[[Loader], Loader]:
 
     Args:
         name: without a colon.
-        description: what --help says of it.
+        description: what --help says of it, where --config names the file that registers it.
     """
 
     def decorate(read: Loader) -> Loader:
@@ -53,7 +53,7 @@ def load(source: str, *, num_levels: int = 0, data_dir: str = "") -> Dataset:
     """The images of a source.
 
     Args:
-        source: `digits`, `swissroll`, `npz:PATH`, `folder:PATH`, `cifar10`, `mnist`, `imagenet32_old`,
+        source: `digits`, `swissroll`, `npz:FILE`, `folder:DIR`, `cifar10`, `mnist`, `imagenet32_old`,
             `imagenet32_new` or `imagenet64`, or one that `register` has entered.
         num_levels: K; 0 is the source's own number (17 for digits, 256 for images). Only
             `npz:` and `folder:` can have another one.
@@ -113,7 +113,8 @@ def parse(source: str, num_levels: int) -> tuple[str, str]:
     kind, colon, path = source.partition(":")
     if kind in ("npz", "folder"):
         if not path:
-            raise UserError(f"data source {source!r} names no path; write {kind}:PATH")
+            argument = "FILE" if kind == "npz" else "DIR"
+            raise UserError(f"data source {source!r} names no path; write {kind}:{argument}")
         return kind, path
     if colon or kind not in ("digits", "swissroll", *PUBLISHED, *_REGISTERED):
         raise unknown("data source", source, (*_LOCAL, *PUBLISHED, *_REGISTERED))

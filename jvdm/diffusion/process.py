@@ -1,7 +1,8 @@
 """What a forward process is: the conditionals that losses, bounds, samplers and likelihoods stand on.
 
 `gaussian` has the process of all four published systems. Another one, learned or not, is a class with the
-methods of `Process`, registered in `PROCESSES`.
+methods of `Process`, registered in `PROCESSES`. Here x is the data after the data map (f in
+docs/mathematics.md), and `encode` is what the process itself makes of x at a time, such as a learned map.
 """
 
 from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable

@@ -1,9 +1,10 @@
 """The registry of networks, (z [b, *data_shape], time [b], context, train) -> output [b, *data_shape]."""
 
-from typing import Any, ClassVar, Protocol
+from typing import ClassVar, Protocol
 
 from jaxtyping import Array, Float
 
+from jvdm.core.records import Context
 from jvdm.core.registry import Registry
 
 
@@ -24,7 +25,7 @@ class Network(Protocol):
         self,
         z: Float[Array, "b ..."],
         time: Float[Array, "b ..."],
-        conditioning: Any,
+        context: Context,
         *,
         train: bool = False,
     ) -> Float[Array, "b ..."]:
@@ -33,7 +34,7 @@ class Network(Protocol):
         Args:
             z: [b, ...] noised data.
             time: [b] of each example, in [0, 1] where it is made of gamma (`jvdm.networks.inputs`).
-            conditioning: what else is known of each example.
+            context: what else is known of each example.
             train: dropout is on, with the stream "dropout".
         """
         ...

@@ -53,7 +53,13 @@ def config(name):
     return c.lock()
 
 
-@pytest.mark.parametrize("name", KINDS)
+# The two ends of what a shape can be; the others are `long`.
+QUICK = {"numbers", "points"}
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.long) for name in KINDS]
+)
 def test_every_mode(name, tmp_path, capsys):
     shape, levels = KINDS[name]
     c, workdir = config(name), Workdir(tmp_path / "run")

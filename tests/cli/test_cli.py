@@ -120,7 +120,7 @@ def test_report(trained):
 def test_help():
     done = run_alone(sys.executable, "main.py", "--help")
     assert done.returncode == 0
-    for text in ("jvdm train ", "python main.py --mode=train", "--workdir: ", "swissroll", "npz:PATH"):
+    for text in ("jvdm train ", "python main.py --mode=train", "--workdir ", "swissroll", "npz:FILE"):
         assert text in done.stdout, text
     assert max(map(len, done.stdout.splitlines())) <= 120
 
@@ -226,11 +226,47 @@ MISTAKES = {
         "write --config.eval.ode.solver.name=fixed",
     ),
     "config is a folder": (["--mode=train", "--config=configs"], "--config=configs: a folder; give a file"),
-    "unknown override": ([*TRAIN, "--config.training.batchsize=3"], "batch_size"),
-    "ill-typed override": ([*TRAIN, "--config.training.batch_size=many"], "many"),
+    "unknown override": (
+        [*TRAIN, "--config.training.batchsize=3"],
+        "config.training.batchsize; did you mean config.training.batch_size? (config.training has:",
+    ),
+    "override without its section": (
+        [*TRAIN, "--config.checkpoint_every=3"],
+        "unknown field config.checkpoint_every; did you mean config.training.checkpoint_every? (config has:",
+    ),
+    "override of an unknown section": (
+        [*TRAIN, "--config.trainin.microbatches=3"],
+        "did you mean config.training.microbatches? (config has: augmentation, data,",
+    ),
+    "override of a field of a field": (
+        [*TRAIN, "--config.seed.x=3"],
+        "unknown field config.seed.x; did you mean config.seed?",
+    ),
+    "override of a section": (
+        [*TRAIN, "--config.score=3"],
+        "is a section: give one of its fields (--config.score.num_images, --config.score.source,",
+    ),
+    "override that is no integer": (
+        [*TRAIN, "--config.training.batch_size=many"],
+        "config.training.batch_size is 'many', not an int",
+    ),
+    "override that is no whole number": ([*TRAIN, "--config.seed=1.5"], "config.seed is '1.5', not an int"),
+    "override that is no number": (
+        [*TRAIN, "--config.optimizer.clip_norm=x"],
+        "config.optimizer.clip_norm is 'x', not a float",
+    ),
+    "override that is no boolean": (
+        [*TRAIN, "--config.network.remat=maybe"],
+        "config.network.remat is 'maybe', not a bool",
+    ),
+    "override that is no Python": ([*TRAIN, "--config.network['x']=3"], "unknown field config.network['x']"),
+    "import without a source": (
+        ["--mode=import", IMPORTABLE, "--checkpoint={tmp}/broken.flax"],
+        "--mode=import needs --source=NAME, the codebase that wrote it (addtt, idode, mulan, sdeflow, vdm)",
+    ),
     "option that another component has": (
         [*TRAIN, "--config.schedule.name=fixed_linear", "--config.schedule.hidden=5"],
-        "unknown config field hidden",
+        "unknown field config.schedule.hidden",
     ),
     "value of an option of a chosen component": (
         [*TRAIN, "--config.data_map.a=0.7", "--config.data_map.name=logit"],
@@ -315,10 +351,10 @@ MISTAKES_AFTER_TRAINING = {
 }
 
 
-# One of each way to end: a flag that absl refuses, two that ml_collections does, the user's Python, the check
-# of a config, and errors before and after devices are used.
+# One of each way to end: a flag that absl refuses, two overrides, the user's Python, the check of a config,
+# and errors before and after devices are used.
 END_TO_END = (
-    *("unknown flag", "ill-typed override", "unknown override", "raising config", "surplus field"),
+    *("unknown flag", "override that is no integer", "unknown override", "raising config", "surplus field"),
     *("workdir", "missing data", "steps"),
 )
 

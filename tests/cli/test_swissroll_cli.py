@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from helpers import forked
 
+pytestmark = pytest.mark.long
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 CONFIG = "--config=configs/swissroll.py:debiased"
 SMALL = [

@@ -159,7 +159,9 @@ def test_a_piece_that_takes_too_long():
     process.send_signal(signal.SIGTERM)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 143
-    assert stderr.splitlines() == ["jvdm: stopped by SIGTERM after 0.5 s; what was saved is whole"]
+    assert stderr.splitlines() == [
+        "jvdm: stopped 0.5 s after SIGTERM, in the middle of a step; what was saved is whole"
+    ]
 
 
 def test_two_trainings_in_one_workdir(command, tmp_path):

@@ -249,8 +249,8 @@ SOURCES = {
     "cifar": "unknown data source 'cifar'; did you mean 'cifar10'\\?",
     "digits:x": "unknown data source 'digits:x'; did you mean 'digits'",
     "": "unknown data source ''",
-    "npz": "names no path; write npz:PATH",
-    "folder:": "names no path; write folder:PATH",
+    "npz": "names no path; write npz:FILE",
+    "folder:": "names no path; write folder:DIR",
 }
 
 
@@ -262,7 +262,7 @@ def test_unknown_sources(source):
 def test_every_source_is_described():
     text = describe_sources()
     names = [line.split()[0] for line in text.splitlines()]
-    assert names == ["digits", "swissroll", "npz:PATH", "folder:PATH", *PUBLISHED]
+    assert names == ["digits", "swissroll", "npz:FILE", "folder:DIR", *PUBLISHED]
 
 
 def expect(message, source, *, names="", **options):

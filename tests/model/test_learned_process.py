@@ -133,6 +133,7 @@ def test_the_discrete_bound_asks_the_process():
     np.testing.assert_allclose(terms.diffusion, losses.diffusion_kl(10, posterior, reverse), rtol=1e-5)
 
 
+@pytest.mark.long
 def test_it_trains_evaluates_and_samples(tmp_path, capsys):
     c, workdir = config(num_steps=2), Workdir(tmp_path / "run")
     c.unlock().eval.estimators = "vlb"

@@ -74,7 +74,7 @@ def ends_like(complete, t, path):
         assert tiny.max_difference(getattr(t.state, part), getattr(state, part)) == 0.0
 
 
-@pytest.mark.parametrize("stop_at", [1, 2])
+@pytest.mark.parametrize("stop_at", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_a_copy_of_the_checkpoint_is_complete(complete, stopped, tmp_path, stop_at):
     (checkpoint,) = (stopped[stop_at] / "checkpoints").iterdir()
     shutil.copytree(checkpoint, tmp_path / "checkpoints" / checkpoint.name)
@@ -86,7 +86,7 @@ def test_a_copy_of_the_checkpoint_is_complete(complete, stopped, tmp_path, stop_
     ends_like(complete, t, tmp_path)
 
 
-@pytest.mark.parametrize("stop_at", [1, 2])
+@pytest.mark.parametrize("stop_at", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_a_run_of_format_1_goes_on(complete, stopped, tmp_path, stop_at):
     """It becomes one of the present format, checkpoint by checkpoint."""
     path = tmp_path / "run"
@@ -200,7 +200,7 @@ def test_a_newer_record_is_refused(stopped, tmp_path):
     assert any("newer jvdm" in note for note in read_run(path).notes)
 
 
-@pytest.mark.parametrize("part", ["pending", "metrics"])
+@pytest.mark.parametrize("part", ["pending", pytest.param("metrics", marks=pytest.mark.long)])
 def test_killed_while_the_evaluation_is_recorded(complete, stopped, tmp_path, monkeypatch, part):
     """Before the metric is written, or after it and before the evaluation is no longer pending."""
     path = tmp_path / "run"

@@ -86,7 +86,9 @@ def test_training_goes_on_from_the_one_before(run, damage, caplog):
     assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["2", "4"]
 
 
-@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize(
+    "damage", [truncate, *(pytest.param(each, marks=pytest.mark.long) for each in DAMAGE[1:])]
+)
 def test_evaluation_takes_the_one_before(run, damage, caplog, capsys):
     damage(run / "checkpoints" / "4")
     before = content(run / "checkpoints")

@@ -113,7 +113,9 @@ def flip_bits(checkpoint):
 DAMAGE = (truncate, truncate_arrays, lose_half, flip_bits)
 
 
-@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize(
+    "damage", [flip_bits, *(pytest.param(each, marks=pytest.mark.long) for each in DAMAGE[:-1])]
+)
 def test_a_damaged_checkpoint_is_put_aside(finished, tmp_path, damage, caplog):
     """The one before takes its place, the log says so, and the run ends as it did."""
     path, complete = finished
