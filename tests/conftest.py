@@ -40,12 +40,12 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture(scope="session", autouse=True)
-def compilation_cache(tmp_path_factory):
-    """A program that several tests use is compiled once, whichever worker runs them."""
-    folder = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        folder = folder.parent
-    for name, value in quick.cache(folder / "xla").items():
+def compilation_cache(request):
+    """A program is compiled once, whichever test and worker run it, and is there for the next run.
+
+    `pytest --cache-clear` forgets them.
+    """
+    for name, value in quick.cache(request.config.cache.mkdir("xla")).items():
         jax.config.update(name, value)
 
 

@@ -24,17 +24,20 @@ if _VERSION <= (0, 10):
     _USUAL["xla_cpu_parallel_codegen_split_count"] = 32
 FLAGS = " ".join(f"--{name}={value}".lower() for name, value in OPTIONS.items())
 
+# For a program that runs for longer than it compiles, such as a million draws.
+LIGHT: dict[str, int | bool] = {"xla_backend_optimization_level": 1}
+
 
 def cache(folder):
     """JAX's settings for programs that are compiled once: names and values.
 
-    A limit on the folder's size, here one that nothing reaches, has JAX lock it: without, a process may read
-    what another has half written.
+    The limit on the folder's size also has JAX lock it: without, a process may read what another has half
+    written.
     """
     return {
         "jax_compilation_cache_dir": str(folder),
-        "jax_compilation_cache_max_size": 1 << 34,
-        "jax_persistent_cache_min_compile_time_secs": 0.3,
+        "jax_compilation_cache_max_size": 1 << 30,
+        "jax_persistent_cache_min_compile_time_secs": 0.2,
         "jax_persistent_cache_min_entry_size_bytes": 0,
     }
 
