@@ -3,7 +3,6 @@
 from typing import Any, NamedTuple, no_type_check
 
 import jax
-import optax
 from flax import struct
 from jaxtyping import Array, Float, Int
 
@@ -18,14 +17,14 @@ class TrainState:
     Attributes:
         step: optimizer steps done.
         params, ema_params: `{"network", "schedule"}`, and `"encoder"` with a latent.
-        opt_state: the optimizer's.
+        opt_state: the optimizer's, an `optax.OptState`.
         root_key: typed key from which every step's keys are folded.
     """
 
     step: Int[Array, ""]
     params: Params
     ema_params: Params
-    opt_state: optax.OptState
+    opt_state: Any
     root_key: jax.Array
 
 
