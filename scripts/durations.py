@@ -53,8 +53,11 @@ def machine() -> str:
     """Processor, cores and versions."""
     info = pathlib.Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    processor = names[0] if names else platform.processor() or platform.machine()
+    # Of the first core; the name alone may hide the generation.
+    core = dict(reversed([[part.strip() for part in line.partition(":")[::2]] for line in lines if line]))
+    processor = core.get("model name") or platform.processor() or platform.machine()
+    if "cpu family" in core:
+        processor += f" (family {core['cpu family']}, model {core['model']})"
     return f"{os.cpu_count()} cores, {processor}, jax {jax.__version__}, Python {platform.python_version()}"
 
 
