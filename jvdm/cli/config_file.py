@@ -111,11 +111,11 @@ def load(given: str, overrides: Sequence[str] = ()) -> Any:
 
 
 def _fields(argv: Sequence[str]) -> Iterator[tuple[str, str | None]]:
-    """(field, value) of each flag --config.FIELD=VALUE; None where the value is the next argument."""
+    """(field, value) of each flag --config.FIELD=VALUE; None where the value is elsewhere or a boolean's."""
     for flag in argv:
         name, equals, value = flag.lstrip("-").partition("=")
-        if flag.startswith("-") and name.startswith("config."):
-            yield name.removeprefix("config."), value if equals else None
+        if flag.startswith("-") and name.startswith(("config.", "noconfig.")):
+            yield name.partition(".")[2], value if equals else None
 
 
 def _check_field(config: Any, field: str, value: str | None) -> None:

@@ -1,6 +1,5 @@
 """The command `jvdm`: flags, then one of the modes."""
 
-import contextlib
 import pathlib
 import sys
 
@@ -45,7 +44,7 @@ def run_mode(values: flags.FlagValues, given: str) -> None:
         given: the value of --config, or "".
 
     Raises:
-        UserError: a mistake of the user. A workdir that was made and is empty is removed.
+        UserError: a mistake of the user. A workdir that was made for nothing is removed.
     """
     from jvdm import config as config_lib
     from jvdm.cli import commands
@@ -67,8 +66,7 @@ def run_mode(values: flags.FlagValues, given: str) -> None:
         )
     except UserError:
         if is_new:
-            with contextlib.suppress(OSError):  # it was never made, or holds something
-                workdir.path.rmdir()
+            workdir.discard_if_unused()
         raise
     if processes.is_main():
         print(f"workdir {workdir.path}")

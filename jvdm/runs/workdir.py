@@ -92,11 +92,11 @@ class Workdir:
         if not processes.is_main():
             yield
             return
-        path = self.path / ".training"
+        path = self._lock
         with contextlib.ExitStack() as held:
             try:
                 held.enter_context(locks.exclusive(path, wait=False, purpose="trains there"))
-                path.write_text(f"process {os.getpid()} on {socket.gethostname()}")
+                path.write_text(_this_process())
             except locks.Busy as error:
                 owner = path.read_text().strip() or "another process"
                 raise UserError(
@@ -107,6 +107,19 @@ class Workdir:
                     f"{path} cannot be opened ({error.strerror}); give another --workdir"
                 ) from error
             yield
+
+    def discard_if_unused(self) -> None:
+        """Remove the folder if there is nothing in it but the lock of this process."""
+        with contextlib.suppress(OSError):
+            if self._lock.is_file() and self._lock.read_text() == _this_process():
+                if len(list(self.path.iterdir())) > 1:
+                    return
+                self._lock.unlink()
+            self.path.rmdir()
+
+    @property
+    def _lock(self) -> pathlib.Path:
+        return self.path / ".training"
 
     def save_config(self, config: Config) -> None:
         """Write the resolved config, unless the same text is there."""
@@ -121,3 +134,7 @@ class Workdir:
         if processes.is_main():
             text = saved.data_text(record)
             write_atomically(self.data, lambda file: file.write(text.encode()))
+
+
+def _this_process() -> str:
+    return f"process {os.getpid()} on {socket.gethostname()}"

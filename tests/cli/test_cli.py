@@ -259,6 +259,7 @@ MISTAKES = {
         [*TRAIN, "--config.network.remat=maybe"],
         "config.network.remat is 'maybe', not a bool",
     ),
+    "negated override": ([*TRAIN, "--noconfig.network.fourrier"], "did you mean config.network.fourier?"),
     "override that is no Python": ([*TRAIN, "--config.network['x']=3"], "unknown field config.network['x']"),
     "import without a source": (
         ["--mode=import", IMPORTABLE, "--checkpoint={tmp}/broken.flax"],
@@ -390,6 +391,15 @@ def test_mistakes(mistake, folder, monkeypatch, capfd):
     if mistake != "no run to report on" and not any(a.startswith("--workdir") for a in arguments):
         arguments.append(f"--workdir={folder}/run")
     refuse(arguments, expected, monkeypatch, capfd)
+
+
+def test_a_run_that_cannot_start_leaves_no_folder(tmp_path, monkeypatch, capfd):
+    """Unless it was there before."""
+    missing = "--config.data.source=npz:/nope.npz"
+    for name in ("made", "found"):
+        (tmp_path / "found").mkdir(exist_ok=True)
+        refuse([*TRAIN, missing, f"--workdir={tmp_path / name}"], "no file", monkeypatch, capfd)
+    assert [path.name for path in tmp_path.iterdir()] == ["found"]
 
 
 @pytest.mark.parametrize("mistake", [name for name in MISTAKES_AFTER_TRAINING if name not in END_TO_END])
