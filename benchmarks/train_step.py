@@ -2,8 +2,8 @@
 
     python benchmarks/train_step.py [--channels=128] [--batch=4] [--depths=4,16,32] [--repeats=3]
 
-Prints one row per depth, with and without rematerialisation, in float32 and bfloat16, on whatever device
-jax finds. FLOPs are those of the convolutions, forward and backward, and are not counted again where
+Prints one row per depth and choice of rematerialisation, in float32 and bfloat16, on whatever device jax
+finds. FLOPs are those of the convolutions, forward and backward, and are not counted again where
 rematerialisation repeats them.
 """
 
@@ -35,7 +35,7 @@ def convolution_flops(channels: int, depth: int, size: int) -> float:
     return 3.0 * same * (2 * depth + 4 + 3 * (depth + 1))
 
 
-def measure(args, depth: int, dtype: str, remat: bool) -> tuple[str, ...]:
+def measure(args, depth: int, dtype: str, remat: str) -> tuple[str, ...]:
     config = config_lib.default()
     config.schedule = SCHEDULES.spec("learned_scalar")
     config.network = NETWORKS.spec(
@@ -71,7 +71,7 @@ def measure(args, depth: int, dtype: str, remat: bool) -> tuple[str, ...]:
     return (
         str(depth),
         dtype,
-        "yes" if remat else "no",
+        remat,
         f"{init_time:.1f}",
         f"{compile_time:.1f}",
         f"{times[0]:.2f}",
@@ -89,7 +89,7 @@ def main() -> None:
     parser.add_argument("--dropout", type=float, default=0.1)
     parser.add_argument("--depths", default="4,16,32")
     parser.add_argument("--dtypes", default="float32,bfloat16")
-    parser.add_argument("--remats", default="no,yes")
+    parser.add_argument("--remats", default="none,elementwise,full")
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
     device = jax.devices()[0]
@@ -98,12 +98,12 @@ def main() -> None:
         f"{args.channels} channels, batch {args.batch}, {args.size}x{args.size}x3, "
         f"dropout {args.dropout}, median of {args.repeats} steps"
     )
-    print(" ".join(f"{name:>9}" for name in COLUMNS))
+    print(" ".join(f"{name:>11}" for name in COLUMNS))
     for depth in map(int, args.depths.split(",")):
         for dtype in args.dtypes.split(","):
             for remat in args.remats.split(","):
-                row = measure(args, depth, dtype, remat == "yes")
-                print(" ".join(f"{cell:>9}" for cell in row), flush=True)
+                row = measure(args, depth, dtype, remat)
+                print(" ".join(f"{cell:>11}" for cell in row), flush=True)
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ MODES = ("train", "eval", "score", "sample", "import", "report")
 
 LESS_MEMORY = (
     "lower the batch size of config.training, config.eval or config.sample, "
-    "raise config.training.microbatches, or set config.network.remat=True"
+    "raise config.training.microbatches, or set config.network.remat=full"
 )
 
 # Flags that not every mode takes. Training resumes from the newest checkpoint of its workdir, and a report

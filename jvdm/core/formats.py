@@ -13,7 +13,8 @@ FIELD = "format"
 
 # 1: no number, and the prior of the variational bound is N(0, I), which the config does not say. That of the
 # ODE, of the other bounds and of the ODE's samples was N(0, sigma_1^2); format 2 has one prior for all.
-CONFIG = 2
+# 2: `remat` of a network or an encoder is a boolean, False for "none" and True for "full".
+CONFIG = 3
 # 1: no number, and the shape of an example is called `image_shape`.
 DATA = 2
 # 1: the train state is the item `default`, and what its step leaves undone is `<workdir>/notes/<step>.npz`.

@@ -5,8 +5,6 @@ import logging
 import pathlib
 from collections.abc import Iterator
 
-from filelock import FileLock, Timeout
-
 log = logging.getLogger("jvdm")
 
 
@@ -27,6 +25,8 @@ def exclusive(path: pathlib.Path, *, wait: bool, purpose: str) -> Iterator[None]
         Busy: another process holds the lock, and this one does not wait.
         OSError: the file cannot be opened.
     """
+    from filelock import FileLock, Timeout
+
     path.parent.mkdir(parents=True, exist_ok=True)
     path.open("a").close()
     # The substitute for a lock, a marker file, would outlive a process that is killed.

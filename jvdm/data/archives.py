@@ -8,8 +8,7 @@ import sys
 import urllib.error
 import urllib.request
 from pathlib import Path
-
-from tqdm import tqdm
+from typing import Any
 
 from jvdm.core.errors import UserError
 
@@ -100,10 +99,12 @@ def verify(archive: Archive, path: Path) -> None:
         )
 
 
-def progress(total: int, what: str, *, unit: str) -> tqdm:
+def progress(total: int, what: str, *, unit: str) -> Any:
     """A progress bar with rate and time left; short work does not show it."""
     interval = 0.5 if sys.stderr.isatty() else 30  # seconds; a log wants a line now and then
     scale = unit == "B"
+    from tqdm import tqdm
+
     return tqdm(
         total=total, desc=what, unit=unit, unit_scale=scale, delay=2, mininterval=interval, leave=False
     )

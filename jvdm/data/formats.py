@@ -16,7 +16,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from jvdm.core.errors import UserError, one_line
 
@@ -36,6 +35,8 @@ _DAMAGE = (
 def encode_png(image: np.ndarray) -> bytes:
     """A uint8 image [H, W, C], C of 1 or 3, as a PNG file."""
     buffer = io.BytesIO()
+    from PIL import Image
+
     Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(buffer, "png")
     return buffer.getvalue()
 
@@ -46,6 +47,8 @@ def decode_png(data: bytes, image_shape: tuple[int, int, int]) -> np.ndarray:
     Raises:
         ValueError: it is not a PNG of that shape.
     """
+    from PIL import Image
+
     with Image.open(io.BytesIO(data), formats=("png",)) as image:
         found = (image.height, image.width, len(image.getbands()))
         if found != image_shape or image.mode not in ("L", "RGB"):

@@ -53,7 +53,7 @@ class ResidualBlock(nn.Module):
 
         y = layers.Conv3x3(self.features, dtype=self.dtype, name="conv1")(norm_swish(x, "norm1"))
         shift = nn.Dense(self.features, dtype=self.dtype, name="condition")(condition)
-        y = norm_swish(y + shift[:, None, None, :], "norm2")
+        y = norm_swish(layers.product(y + shift[:, None, None, :]), "norm2")
         y = nn.Dropout(self.dropout, deterministic=not self.train)(y)
         y = layers.Conv3x3(self.features, zero_init=True, dtype=self.dtype, name="conv2")(y)
         if x.shape[-1] != self.features:
@@ -104,7 +104,8 @@ class DDPMUNet(nn.Module):
         num_groups: of group normalisation; 0 is the largest divisor of the channels up to
             min(32, channels / 4), so that a group has at least four channels.
         norm_epsilon: added to the variances of normalisation.
-        remat: recompute a block's activations in the backward pass instead of keeping them.
+        remat: what a block keeps for its derivatives: "none" recomputes nothing, "elementwise" all but
+            convolutions and matrix products, "full" everything.
         dtype: of the trunk, "float32" or "bfloat16"; input convolution, normalisation statistics and
             output are float32 in any case.
     """
@@ -119,7 +120,7 @@ class DDPMUNet(nn.Module):
     time_scale: float = option(1000.0, above=0.0)
     num_groups: int = option(0, low=0)
     norm_epsilon: float = option(1e-6, above=0.0)
-    remat: bool = option(False, free_on_resume=True, part_of_model=False)
+    remat: str = option("elementwise", choices=layers.REMATS, free_on_resume=True, part_of_model=False)
     dtype: str = option("float32", choices=layers.DTYPES, part_of_model=False)
     data_rank: ClassVar[int | None] = 3
 
@@ -167,14 +168,19 @@ class DDPMUNet(nn.Module):
         condition = nn.swish(nn.Dense(4 * self.channels, name="condition2")(condition)).astype(dtype)
 
         block = functools.partial(
-            nn.remat(ResidualBlock) if self.remat else ResidualBlock,
+            layers.rematerialised(ResidualBlock, self.remat),
             num_groups=self.groups,
             epsilon=self.norm_epsilon,
             dropout=self.dropout,
             dtype=dtype,
             train=train,
         )
-        attend = functools.partial(layers.SelfAttention, self.groups, epsilon=self.norm_epsilon, dtype=dtype)
+        attend = functools.partial(
+            layers.rematerialised(layers.SelfAttention, self.remat),
+            self.groups,
+            epsilon=self.norm_epsilon,
+            dtype=dtype,
+        )
 
         def block_attend(h, level, name):
             h = block(self.multipliers[level] * self.channels, name=name)(h, condition)

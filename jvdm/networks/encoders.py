@@ -65,7 +65,7 @@ class UNetEncoder(nn.Module):
     fourier_first: int = 6
     fourier_last: int = 7
     num_groups: int = option(0, low=0)
-    remat: bool = option(False, free_on_resume=True, part_of_model=False)
+    remat: str = option("elementwise", choices=layers.REMATS, free_on_resume=True, part_of_model=False)
     dtype: str = option("float32", choices=layers.DTYPES, part_of_model=False)
     data_rank: ClassVar[int | None] = 3
 

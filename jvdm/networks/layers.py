@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
@@ -18,6 +19,33 @@ from jvdm.networks.convolution import convolve
 
 # Of a network's trunk, `dtype`.
 DTYPES = ("float32", "bfloat16")
+
+# What a block keeps for its derivatives, `remat`.
+REMATS = ("none", "elementwise", "full")
+# Beside its input, what an "elementwise" block keeps: results of convolutions and matrix products on which
+# its derivatives depend. What is between them (normalisations, activations, dropout) is computed again.
+_KEPT = ("product",)
+
+
+def product(x: Array) -> Array:
+    """Mark the result of a convolution or a matrix product that an "elementwise" block keeps."""
+    return checkpoint_name(x, *_KEPT)
+
+
+def rematerialised(module: Any, kind: str, **options: Any) -> Any:
+    """A class of modules whose calls keep what `kind` says.
+
+    Args:
+        module: a subclass of `nn.Module`.
+        kind: one of `REMATS`: "none" keeps what automatic differentiation asks for; "elementwise" keeps the
+            input and results of products, so that no product is computed twice; "full" keeps the input.
+        **options: of `nn.remat`.
+    """
+    if kind == "none":
+        return module
+    policies = jax.checkpoint_policies
+    policy = policies.save_only_these_names(*_KEPT) if kind == "elementwise" else policies.nothing_saveable
+    return nn.remat(module, policy=policy, **options)
 
 
 def timestep_embedding(
@@ -108,8 +136,8 @@ def attend(
 ) -> Float[Array, "b n c"]:
     """softmax(q k^T / sqrt(c)) v, with the softmax in float32.
 
-    The [n, n] weights are recomputed in the backward pass. On a CPU images are done one by one, so that
-    their weights stay in the cache: 1.8 times faster at 1024 pixels.
+    The [n, n] weights are recomputed in the backward pass. In a program for a CPU images are done one by one,
+    so that their weights stay in the cache: 1.8 times faster at 1024 pixels.
 
     Args:
         q, k, v: [b, n, c], over n positions.
@@ -123,9 +151,14 @@ def attend(
         weights = jax.nn.softmax(logits / jnp.sqrt(jnp.float32(q.shape[-1])), axis=-1)
         return weights.astype(v.dtype) @ v
 
-    if jax.default_backend() == "cpu":
-        return jax.lax.map(lambda qkv: jax.checkpoint(one, prevent_cse=False)(*qkv), (q, k, v))
-    return jax.checkpoint(jax.vmap(one))(q, k, v)
+    def one_by_one(*qkv):
+        return jax.lax.map(lambda qkv: jax.checkpoint(one, prevent_cse=False)(*qkv), qkv)
+
+    @jax.checkpoint
+    def for_the_platform(*qkv):
+        return jax.lax.platform_dependent(*qkv, cpu=one_by_one, default=jax.vmap(one))
+
+    return for_the_platform(q, k, v)
 
 
 class SelfAttention(nn.Module):
@@ -143,10 +176,15 @@ class SelfAttention(nn.Module):
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         b, h, w, c = x.shape
         y = GroupNorm(self.num_groups, self.epsilon, self.dtype, name="norm")(x).reshape(b, h * w, c)
-        q, k, v = (nn.Dense(c, dtype=self.dtype, name=name)(y) for name in ("query", "key", "value"))
+        q, k, v = (product(nn.Dense(c, dtype=self.dtype, name=name)(y)) for name in ("query", "key", "value"))
         # Heads as if they were images.
         parts = (b, h * w, self.num_heads, c // self.num_heads)
         q, k, v = (a.reshape(parts).swapaxes(1, 2).reshape(-1, h * w, parts[-1]) for a in (q, k, v))
-        y = attend(q, k, v).reshape(b, self.num_heads, h * w, parts[-1]).swapaxes(1, 2).reshape(b, h * w, c)
+        y = (
+            product(attend(q, k, v))
+            .reshape(b, self.num_heads, h * w, parts[-1])
+            .swapaxes(1, 2)
+            .reshape(b, h * w, c)
+        )
         y = nn.Dense(c, kernel_init=nn.initializers.zeros_init(), dtype=self.dtype, name="out")(y)
         return x + y.reshape(b, h, w, c)

@@ -37,14 +37,11 @@ class ResidualBlock(nn.Module):
     dropout: float
     dtype: DTypeLike
     epsilon: float = 1e-6
+    train: bool = False
 
     @nn.compact
     def __call__(
-        self,
-        x: Float[Array, "b h w c"],
-        condition: Float[Array, "b 1 1 d"] | Float[Array, "b h w d"],
-        *,
-        train: bool,
+        self, x: Float[Array, "b h w c"], condition: Float[Array, "b 1 1 d"] | Float[Array, "b h w d"]
     ) -> Float[Array, "b h w features"]:
         def norm_swish(y, name):
             return nn.swish(layers.GroupNorm(self.num_groups, self.epsilon, self.dtype, name=name)(y))
@@ -54,8 +51,8 @@ class ResidualBlock(nn.Module):
         shift = nn.Dense(
             self.features, use_bias=False, kernel_init=zeros, dtype=self.dtype, name="condition"
         )(condition)
-        y = norm_swish(y + shift, "norm2")
-        y = nn.Dropout(self.dropout, deterministic=not train)(y)
+        y = norm_swish(layers.product(y + shift), "norm2")
+        y = nn.Dropout(self.dropout, deterministic=not self.train)(y)
         y = layers.Conv3x3(self.features, zero_init=True, dtype=self.dtype, name="conv2")(y)
         if x.shape[-1] != self.features:
             x = nn.Dense(self.features, dtype=self.dtype, name="shortcut")(x)
@@ -67,13 +64,12 @@ class DownBlock(nn.Module):
 
     block: Callable[..., nn.Module]
     attend: Callable[..., nn.Module] | None
-    train: bool
 
     @nn.compact
     def __call__(self, h, condition):
-        h = self.block(name="block")(h, condition, train=self.train)
+        h = self.block(name="block")(h, condition)
         if self.attend is not None:
-            h = self.attend(name="attention")(h)
+            h = self.attend(name="attention")(layers.product(h))
         return h, h
 
 
@@ -82,14 +78,13 @@ class UpBlock(nn.Module):
 
     block: Callable[..., nn.Module]
     attend: Callable[..., nn.Module] | None
-    train: bool
 
     @nn.compact
     def __call__(self, h, condition, kept):
         h = jnp.concatenate([h, kept], axis=-1)
-        h = self.block(name="block")(h, condition, train=self.train)
+        h = self.block(name="block")(h, condition)
         if self.attend is not None:
-            h = self.attend(name="attention")(h)
+            h = self.attend(name="attention")(layers.product(h))
         return h, None
 
 
@@ -108,7 +103,7 @@ class Blocks:
     num_heads: int
     dropout: float
     attention: bool
-    remat: bool
+    remat: str
     dtype: DTypeLike
     train: bool
 
@@ -135,9 +130,10 @@ class Blocks:
         h = layers.Conv3x3(self.channels, precision="highest", name="conv_in")(h).astype(self.dtype)
         kept_in = h
         h, kept = self.stack(DownBlock, num_blocks, nn.broadcast, name="down")(h, condition)
-        h = self.block(name="middle1")(h, condition, train=self.train)
-        h = self.attend(name="middle_attention")(h)
-        h = self.block(name="middle2")(h, condition, train=self.train)
+        block, attend = (self._rematerialised(make) for make in (self.block, self.attend))
+        h = block(name="middle1")(h, condition)
+        h = attend(name="middle_attention")(h)
+        h = block(name="middle2")(h, condition)
         return h, jnp.concatenate([kept_in[None], kept], axis=0)[::-1]
 
     def finish(
@@ -148,31 +144,39 @@ class Blocks:
         return layers.Conv3x3(features, zero_init=zero_init, precision="highest", name="conv_out")(h)
 
     @property
-    def block(self) -> Callable[..., nn.Module]:
+    def block(self) -> functools.partial:
         """Make a residual block."""
         return functools.partial(
-            ResidualBlock, self.channels, self.groups, self.dropout, self.dtype, self.norm_epsilon
+            ResidualBlock,
+            features=self.channels,
+            num_groups=self.groups,
+            dropout=self.dropout,
+            dtype=self.dtype,
+            epsilon=self.norm_epsilon,
+            train=self.train,
         )
 
     @property
-    def attend(self) -> Callable[..., nn.Module]:
+    def attend(self) -> functools.partial:
         """Make an attention."""
         return functools.partial(
             layers.SelfAttention, self.groups, self.norm_epsilon, self.dtype, self.num_heads
         )
 
+    def _rematerialised(self, make: functools.partial) -> functools.partial:
+        """The same maker, of modules that keep what `remat` says."""
+        return functools.partial(layers.rematerialised(make.func, self.remat), *make.args, **make.keywords)
+
     def stack(self, step: Any, length: int, in_axes: Any, *, name: str) -> nn.Module:
         """The module that applies `step` `length` times, each with its own parameters."""
-        if self.remat:
-            step = nn.remat(step, prevent_cse=False)
         scanned = nn.scan(
-            step,
+            layers.rematerialised(step, self.remat, prevent_cse=False),
             variable_axes={"params": 0},
             split_rngs={"params": True, "dropout": True},
             in_axes=in_axes,
             length=length,
         )
-        return scanned(self.block, self.attend if self.attention else None, self.train, name=name)
+        return scanned(self.block, self.attend if self.attention else None, name=name)
 
 
 def extend(z: Float[Array, "b h w c"], network: Any) -> Float[Array, "b h w d"]:
@@ -211,7 +215,8 @@ class VDMUNet(nn.Module):
         num_groups: of group normalisation; 0 is the largest divisor of the channels up to
             min(32, channels / 4), so that a group has at least four channels.
         norm_epsilon: added to the variances of normalisation.
-        remat: recompute a block's activations in the backward pass instead of keeping them.
+        remat: what a block keeps for its derivatives: "none" recomputes nothing, "elementwise" all but
+            convolutions and matrix products, "full" everything.
         dtype: of the trunk, "float32" or "bfloat16"; input convolution, Fourier features,
             normalisation statistics and output are float32 in any case.
     """
@@ -226,7 +231,7 @@ class VDMUNet(nn.Module):
     fourier_last: int = 7
     num_groups: int = option(0, low=0)
     norm_epsilon: float = option(1e-6, above=0.0)
-    remat: bool = option(False, free_on_resume=True, part_of_model=False)
+    remat: str = option("elementwise", choices=layers.REMATS, free_on_resume=True, part_of_model=False)
     dtype: str = option("float32", choices=layers.DTYPES, part_of_model=False)
     data_rank: ClassVar[int | None] = 3
     takes_pixel_time: ClassVar[bool] = True

@@ -35,7 +35,9 @@ def read_config(path: pathlib.Path) -> dict[str, Any]:
     for name, default in config_lib.default().to_dict().items():
         if isinstance(default, dict) and not isinstance(fields.get(name, {}), dict):
             raise UserError(f"{path}: {name} is a {type(fields[name]).__name__}, not a section")
-    return _config_of_format_1(fields) if found == 1 else fields
+    if found == 1:
+        fields = _config_of_format_1(fields)
+    return _config_of_format_2(fields) if found <= 2 else fields
 
 
 def read_data(path: pathlib.Path) -> dict[str, Any]:
@@ -81,6 +83,16 @@ def _config_of_format_1(fields: dict[str, Any]) -> dict[str, Any]:
         # The name of the process's prior, which had another name in this section.
         case {"eval": {"elbo": {"prior": "noise"} as elbo} as evaluation}:
             fields["eval"] = {**evaluation, "elbo": {**elbo, "prior": "model"}}
+    return fields
+
+
+def _config_of_format_2(fields: dict[str, Any]) -> dict[str, Any]:
+    """Say what `remat` meant."""
+    fields = dict(fields)
+    for name in ("network", "encoder"):
+        section = fields.get(name, {})
+        if isinstance(section.get("remat"), bool):
+            fields[name] = {**section, "remat": "full" if section["remat"] else "none"}
     return fields
 
 

@@ -3,7 +3,6 @@
 import collections
 import logging
 import math
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -34,7 +33,8 @@ from jvdm.runs.restoring import steps_in
 from jvdm.runs.state import StepMetrics, TrainState
 from jvdm.runs.workdir import Workdir
 from jvdm.training.init_from import init_from
-from jvdm.training.step import init_state, make_train_step
+from jvdm.training.memory import compile_step
+from jvdm.training.step import init_state
 
 log = logging.getLogger("jvdm")
 
@@ -165,7 +165,7 @@ class Trainer:
             self.checkpoints.close()
             return
         self._describe()
-        train_step: Any = self._compile() if self.step < config.num_steps else None
+        train_step: Any = self._compiled_step() if self.step < config.num_steps else None
         is_main = processes.is_main()
         redone = "test/" if "eval_every" in self.todo else None
         self.writer = (
@@ -264,31 +264,10 @@ class Trainer:
         stacked = jax.tree.map(lambda *parts: np.stack(parts), *(self.batches[step] for step in steps))
         return sharding.to_devices(stacked, sharding.split(self.mesh, axis=1))
 
-    def _compile(self) -> Any:
-        """The compiled step, and a warning if it needs more memory than a device has."""
-        train_step = make_train_step(self.model, self.config, self.mesh)
-        compiled = train_step.lower(self.state, self._next_batches()).compile()
-        memory = compiled.memory_analysis()
-        if memory is None:
-            return compiled
-        # The state is donated: its output takes the place of its input.
-        need = memory.argument_size_in_bytes + memory.temp_size_in_bytes
-        device = jax.local_devices()[0]
-        have = (device.memory_stats() or {}).get("bytes_limit") or _host_memory()
-        log.info(
-            "one step needs %.2f GB per device (%.2f GB state and batch, %.2f GB temporary); %s has %.1f GB",
-            need / 1e9,
-            memory.argument_size_in_bytes / 1e9,
-            memory.temp_size_in_bytes / 1e9,
-            device.device_kind,
-            have / 1e9,
+    def _compiled_step(self) -> Any:
+        return compile_step(
+            self.model, self.config, self.mesh, self.state, self._next_batches(), resumed=self.step > 0
         )
-        if need > have:
-            log.warning(
-                "WARNING: the step needs more memory than the device has; lower config.training.batch_size, "
-                "raise config.training.microbatches or set config.network.remat=True"
-            )
-        return compiled
 
     def _describe(self) -> None:
         overview = parameter_overview.get_parameter_overview(self.state.params, include_stats=False)
@@ -363,11 +342,6 @@ class Trainer:
     def _plot(self, averages: Any) -> None:
         plots.training_curves(read_metrics(self.workdir.metrics), self.workdir.plots / "training.png")
         inspection.plot_schedule(self.model, averages, self.test_examples, self.workdir)
-
-
-def _host_memory() -> int:
-    """Bytes of memory of this machine, which is what a CPU device has."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def train(config: Config, workdir: Workdir) -> None:

@@ -256,10 +256,11 @@ MISTAKES = {
         "config.optimizer.clip_norm is 'x', not a float",
     ),
     "override that is no boolean": (
-        [*TRAIN, "--config.network.remat=maybe"],
-        "config.network.remat is 'maybe', not a bool",
+        [*TRAIN, "--config.network.fourier=maybe"],
+        "config.network.fourier is 'maybe', not a bool",
     ),
     "negated override": ([*TRAIN, "--noconfig.network.fourrier"], "did you mean config.network.fourier?"),
+    "remat": ([*TRAIN, "--config.network.remat=True"], "choices: elementwise, full, none"),
     "override that is no Python": ([*TRAIN, "--config.network['x']=3"], "unknown field config.network['x']"),
     "import without a source": (
         ["--mode=import", IMPORTABLE, "--checkpoint={tmp}/broken.flax"],
@@ -465,10 +466,12 @@ def test_no_tensorflow(trained):
 
 
 def test_core_needs_few_packages():
-    """Model, losses and train step import neither tfds nor clu nor tensorboardX."""
+    """Model, train step, evaluation and sampling need jax, flax, optax, orbax, diffrax and ml_collections."""
+    others = {"tensorflow_datasets", "clu", "tensorboardX", "grain", "sklearn", "PIL", "tqdm", "jinja2"}
+    others.add("matplotlib")
     code = (
-        "import sys, jvdm.model, jvdm.training.step, jvdm.diffusion.samplers, jvdm.config; "
-        "print({'tensorflow_datasets', 'clu', 'tensorboardX', 'grain', 'sklearn'} & set(sys.modules))"
+        "import sys, jvdm.model, jvdm.training.step, jvdm.evaluation, jvdm.evaluation.sampling, jvdm.config; "
+        f"print({others} & set(sys.modules))"
     )
     done = run_alone(sys.executable, "-c", code)
     assert done.stdout.strip() == "set()", done.stderr

@@ -219,7 +219,7 @@ def test_each_argument_of_a_config_file_has_a_workdir_of_its_own():
 def test_what_may_change_on_resume(tmp_path):
     saved = tiny.config().to_dict()
     c = tiny.config(num_steps=8, log_every=1)
-    c.eval.draws, c.network.remat = 7, True
+    c.eval.draws, c.network.remat = 7, "full"
     config_lib.check_resume(saved, c, tmp_path)
     c.optimizer.linear_decay = True
     with pytest.raises(UserError, match=r"optimizer.linear_decay .*training.num_steps \(saved 4, given 8\)"):
@@ -229,7 +229,7 @@ def test_what_may_change_on_resume(tmp_path):
 def test_what_makes_another_model(tmp_path):
     saved = tiny.config().to_dict()
     c = tiny.config()
-    c.network.dtype, c.network.remat, c.data.source = "bfloat16", True, "mnist"
+    c.network.dtype, c.network.remat, c.data.source = "bfloat16", "full", "mnist"
     config_lib.check_model(saved, c, tmp_path)
     c.network.num_blocks = 3
     with pytest.raises(UserError, match=r"network.num_blocks \(saved 1, given 3\)"):

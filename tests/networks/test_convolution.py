@@ -207,3 +207,36 @@ def test_shapes_without_running():
     out = jax.eval_shape(convolve, x, kernel)
     assert out.shape == (2, 5, 7, 4)
     assert out.dtype == jnp.bfloat16
+
+
+PLATFORMS = ("cpu", "cuda", "tpu")
+
+
+def lowered_for(platform, fn, *arguments):
+    """The program as text, for a platform that need not be there."""
+    return jax.jit(fn).trace(*arguments).lower(lowering_platforms=(platform,)).as_text()
+
+
+@pytest.mark.parametrize("platform", PLATFORMS)
+def test_how_it_is_computed_is_decided_for_the_platform(platform):
+    """Traced on one machine, lowered for another: matrix products are the CPU's alone."""
+    x, kernel = arrays(dtype=jnp.float32, count=2)
+    gradient = lambda x, kernel: jax.vjp(convolve, x, kernel)[1](convolve(x, kernel))  # noqa: E731
+    text = lowered_for(platform, gradient, x, kernel)
+    assert text.count("stablehlo.convolution(") == (2 if platform == "cpu" else 3)
+    assert text.count("stablehlo.dot_general") == (3 if platform == "cpu" else 0)
+
+
+@pytest.mark.parametrize("platform", PLATFORMS)
+@pytest.mark.parametrize("given", ["argument", "context"])
+def test_precision_reaches_every_derivative(platform, given):
+    x, kernel = arrays(dtype=jnp.float32, count=2)
+    precision = "highest" if given == "argument" else None
+    conv = lambda x, kernel: convolve(x, kernel, precision=precision)  # noqa: E731
+    with jax.default_matmul_precision("highest" if given == "context" else "default"):
+        text = lowered_for(
+            platform, lambda x, kernel: jax.vjp(conv, x, kernel)[1](conv(x, kernel)), x, kernel
+        )
+    products = [line for line in text.splitlines() if "convolution(" in line or "dot_general" in line]
+    assert len(products) in (3, 5)
+    assert all("HIGHEST" in line for line in products), text

@@ -307,7 +307,7 @@ def unrolled(network, params, z, time):
         return h @ p["kernel"] + lead(p["bias"], h.ndim)
 
     def residual(p, h):
-        return block.apply({"params": p}, h, condition[:, None, None, :], train=False)
+        return block.apply({"params": p}, h, condition[:, None, None, :])
 
     def attend(p, h):
         return attention.apply({"params": p}, h)

@@ -101,6 +101,20 @@ def test_a_run_of_format_1_goes_on(complete, stopped, tmp_path, stop_at):
     assert (path / "checkpoints" / "4" / "state").is_dir()
 
 
+@pytest.mark.parametrize(("was", "means"), [(True, "full"), (False, "none")])
+def test_remat_of_format_2(tmp_path, was, means):
+    fields = json.loads(saved.config_text(tiny.config()))
+    fields["network"]["remat"] = fields["encoder"]["remat"] = was
+    path = tmp_path / "config.json"
+    for number in ({}, {"format": 2}):
+        path.write_text(json.dumps({**{k: v for k, v in fields.items() if k != "format"}, **number}))
+        c = saved.complete_config(path)
+        assert c.network.remat == c.encoder.remat == means
+    path.write_text(json.dumps(fields))
+    with pytest.raises(UserError, match="remat"):
+        saved.complete_config(path)
+
+
 def test_the_weights_and_records_of_format_1(stopped, tmp_path):
     path = tmp_path / "run"
     shutil.copytree(stopped[1], path)

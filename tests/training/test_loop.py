@@ -333,10 +333,3 @@ def test_intervals(field, value, message):
     c.training[field] = value
     with pytest.raises(UserError, match=message):
         loop_lib.check_intervals(c)
-
-
-def test_memory_warning(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(loop_lib, "_host_memory", lambda: 1000)
-    with caplog.at_level("INFO", logger="jvdm"):
-        trainer(tmp_path, tiny.light_config())._compile()
-    assert "needs more memory than the device has" in caplog.text

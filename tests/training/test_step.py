@@ -141,9 +141,9 @@ def test_unknown_mask():
 
 @pytest.mark.long
 def test_rematerialisation_saves_memory():
-    """At 16 blocks the step's temporary memory is at most a third of that without."""
+    """At 16 blocks, of the step's temporary memory; kept are about 12, 3 and 1 arrays of a block."""
     sizes = []
-    for remat in (False, True):
+    for remat in ("none", "elementwise", "full"):
         c = tiny.config()
         c.network.num_blocks, c.network.remat = 16, remat
         model, mesh = tiny.model(c), tiny.mesh()
@@ -151,4 +151,5 @@ def test_rematerialisation_saves_memory():
         batches = jax.eval_shape(lambda: Batch(jnp.zeros((1, 16, *tiny.SHAPE), jnp.uint8)))
         compiled = make_train_step(model, c, mesh).lower(state, batches).compile()
         sizes.append(compiled.memory_analysis().temp_size_in_bytes)
-    assert sizes[1] < sizes[0] / 3
+    none, elementwise, full = sizes
+    assert full < 0.7 * elementwise < 0.5 * none
