@@ -157,6 +157,19 @@ def test_targets_that_are_refused(target, message):
     assert message in str(error.value)
 
 
+def test_without_a_python_that_fits(monkeypatch, tmp_path):
+    import ahead_of_time
+
+    monkeypatch.setattr("sys.version_info", (3, 11))
+    monkeypatch.setattr("pathlib.Path.home", lambda: tmp_path)
+    # A version manager's shim that has no Python behind it.
+    monkeypatch.setattr("shutil.which", lambda name: "/bin/false")
+    with pytest.raises(UserError, match="needs Python 3.12 or later"):
+        ahead_of_time._python_that_fits()
+    monkeypatch.setattr("sys.version_info", (3, 12))
+    assert ahead_of_time._python_that_fits() == sys.executable
+
+
 def test_a_mistake_is_one_line():
     script = [sys.executable, str(FOLDER / "ahead_of_time.py"), "--config=digits"]
     for arguments in (["--target=h101"], ["--target=h100", "--programs=eval"]):
