@@ -1,6 +1,6 @@
 """What a compiled program does, read from its text: convolutions, bytes, collectives, copies, large arrays.
 
-The text is XLA's optimised HLO. A loop whose number of rounds XLA knows counts its body as often; any other,
+The text is XLA's optimised HLO. A loop whose number of rounds is known counts its body as often; any other,
 such as the steps of an adaptive solver, counts once, and `Program.open_loops` says how many there are.
 Bytes are those that each instruction reads and writes, so that what stays in a cache is counted as if it did
 not. Of an array that a fusion only slices, or updates a slice of, the slice is counted.
@@ -55,7 +55,7 @@ class Instruction:
         shape: of the result, as text.
         op: such as "fusion".
         operands: names.
-        rest: attributes, as text.
+        rest: attributes, as text; of a constant its value, of a parameter its index.
         is_root: it is the computation's result.
     """
 
@@ -125,13 +125,37 @@ class Program:
         for each in self._computations[name].values():
             yield name, each, times
             if each.op == "while":
-                known = re.search(r'known_trip_count":\{"n":"(\d+)"', each.rest)
-                self.open_loops += not known
-                yield from self._walk(each.called("body")[0], times * (int(known[1]) if known else 1))
+                rounds = self._rounds(each)
+                self.open_loops += not rounds
+                yield from self._walk(each.called("body")[0], times * (rounds or 1))
             elif each.op in ("conditional", "call"):
                 # One branch runs: the last, of a conditional of which XLA knows nothing.
                 branches = each.called("branch_computations") or each.called("false_computation")
                 yield from self._walk((branches or each.called("to_apply"))[-1], times)
+
+    def _rounds(self, loop: Instruction) -> int:
+        """How often a loop runs, as XLA notes it or as its condition counts; 0 is unknown.
+
+        The counters of JAX's scans begin at 0 and go up by 1.
+        """
+        if known := re.search(r'known_trip_count":\{"n":"(\d+)"', loop.rest):
+            return int(known[1])
+        within = self._computations[loop.called("condition")[0]]
+        root = next(i for i in within.values() if i.is_root)
+        if root.op == "fusion":
+            # Its constants may be outside, as operands.
+            inside = self._computations[root.called("calls")[0]]
+            parameters = sorted((int(i.rest), i.name) for i in inside.values() if i.op == "parameter")
+            outside = {
+                name: within[o] for (_, name), o in zip(parameters, root.operands, strict=True) if o in within
+            }
+            within = {**inside, **outside}
+            root = next(i for i in inside.values() if i.is_root)
+        if root.op == "compare" and "direction=LT" in root.rest:
+            limit = within.get(root.operands[1])
+            if limit and limit.op == "constant" and limit.rest.isdigit():
+                return int(limit.rest)
+        return 0
 
     def convolutions(self) -> dict[str, Cost]:
         """By kind: "convolution", or cuDNN's "BackwardFilter" and so on."""
@@ -232,4 +256,5 @@ def _parse(line: str) -> Instruction | None:
     if not (head and body):
         return None
     operands = tuple(re.findall(r"%([^\s,()]+)", body["arguments"]))
-    return Instruction(head[2], body["shape"], body["op"], operands, body["rest"] or "", bool(head[1]))
+    rest = body["arguments"] if body["op"] in ("constant", "parameter") else body["rest"] or ""
+    return Instruction(head[2], body["shape"], body["op"], operands, rest, bool(head[1]))

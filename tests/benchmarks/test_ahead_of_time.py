@@ -114,9 +114,17 @@ HloModule jit_f
   ROOT %o = (s32[], f32[8,16]{1,0}) tuple(%i, %f)
 }
 
+%below (c: s32[], n: s32[]) -> pred[] {
+  %n = s32[] parameter(1)
+  %c = s32[] parameter(0)
+  ROOT %l = pred[] compare(%c, %n), direction=LT
+}
+
 %condition (s: (s32[], f32[8,16])) -> pred[] {
   %s = (s32[], f32[8,16]{1,0}) parameter(0)
-  ROOT %y = pred[] constant(true)
+  %j = s32[] get-tuple-element(%s), index=0
+  %five = s32[] constant(5)
+  CONDITION
 }
 
 ENTRY %main (x: (s32[], f32[8,16]), k: bf16[4,8]) -> bf16[8,4] {
@@ -128,10 +136,19 @@ ENTRY %main (x: (s32[], f32[8,16]), k: bf16[4,8]) -> bf16[8,4] {
 """
 
 
-def test_a_program_by_hand():
+@pytest.mark.parametrize(
+    ("trips", "condition"),
+    [
+        ('"known_trip_count":{"n":"5"}', "ROOT %y = pred[] constant(true)"),
+        ('""', "ROOT %y = pred[] compare(%j, %five), direction=LT"),
+        ('""', "ROOT %y = pred[] fusion(%j, %five), kind=kLoop, calls=%below"),
+    ],
+)
+def test_a_program_by_hand(trips, condition):
     from hlo import Cost, Program
 
-    found = Program(TEXT.replace("TRIPS", '"known_trip_count":{"n":"5"}'))
+    found = Program(TEXT.replace("TRIPS", trips).replace("CONDITION", condition))
+    assert found.open_loops == 0
     assert found.convolutions() == {"BackwardFilter": Cost(count=5, bytes=5 * 64, largest=64)}
     assert found.collectives() == {"all-reduce": Cost(count=5, bytes=5 * 64, largest=64)}
     assert found.copies() == Cost(count=1, bytes=64, largest=64)
@@ -139,6 +156,17 @@ def test_a_program_by_hand():
     # fusion reads [1, 16] and an index and writes [1, 16]. Then [4, 8] of two bytes is read and written.
     assert found.bytes_moved() == 5 * ((512 + 64) + (64 + 64) + (64 + 4 + 64)) + 64 + 64
     assert found.largest(1) == [(512, "f32[8,16]", "w")]
+
+
+@pytest.mark.parametrize(
+    "condition", ["compare(%j, %j), direction=LT", "compare(%j, %five), direction=GT", "and(%j, %five)"]
+)
+def test_a_loop_of_unknown_length_counts_as_one_round(condition):
+    from hlo import Program
+
+    found = Program(TEXT.replace("TRIPS", '""').replace("CONDITION", f"ROOT %y = pred[] {condition}"))
+    assert found.open_loops == 1
+    assert found.convolutions()["BackwardFilter"].count == 1
 
 
 @pytest.mark.parametrize(
