@@ -19,9 +19,9 @@ all three. Targets are those of `chips.py`; a TPU's has a topology after a colon
 All figures are of one run of the program: a training step, a batch of images. A loop whose rounds XLA does
 not know, such as the steps of an adaptive solver, counts as one round, and a note says so.
 
-XLA needs `jax[cuda13]` or `libtpu` (about 3 GB) and Python 3.12 or later. Where the running Python has not
-got them, the script makes a virtual environment of its own in build/ahead_of_time and starts again in it. No
-accelerator is looked for or used.
+XLA needs `jax[cuda13]` or `libtpu` (about 3 GB) and Python 3.12 or later. If they are missing, the script
+creates the virtual environment build/ahead_of_time and restarts in it. It neither looks for an accelerator nor
+uses one.
 """
 
 import argparse

@@ -61,8 +61,14 @@ def _gpu(name: str, major: int, minor: int, **fields: float) -> str:
     )
 
 
-def _tpu(peak: float) -> dict[str, float]:
-    return {"bfloat16": peak, "float32": peak, "highest": peak / 6}
+def _tpu(name: str, gibibytes: int, bandwidth: float, peak: float) -> Chip:
+    return Chip(
+        platform="tpu",
+        name=f"{name}, {gibibytes} GiB",
+        memory=gibibytes * 2**30,
+        bandwidth=bandwidth,
+        peak={"bfloat16": peak, "float32": peak, "highest": peak / 6},
+    )
 
 
 _HOPPER = {
@@ -141,32 +147,8 @@ CHIPS = {
             device_memory_size=25250000000,
         ),
     ),
-    "v4": Chip(
-        platform="tpu",
-        name="TPU v4, 32 GB",
-        memory=32 * 2**30,
-        bandwidth=1.228e12,
-        peak=_tpu(275e12),
-    ),
-    "v5e": Chip(
-        platform="tpu",
-        name="TPU v5e, 16 GB",
-        memory=16 * 2**30,
-        bandwidth=0.819e12,
-        peak=_tpu(197e12),
-    ),
-    "v5p": Chip(
-        platform="tpu",
-        name="TPU v5p, 95 GB",
-        memory=95 * 2**30,
-        bandwidth=2.765e12,
-        peak=_tpu(459e12),
-    ),
-    "v6e": Chip(
-        platform="tpu",
-        name="TPU v6e, 32 GB",
-        memory=32 * 2**30,
-        bandwidth=1.64e12,
-        peak=_tpu(918e12),
-    ),
+    "v4": _tpu("TPU v4", 32, 1.228e12, 275e12),
+    "v5e": _tpu("TPU v5e", 16, 0.819e12, 197e12),
+    "v5p": _tpu("TPU v5p", 95, 2.765e12, 459e12),
+    "v6e": _tpu("TPU v6e", 32, 1.64e12, 918e12),
 }

@@ -132,7 +132,7 @@ def help_text(values: flags.FlagValues = flags.FLAGS) -> str:
 def _described(values: flags.FlagValues) -> Iterator[str]:
     """One line per flag of `define_flags`."""
     for flag in values.flags_by_module_dict()[__name__]:
-        # absl puts the choices before the text of an enum, and a line of its own after that of a list.
+        # absl puts an enum's choices before its text, and adds a line after a list's.
         text = str(flag.help).partition("\n")[0].rpartition(">: ")[2].rstrip(";")
         yield f"  --{flag.name:<18} {text}"
 

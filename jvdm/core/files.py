@@ -63,7 +63,8 @@ def read_arrays(path: str | os.PathLike[str]) -> dict[str, np.ndarray] | None:
         # numpy does not close a damaged file that it has opened itself.
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
             return dict(archive)
-    # zipfile, zlib and numpy each raise different errors for a damaged archive, some by accident.
+    # Damaged bytes make zipfile, zlib and numpy raise a dozen kinds of errors, MemoryError among them where a
+    # header claims a huge array. To the caller they are all one: these arrays must be computed again.
     except Exception:
         return None
 

@@ -44,7 +44,7 @@ def install() -> None:
 
     def watch():
         while signal.SIGTERM not in woken.recv(16):
-            pass
+            pass  # woken by another signal, which has its own handler
         _signalled.set()
         # If all goes well the process is gone before this returns.
         threading.Event().wait(GRACE_S)

@@ -116,7 +116,7 @@ class _Machine:
         push = self.stack.append
         match name:
             case "PROTO" | "FRAME":
-                pass
+                pass  # the version and the length of what follows change nothing that is read
             # Values and the memo.
             case "NONE":
                 push(None)

@@ -26,7 +26,8 @@ from jvdm.importers.inert_values import Refused
 from jvdm.importers.messages import brief
 
 _LEGACY = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
-# What zipfile raises for damaged archives: unknown methods, encryption, bad offsets, names and numbers.
+# What zipfile raises for damaged archives: unknown methods (NotImplementedError), encryption (RuntimeError),
+# bad offsets, names and numbers.
 _ZIP_ERRORS = (
     *(zipfile.BadZipFile, zlib.error, struct.error, EOFError),
     *(RuntimeError, NotImplementedError, ValueError, KeyError, OverflowError),

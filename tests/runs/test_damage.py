@@ -1,7 +1,9 @@
 """Damaged checkpoints under the commands: the one before is taken, the log says so, or there is one line."""
 
+import io
 import pathlib
 import shutil
+import zipfile
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from helpers import tiny
 from jvdm.cli import commands
 from jvdm.core import preemption
 from jvdm.core.errors import UserError
+from jvdm.core.files import read_arrays
 from jvdm.evaluation import RandomSliceELBO, passes
 from jvdm.runs.workdir import Workdir
 
@@ -135,6 +138,20 @@ def test_a_damaged_chunk_is_computed_again(tmp_path, kind):
     path.write_bytes(list(damaged(path.read_bytes()))[kind])
     (chunk,) = passes.Store(tmp_path / "p.partial", {"a": 1}).load()
     np.testing.assert_array_equal(chunk["x"], np.arange(100.0).reshape(2, 50))
+
+
+def test_a_header_that_claims_a_huge_array_is_damage(tmp_path):
+    """numpy's error is then a MemoryError."""
+    file, path = io.BytesIO(), tmp_path / "a.npz"
+    np.save(file, np.zeros(4))
+    huge = b"(999999999999999,), }"
+    real = b"(4,), }".ljust(len(huge))
+    assert real in file.getvalue()
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a.npy", file.getvalue().replace(real, huge))
+    with np.load(path) as archive, pytest.raises(MemoryError):
+        archive["a"]
+    assert read_arrays(path) is None
 
 
 def test_damaged_settings_of_chunks_start_anew(tmp_path):
