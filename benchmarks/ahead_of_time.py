@@ -20,8 +20,8 @@ All figures are of one run of the program: a training step, a batch of images. A
 not know, such as the steps of an adaptive solver, counts as one round, and a note says so.
 
 XLA needs `jax[cuda13]` or `libtpu` (about 3 GB) and Python 3.12 or later. If they are missing, the script
-creates the virtual environment build/ahead_of_time and restarts in it. It neither looks for an accelerator nor
-uses one.
+creates the virtual environment build/ahead_of_time and restarts in it. It neither looks for an accelerator
+nor uses one.
 """
 
 import argparse
