@@ -42,7 +42,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 from chips import CHIPS, Chip
 
-from jvdm.core.errors import UserError, unknown
+from jvdm.core.errors import UserError, one_line, unknown
 
 ENVIRONMENT = ROOT / "build" / "ahead_of_time"
 PLUGINS = {"cuda": ("jax_cuda13_plugin", "jax[cuda13]"), "tpu": ("libtpu", "libtpu")}
@@ -50,8 +50,8 @@ PYTHONS = ("python3.13", "python3.12", "python3.14")
 PROGRAMS = ("train", "ode", "sample")
 
 
-def chip_of(target: str) -> tuple[Chip, str]:
-    """The chip and the topology of --target.
+def chip_of(target: str) -> Chip:
+    """The chip of --target.
 
     Raises:
         UserError: the chip is unknown, or the topology is missing or not its platform's.
@@ -63,7 +63,7 @@ def chip_of(target: str) -> tuple[Chip, str]:
         raise UserError(f"--target={target}: one GPU is compiled for; write --target={name}")
     if CHIPS[name].platform == "tpu" and not topology:
         raise UserError(f"--target={target}: give a topology, such as --target={name}:2x4")
-    return CHIPS[name], topology
+    return CHIPS[name]
 
 
 def in_environment(platform: str) -> None:
@@ -80,7 +80,9 @@ def in_environment(platform: str) -> None:
         _install(package)
     else:
         if not python.exists():
-            subprocess.run([_python_that_fits(), "-m", "venv", str(ENVIRONMENT)], check=True)
+            command = [_python_that_fits(), "-m", "venv", str(ENVIRONMENT)]
+            if subprocess.run(command, check=False, stdout=sys.stderr).returncode:
+                raise UserError(f"cannot create the virtual environment {ENVIRONMENT}")
         os.execv(python, [str(python), *sys.argv])
 
 
@@ -127,9 +129,9 @@ class Compiled(NamedTuple):
 
 def compiled(function: Any, *arguments: Any) -> Compiled:
     """Of a jitted function, for the devices that the arguments' shardings name."""
-    traced = function.trace(*arguments)
     from flops import flops_of
 
+    traced = function.trace(*arguments)
     lowered = traced.lower()
     start = time.perf_counter()
     executable = lowered.compile()
@@ -266,25 +268,23 @@ def _size(num_bytes: float) -> str:
     return f"{num_bytes / 1e9:.2f} GB" if num_bytes >= 1e8 else f"{num_bytes / 1e6:.1f} MB"
 
 
-def devices_of(chip: Chip, topology: str) -> list[Any]:
+def devices_of(chip: Chip, target: str) -> list[Any]:
     """Devices that are not there.
 
     Raises:
-        UserError: the compiler does not know the topology.
+        UserError: the compiler does not know the target.
     """
     from jax.experimental import topologies
 
     if chip.platform == "cuda":
-        found = topologies.get_topology_desc(
-            platform="cuda", target_config=chip.description, topology="1x1x1"
-        )
+        options = {"target_config": chip.description, "topology": "1x1x1"}
     else:
-        name = f"{next(name for name, each in CHIPS.items() if each is chip)}:{topology}"
-        try:
-            found = topologies.get_topology_desc(platform="tpu", topology_name=name)
-        except Exception as error:  # libtpu's are of many kinds
-            raise UserError(f"--target={name}: {str(error).splitlines()[0]}") from error
-    return list(found.devices)
+        options = {"topology_name": target}
+    try:
+        return list(topologies.get_topology_desc(platform=chip.platform, **options).devices)
+    # A plugin raises what it likes: JaxRuntimeError, ValueError or NotImplementedError, by version.
+    except Exception as error:
+        raise UserError(f"--target={target}: {one_line(error, limit=300)}") from error
 
 
 def main() -> None:
@@ -294,7 +294,7 @@ def main() -> None:
     parser.add_argument("--programs", default=",".join(PROGRAMS))
     parser.add_argument("--batch", type=int, help="in place of the batch size of all programs")
     args, overrides = parser.parse_known_args()
-    chip, topology = chip_of(args.target)
+    chip = chip_of(args.target)
     programs = args.programs.split(",")
     for name in programs:
         if name not in PROGRAMS:
@@ -318,7 +318,7 @@ def main() -> None:
     if args.batch:
         for section in (config.training, config.eval.ode, config.sample):
             section.batch_size = args.batch
-    devices = devices_of(chip, topology)
+    devices = devices_of(chip, args.target)
     mesh = sharding.make_mesh(devices, fsdp=config.training.fsdp)
     sharding.check_batch(
         "config.training.batch_size", config.training.batch_size, mesh, config.training.microbatches

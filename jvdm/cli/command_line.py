@@ -101,8 +101,9 @@ def parse(argv: list[str], values: flags.FlagValues = flags.FLAGS) -> list[str]:
     """`read`, after --help and --version; a mistake ends the process with one line on stderr."""
     if _HELP & set(argv[1:]):  # absl's own help ends with status 1
         given, _ = config_file.argument(argv)
-        with contextlib.suppress(UserError):  # the file may register components
-            config_file.load(given)
+        if given:
+            with contextlib.suppress(UserError):  # the file may register components
+                config_file.load(given)
         print(help_text(values))
         sys.exit(0)
     if "--version" in argv[1:]:
@@ -163,16 +164,8 @@ def read(argv: list[str], values: flags.FlagValues = flags.FLAGS) -> list[str]:
         raise UserError(str(error)) from error
     except UserError:
         raise
-    # ml_collections parses a value by the field's type, and --noconfig.FIELD past our own checks.
-    except (
-        AttributeError,
-        KeyError,
-        ValueError,
-        TypeError,
-        SyntaxError,
-        RecursionError,
-        OverflowError,
-    ) as error:
+    # ml_collections reads a tuple as Python does.
+    except (ValueError, TypeError, SyntaxError, RecursionError, OverflowError) as error:
         raise UserError(f"a flag cannot be read: {error}") from error
     _set_mode(values, words)
     _check_flags(values, given)

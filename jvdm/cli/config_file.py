@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import itertools
 import pathlib
 import runpy
 import sys
@@ -102,29 +103,32 @@ def load(given: str, overrides: Sequence[str] = ()) -> Any:
     with named_in_errors(given):
         config_lib.check_complete(config)
     given_fields = list(_fields(overrides))
-    for field, value in given_fields:
-        if value is not None:
-            overrides_lib.choose_components(config, {field: value})
-    for field, value in given_fields:
-        _check_field(config, field, value)
+    for field, value, _ in given_fields:
+        overrides_lib.choose_components(config, {field: value})
+    for field, value, is_joined in given_fields:
+        _check_field(config, field, value, is_joined=is_joined)
     return config.lock()
 
 
-def _fields(argv: Sequence[str]) -> Iterator[tuple[str, str | None]]:
-    """(field, value) of each flag --config.FIELD=VALUE; None where the value is elsewhere or a boolean's."""
-    for flag in argv:
+def _fields(argv: Sequence[str]) -> Iterator[tuple[str, str, bool]]:
+    """(field, value, whether they are one word) of each --config.FIELD=VALUE and --config.FIELD VALUE.
+
+    What follows a boolean's flag may be something else, so its value is only what is joined to it.
+    """
+    for flag, following in itertools.zip_longest(argv, argv[1:], fillvalue=""):
         name, equals, value = flag.lstrip("-").partition("=")
         if flag.startswith("-") and name.startswith(("config.", "noconfig.")):
-            yield name.partition(".")[2], value if equals else None
+            yield name.partition(".")[2], value if equals else following, bool(equals)
 
 
-def _check_field(config: Any, field: str, value: str | None) -> None:
+def _check_field(config: Any, field: str, value: str, *, is_joined: bool) -> None:
     """Refuse what is no field, and a value that the field's type cannot be read from.
 
     Args:
         config: has the components that the flags choose.
         field: dotted name.
-        value: as text; None is not checked.
+        value: as text.
+        is_joined: it is in one word with the field.
 
     Raises:
         UserError: it is refused.
@@ -135,13 +139,12 @@ def _check_field(config: Any, field: str, value: str | None) -> None:
     section, name = overrides_lib.find(config, field)
     old = section[name]
     if field in config_lib.COMPONENTS:
-        raise UserError(
-            f"--config.{field} is a component with options: write --config.{field}.name={value or 'NAME'}"
-        )
+        chosen = f"--config.{field}.name={value if is_joined else 'NAME'}"
+        raise UserError(f"--config.{field} is a component with options: write {chosen}")
     if isinstance(old, ConfigDict):
         fields = ", ".join(f"--config.{field}.{each}" for each in old)
         raise UserError(f"--config.{field} is a section: give one of its fields ({fields})")
-    if value is not None and type(old) in _PARSERS:
+    if type(old) in _PARSERS and (is_joined or type(old) is not bool):
         try:
             _PARSERS[type(old)].parse(value)
         except (ValueError, TypeError) as error:

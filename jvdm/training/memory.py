@@ -13,6 +13,7 @@ from jvdm.core.errors import UserError
 from jvdm.core.records import Batch
 from jvdm.core.registry import Config
 from jvdm.model import Model
+from jvdm.networks.layers import REMATS
 from jvdm.runs.state import TrainState
 from jvdm.training.step import make_train_step
 
@@ -96,10 +97,9 @@ def _that_fit(
 
 def _settings(config: Config, mesh: Mesh, *, resumed: bool) -> Iterator[dict[str, Any]]:
     """Settings that need less memory, those first that cost least."""
-    remats = ["none", "elementwise", "full"]
     has_remat = "remat" in config.network
     if has_remat:
-        for remat in remats[remats.index(config.network.remat) + 1 :]:
+        for remat in REMATS[REMATS.index(config.network.remat) + 1 :]:
             yield {"network.remat": remat}
     if resumed:
         return

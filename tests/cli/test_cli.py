@@ -259,6 +259,11 @@ MISTAKES = {
         [*TRAIN, "--config.network.fourier=maybe"],
         "config.network.fourier is 'maybe', not a bool",
     ),
+    "override in two words": ([*TRAIN, "--config.seed", "x"], "config.seed is 'x', not an int"),
+    "component in two words": (
+        [*TRAIN, "--config.network.name", "mlp", "--config.network.channels=8"],
+        "unknown field config.network.channels",
+    ),
     "negated override": ([*TRAIN, "--noconfig.network.fourrier"], "did you mean config.network.fourier?"),
     "remat": ([*TRAIN, "--config.network.remat=True"], "choices: elementwise, full, none"),
     "override that is no Python": ([*TRAIN, "--config.network['x']=3"], "unknown field config.network['x']"),
