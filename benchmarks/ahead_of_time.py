@@ -242,13 +242,13 @@ def lines(name: str, program: Compiled, chip: Chip, precision: str, count: int) 
     # The jaxpr is of all devices, the compiled text of one.
     flops = {kind: total / count for kind, total in program.flops.items()}
     runs = ", ".join(f"{cost.count} {kind}" for kind, cost in sorted(text.convolutions().items()))
-    yield f"  convolutions  {flops.get('convolutions', 0) / 1e12:.2f} TFLOP ({runs or 'none in the program'})"
-    yield f"  products      {flops.get('products', 0) / 1e12:.2f} TFLOP"
+    yield f"  convolutions  {_flop(flops.get('convolutions', 0))} ({runs or 'none in the program'})"
+    yield f"  products      {_flop(flops.get('products', 0))}"
     moved = text.bytes_moved()
     yield f"  bytes         {moved / 1e9:.1f} GB"
     yield (
-        f"  floor         {1e3 * sum(flops.values()) / peak:.1f} ms at the peak of {peak / 1e12:.0f} TFLOP/s "
-        f"({precision}), {1e3 * moved / chip.bandwidth:.1f} ms at {chip.bandwidth / 1e12:.2f} TB/s"
+        f"  floor         {1e3 * sum(flops.values()) / peak:.3g} ms at the peak of {peak / 1e12:.0f} TFLOP/s "
+        f"({precision}), {1e3 * moved / chip.bandwidth:.3g} ms at {chip.bandwidth / 1e12:.2f} TB/s"
     )
     collectives = ", ".join(
         f"{cost.count} {kind} of {_size(cost.bytes)} in all"
@@ -262,6 +262,10 @@ def lines(name: str, program: Compiled, chip: Chip, precision: str, count: int) 
         yield f"  {'largest' if not i else '':13} {_size(size):>8}  {shape}  {source[-60:]}"
     if text.open_loops:
         yield f"  note          {text.open_loops} loop(s) of unknown length count as one round"
+
+
+def _flop(count: float) -> str:
+    return f"{count / 1e12:.2f} TFLOP" if count >= 1e11 else f"{count / 1e9:.2f} GFLOP"
 
 
 def _size(num_bytes: float) -> str:

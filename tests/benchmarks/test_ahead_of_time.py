@@ -219,7 +219,7 @@ def test_the_programs_of_a_config():
     for name, program in made.items():
         text = list(ahead_of_time.lines(name, program, CHIPS["h100"], "float32", 1))
         assert text[0].startswith(f"{name} (compiled in ")
-        assert "fits 80 GB" in text[1] and "TFLOP" in text[2] and "GB" in text[4]
+        assert "fits 80 GB" in text[1] and "GFLOP" in text[2] and "GB" in text[4]
     z = jnp.zeros((1, *tiny.SHAPE))
     params = jax.eval_shape(model.init, jax.random.key(0))
     one = flops(lambda p: model.predict(p, z, jnp.ones(1), Context()).eps, params)["convolutions"]
