@@ -141,15 +141,24 @@ def test_unknown_mask():
 
 @pytest.mark.long
 def test_rematerialisation_saves_memory():
-    """At 16 blocks, of the step's temporary memory; kept are about 12, 3 and 1 arrays of a block."""
-    sizes = []
+    """What a block keeps, in arrays of its output: 1 more than its input for elementwise, over 10 for none.
+
+    A pair of blocks, one on the way down and one on the way up, adds to the step's temporary memory what
+    the two keep, and what their parameters cost in any case: measured between 8 and 24 pairs.
+    """
+    kept = {}
     for remat in ("none", "elementwise", "full"):
-        c = tiny.config()
-        c.network.num_blocks, c.network.remat = 16, remat
-        model, mesh = tiny.model(c), tiny.mesh()
-        state = jax.eval_shape(lambda k, m=model, c=c: init_state(m, c, k), jax.random.key(0))
-        batches = jax.eval_shape(lambda: Batch(jnp.zeros((1, 16, *tiny.SHAPE), jnp.uint8)))
-        compiled = make_train_step(model, c, mesh).lower(state, batches).compile()
-        sizes.append(compiled.memory_analysis().temp_size_in_bytes)
-    none, elementwise, full = sizes
-    assert full < 0.7 * elementwise < 0.5 * none
+        sizes = []
+        for pairs in (8, 24):
+            c = tiny.config()
+            c.network.num_blocks, c.network.remat = pairs, remat
+            model, mesh = tiny.model(c), tiny.mesh()
+            state = jax.eval_shape(lambda k, m=model, c=c: init_state(m, c, k), jax.random.key(0))
+            batches = jax.eval_shape(lambda: Batch(jnp.zeros((1, 16, *tiny.SHAPE), jnp.uint8)))
+            compiled = make_train_step(model, c, mesh).lower(state, batches).compile()
+            sizes.append(compiled.memory_analysis().temp_size_in_bytes)
+        array = 4 * 16 * 8 * 8 * c.network.channels
+        kept[remat] = (sizes[1] - sizes[0]) / 16 / 2 / array
+    # The compiler's alignment and small vectors (statistics, dropout's keys) are a few percent of an array.
+    assert kept["elementwise"] - kept["full"] == pytest.approx(1, abs=0.1)
+    assert kept["none"] - kept["full"] > 10
