@@ -111,8 +111,8 @@ class Training:
     """The training loop; on resume, what does not touch the sequence of parameters may change."""
 
     batch_size: int = option(128, help="over all devices")
-    microbatches: int = option(1, low=1)
-    # Where it is computed changes rounding only.
+    # How a batch is cut and where it is computed changes rounding only.
+    microbatches: int = option(1, low=1, free_on_resume=True, help="into which a device's part is cut")
     fsdp: int = option(
         1,
         low=1,

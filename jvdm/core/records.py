@@ -67,10 +67,24 @@ class Context(NamedTuple):
     Attributes:
         conditioning: of the data.
         latent: [b, m] an auxiliary latent, or None.
+        place: [b] in training, the places of the examples in the batch, which dropout depends on.
     """
 
     conditioning: Conditioning = Conditioning()
     latent: Float[Array, "b m"] | None = None
+    place: Int[Array, " b"] | None = None
+
+
+class Dropout(NamedTuple):
+    """What dropout is drawn from.
+
+    Attributes:
+        key: of the step.
+        place: [b] the places of the examples in the batch: an example's masks depend on its own only.
+    """
+
+    key: jax.Array
+    place: Int[Array, " b"]
 
 
 class LatentCost(NamedTuple):

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 
 from jvdm.core.errors import UserError, unknown
 from jvdm.core.keys import fold_in_each
-from jvdm.core.records import Batch, Coefficients, Context, Draws, LatentCost, TimeGamma
+from jvdm.core.records import Batch, Coefficients, Context, Draws, Dropout, LatentCost, TimeGamma
 from jvdm.core.registry import Config
 from jvdm.diffusion import losses, transforms
 from jvdm.diffusion.latents import LATENTS
@@ -35,6 +35,21 @@ Params = Any
 Data = Float[Array, " b *d"]
 
 
+def _apply(
+    module: nn.Module, params: Params, *arrays: Array, context: Context, dropout: Dropout | None
+) -> Any:
+    """A network's or an encoder's output.
+
+    Masks of `layers.Dropout` are drawn from the stream "mask" and an example's place in the batch. The stream
+    "dropout" is for modules that draw for all examples at once: it differs between parts of a batch.
+    """
+    if dropout is None:
+        return module.apply({"params": params}, *arrays, context)
+    rngs = {"mask": dropout.key, "dropout": jax.random.fold_in(dropout.key, dropout.place[0])}
+    context = context._replace(place=dropout.place)
+    return module.apply({"params": params}, *arrays, context, train=True, rngs=rngs)
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Model:
     """A diffusion model over arrays of one shape, discrete or continuous.
@@ -51,7 +66,7 @@ class Model:
         time_input: (t, gamma) -> the network's time; gamma itself by default.
         data_map: from data to the space of the diffusion.
         latent: an auxiliary latent (`jvdm.diffusion.latents`), or None.
-        encoder: (encoded data, conditioning) -> logits of the latent; None without one.
+        encoder: (encoded data, context, train) -> logits of the latent; None without one.
         evaluating: a latent whose training charge is not a bound is replaced by one whose charge is.
     """
 
@@ -115,7 +130,7 @@ class Model:
         context = Context()
         if self.latent is not None and self.encoder is not None:
             context = context._replace(latent=jnp.zeros((1, self.latent.size)))
-            encoder = self.encoder.init(jax.random.fold_in(k_network, 1), z, context.conditioning)
+            encoder = self.encoder.init(jax.random.fold_in(k_network, 1), z, Context())
             params["encoder"] = encoder.get("params", {})
         time = self.time_input(scalar, jnp.zeros((1, *self.data_shape) if self.per_pixel else (1,)))
         network = self.network.init(k_network, z, time, context)
@@ -151,7 +166,7 @@ class Model:
         noise: Any = None,
         *,
         step: Array | None = None,
-        dropout_key: jax.Array | None = None,
+        dropout: Dropout | None = None,
     ) -> tuple[Context, LatentCost | None]:
         """The context of the examples, and the cost of the latent in it.
 
@@ -160,7 +175,7 @@ class Model:
             batch: the examples.
             noise: [b, ...] of the latent; unused without one.
             step: of training, where the latent's gradient is annealed.
-            dropout_key: dropout is on if given.
+            dropout: dropout is on if given.
 
         Returns:
             The context, and the cost; None without a latent.
@@ -169,10 +184,9 @@ class Model:
         if self.latent is None or self.encoder is None:
             return context, None
         f = self.encode(batch.x)
-        rngs = {} if dropout_key is None else {"dropout": jax.random.fold_in(dropout_key, 1)}
-        logits: Any = self.encoder.apply(
-            {"params": params["encoder"]}, f, batch.conditioning, train=dropout_key is not None, rngs=rngs
-        )
+        if dropout is not None:
+            dropout = dropout._replace(key=jax.random.fold_in(dropout.key, 1))
+        logits: Any = _apply(self.encoder, params["encoder"], f, context=context, dropout=dropout)
         sample = self.latent.sample(logits, noise, step)
         if self.evaluating and not self.latent.is_bound:
             # A function of the example has a charge that is known.
@@ -246,7 +260,7 @@ class Model:
         context: Context,
         *,
         t: Float[Array, " b"] | None = None,
-        dropout_key: jax.Array | None = None,
+        dropout: Dropout | None = None,
     ) -> Data:
         """The network's output, in the units of the parameterization.
 
@@ -256,21 +270,13 @@ class Model:
             gamma: [b, ...] at z's time, broadcastable to the data.
             context: of the examples.
             t: [b] z's time, for a network that sees it.
-            dropout_key: dropout is on if given.
+            dropout: dropout is on if given.
 
         Returns:
             [b, *data_shape], in the units of the parameterization.
         """
-        rngs = {} if dropout_key is None else {"dropout": dropout_key}
-        out: Any = self.network.apply(
-            {"params": params["network"]},
-            z,
-            self.time_input(t, gamma),
-            context,
-            train=dropout_key is not None,
-            rngs=rngs,
-        )
-        return out
+        time = self.time_input(t, gamma)
+        return _apply(self.network, params["network"], z, time, context=context, dropout=dropout)
 
     def predict(self, params: Params, z: Data, t: Float[Array, " b"], context: Context) -> Prediction:
         """The denoiser's estimate of eps.

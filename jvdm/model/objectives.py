@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jvdm.core.records import Batch, Context, Draws, LatentCost, LossTerms, ScoreMatching, TimeGamma
+from jvdm.core.records import Batch, Context, Draws, Dropout, LatentCost, LossTerms, ScoreMatching, TimeGamma
 from jvdm.core.shapes import of_example, sum_example
 from jvdm.diffusion import losses, transforms
 from jvdm.diffusion.gaussian import coefficients
@@ -24,7 +24,7 @@ def bound(
     draws: Draws,
     batch: Batch,
     *,
-    dropout_key: jax.Array | None = None,
+    dropout: Dropout | None = None,
     at: TimeGamma | None = None,
     known: tuple[Context, LatentCost | None] | None = None,
     second_order: float = 0.0,
@@ -36,7 +36,7 @@ def bound(
         params: the model's.
         draws: random numbers, one set per example.
         batch: the examples.
-        dropout_key: dropout is on if given.
+        dropout: dropout is on if given.
         at: gamma and dgamma/dt at the drawn times, where the caller differentiates through
             them; by default they are computed here.
         known: as `Model.encode_latent` returns it; by default computed here.
@@ -46,7 +46,7 @@ def bound(
         Each term [b], nats.
     """
     if known is None:
-        known = model.encode_latent(params, batch, draws.latent, step=draws.step, dropout_key=dropout_key)
+        known = model.encode_latent(params, batch, draws.latent, step=draws.step, dropout=dropout)
     context, cost = known
     process = model.process
     t, density_weight = model.times(draws.u)
@@ -57,7 +57,7 @@ def bound(
     relation = model.parameterization(c)
 
     def network(z):
-        return model.output(params, z, c.gamma, context, t=t, dropout_key=dropout_key)
+        return model.output(params, z, c.gamma, context, t=t, dropout=dropout)
 
     if second_order:
         assert draws.probe is not None
@@ -113,7 +113,7 @@ def score_matching(
     weighting: str,
     truncation: float,
     dequantize: bool,
-    dropout_key: jax.Array | None = None,
+    dropout: Dropout | None = None,
 ) -> ScoreMatching:
     """Denoising score matching for given draws (`jvdm.diffusion.losses`, objective 6).
 
@@ -125,12 +125,12 @@ def score_matching(
         weighting: a name of `losses.WEIGHTINGS`.
         truncation: the time below which the weight of the likelihood stays what it is there.
         dequantize: discrete data is spread over its cells, rather than at their centres.
-        dropout_key: dropout is on if given.
+        dropout: dropout is on if given.
 
     Returns:
         [b] nats.
     """
-    context, _ = model.encode_latent(params, batch, draws.latent, step=draws.step, dropout_key=dropout_key)
+    context, _ = model.encode_latent(params, batch, draws.latent, step=draws.step, dropout=dropout)
     t, density_weight = model.times(draws.u)
     # Stratified times are exactly 0 once in 2^23 / b batches, without noise: an output may be 0 / 0.
     t = jnp.maximum(t, 2.0**-24)
@@ -143,7 +143,7 @@ def score_matching(
         x = model.encode(batch.x)
     encoded = model.process.encode(params, x, c, context)
     z = model.process.sample(encoded, draws.eps, c)
-    out = model.output(params, z, c.gamma, context, t=t, dropout_key=dropout_key)
+    out = model.output(params, z, c.gamma, context, t=t, dropout=dropout)
     if weighting == "likelihood":
         at = jnp.maximum(t, truncation)
         density_weight *= of_example(model.time_gamma(params, at, context).dgamma_dt)

@@ -11,10 +11,12 @@ transposition. With y = conv(x, k) and w = kernel(x, dy), the kernel's cotangent
     3. of w with respect to dy:    conv(x, w's cotangent)
     4. of w with respect to x:     conv(dy, w's cotangent, mirrored and swapped)
 
-So derivatives of every order and mode exist: reverse, forward (`jvp`), and the gradient of a JVP. How (2) is
-computed is decided when a program is lowered for a platform, not by the machine that traces it. On a CPU it
-is, for each row offset i, one matrix product x^T [dy shifted by (i, 0), (i, 1), (i, 2)], which gives three
-of the nine taps; elsewhere it is XLA's own. `benchmarks/convolution.py` has the times.
+So derivatives of every order and mode exist: reverse, forward (`jvp`), and the gradient of a JVP. How the two
+are computed is decided when a program is lowered for a platform, not by the machine that traces it: on a CPU
+by Winograd's algorithm (`jvdm.networks.winograd`) where both sides have 32 channels or more. With fewer,
+the kernel's derivative there is, for each row offset i, one matrix product
+x^T [dy shifted by (i, 0), (i, 1), (i, 2)], which gives three of the nine taps. Everything else is XLA's own.
+`benchmarks/convolution.py` has the times.
 """
 
 import functools
@@ -26,6 +28,11 @@ from jax import lax
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 from jaxtyping import Array, Float
+
+from jvdm.networks import winograd
+
+# On both sides, from which Winograd's algorithm is the faster on a CPU.
+_WINOGRAD_CHANNELS = 32
 
 
 def convolve(
@@ -78,6 +85,23 @@ def _kernel_by_rows(x, dy, *, precision):
     return jnp.stack(rows).reshape(3, c, 3, d).swapaxes(1, 2)
 
 
+def _convolve_cpu(x, kernel, *, precision):
+    if min(kernel.shape[2:]) < _WINOGRAD_CHANNELS:
+        return _convolve_lax(x, kernel, precision=precision)
+    return winograd.convolve(_wide(x), _wide(kernel), precision=precision).astype(x.dtype)
+
+
+def _kernel_cpu(x, dy, *, precision):
+    if min(x.shape[3], dy.shape[3]) < _WINOGRAD_CHANNELS:
+        return _kernel_by_rows(x, dy, precision=precision)
+    return winograd.kernel_derivative(_wide(x), _wide(dy), precision=precision).astype(x.dtype)
+
+
+def _wide(a):
+    """At least float32, in which Winograd's sums must be."""
+    return a.astype(jnp.float32) if a.dtype.itemsize < 4 else a
+
+
 _convolve_p = Primitive("convolve_3x3")
 _kernel_p = Primitive("convolve_3x3_kernel")
 
@@ -107,7 +131,8 @@ def _lowered(fn):
 
 mlir.register_lowering(_convolve_p, _lowered(_convolve_lax))
 mlir.register_lowering(_kernel_p, _lowered(_kernel_lax))
-mlir.register_lowering(_kernel_p, _lowered(_kernel_by_rows), platform="cpu")
+mlir.register_lowering(_convolve_p, _lowered(_convolve_cpu), platform="cpu")
+mlir.register_lowering(_kernel_p, _lowered(_kernel_cpu), platform="cpu")
 
 ad.defbilinear(
     _convolve_p,

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from jvdm.core.errors import UserError
 from jvdm.core.options import option
@@ -46,7 +46,10 @@ class ResidualBlock(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b h w c"], condition: Float[Array, "b d"]
+        self,
+        x: Float[Array, "b h w c"],
+        condition: Float[Array, "b d"],
+        place: Int[Array, " b"] | None = None,
     ) -> Float[Array, "b h w features"]:
         def norm_swish(y, name):
             return nn.swish(layers.GroupNorm(self.num_groups, self.epsilon, self.dtype, name=name)(y))
@@ -54,7 +57,7 @@ class ResidualBlock(nn.Module):
         y = layers.Conv3x3(self.features, dtype=self.dtype, name="conv1")(norm_swish(x, "norm1"))
         shift = nn.Dense(self.features, dtype=self.dtype, name="condition")(condition)
         y = norm_swish(layers.product(y + shift[:, None, None, :]), "norm2")
-        y = nn.Dropout(self.dropout, deterministic=not self.train)(y)
+        y = layers.Dropout(self.dropout, self.train)(y, place)
         y = layers.Conv3x3(self.features, zero_init=True, dtype=self.dtype, name="conv2")(y)
         if x.shape[-1] != self.features:
             x = nn.Dense(self.features, dtype=self.dtype, name="shortcut")(x)
@@ -183,7 +186,7 @@ class DDPMUNet(nn.Module):
         )
 
         def block_attend(h, level, name):
-            h = block(self.multipliers[level] * self.channels, name=name)(h, condition)
+            h = block(self.multipliers[level] * self.channels, name=name)(h, condition, context.place)
             return attend(name=f"{name}_attention")(h) if h.shape[1] in self.attention_resolutions else h
 
         h = layers.Conv3x3(self.channels, precision="highest", name="conv_in")(z).astype(dtype)
@@ -196,9 +199,9 @@ class DDPMUNet(nn.Module):
                 h = self._half(h, f"downsample_{level}")
                 kept.append(h)
 
-        h = block(h.shape[-1], name="middle1")(h, condition)
+        h = block(h.shape[-1], name="middle1")(h, condition, context.place)
         h = attend(name="middle_attention")(h)
-        h = block(h.shape[-1], name="middle2")(h, condition)
+        h = block(h.shape[-1], name="middle2")(h, condition, context.place)
 
         for level in range(last, -1, -1):
             for i in range(self.num_res_blocks + 1):

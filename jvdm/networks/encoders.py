@@ -4,7 +4,7 @@
 2. CNN:   convolutions that halve the resolution, mean over pixels, one dense layer
 """
 
-from typing import Any, ClassVar, Protocol
+from typing import ClassVar, Protocol
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 from jvdm.core import options
 from jvdm.core.options import option
-from jvdm.core.records import Conditioning, Context
+from jvdm.core.records import Context
 from jvdm.core.registry import Registry
 from jvdm.networks import layers, unet
 from jvdm.networks.inputs import features
@@ -31,14 +31,14 @@ class Encoder(Protocol):
     data_rank: ClassVar[int | None] = None
 
     def __call__(
-        self, x: Float[Array, "b ..."], conditioning: Any, *, train: bool = False
+        self, x: Float[Array, "b ..."], context: Context, *, train: bool = False
     ) -> Float[Array, "b n"]:
         """Logits of the latent.
 
         Args:
             x: [b, ...] encoded data.
-            conditioning: what else is known of each example.
-            train: dropout is on.
+            context: what else is known of each example; there is no latent yet.
+            train: dropout is on (`layers.Dropout`), with the streams "mask" and "dropout".
         """
         ...
 
@@ -80,13 +80,13 @@ class UNetEncoder(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b h w c"], conditioning: Conditioning = Conditioning(), *, train: bool = False
+        self, x: Float[Array, "b h w c"], context: Context = Context(), *, train: bool = False
     ) -> Float[Array, "b n"]:
         """Logits.
 
         Args:
             x: [b, h, w, c] encoded data.
-            conditioning: what else is known of each image.
+            context: what else is known of each image.
             train: dropout is on.
         """
         blocks = unet.Blocks(
@@ -100,8 +100,8 @@ class UNetEncoder(nn.Module):
             dtype=jnp.dtype(self.dtype),
             train=train,
         )
-        condition = blocks.condition(jnp.zeros(len(x)), features(Context(conditioning), len(x)))
-        h, _ = blocks.descend(unet.extend(x, self), condition, self.num_blocks)
+        condition = blocks.condition(jnp.zeros(len(x)), features(context, len(x)))
+        h, _ = blocks.descend(unet.extend(x, self), condition, context.place, self.num_blocks)
         h = nn.swish(blocks.finish(h, 1, zero_init=False))
         return nn.Dense(self.num_outputs, name="logits")(h.reshape(len(x), -1))
 
@@ -129,10 +129,10 @@ class CNNEncoder(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b h w c"], conditioning: Conditioning = Conditioning(), *, train: bool = False
+        self, x: Float[Array, "b h w c"], context: Context = Context(), *, train: bool = False
     ) -> Float[Array, "b n"]:
         """Logits; arguments as in `UNetEncoder`."""
-        del conditioning, train
+        del context, train
         h = x
         for i in range(self.num_layers):
             features = self.channels * 2**i

@@ -11,9 +11,10 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from jvdm.core import options
+from jvdm.core.keys import fold_in_each
 from jvdm.core.shapes import lead
 from jvdm.networks.convolution import convolve
 
@@ -118,8 +119,23 @@ class Conv3x3(nn.Module):
         return convolve(x, kernel, precision=self.precision) + lead(bias, x.ndim)
 
 
+class _Affine(nn.Module):
+    """Scale and bias of each channel; a module because weights have it so."""
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "b h w c"]) -> tuple[Any, Any]:
+        channels = x.shape[-1]
+        scale = self.param("scale", nn.initializers.ones_init(), (channels,))
+        return scale, self.param("bias", nn.initializers.zeros_init(), (channels,))
+
+
 class GroupNorm(nn.Module):
-    """Group normalisation with float32 statistics."""
+    """Group normalisation (1803.08494) with float32 statistics.
+
+    Sums are over positions first and then over a group's channels, and the result is x times one number per
+    image and channel plus another. So every pass over x, also of the derivative, runs along channels, and
+    what is as large as x is never held in float32 if it is in bfloat16.
+    """
 
     num_groups: int
     epsilon: float = 1e-6
@@ -127,8 +143,45 @@ class GroupNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        norm = nn.GroupNorm(self.num_groups, epsilon=self.epsilon, dtype=jnp.float32, name="norm")
-        return norm(x.astype(jnp.float32)).astype(self.dtype)
+        b, h, w, c = x.shape
+        scale, bias = (jnp.asarray(a, jnp.float32) for a in _Affine(name="norm")(x))
+        x = x.astype(jnp.float32)
+
+        def mean(y):
+            return jnp.mean(y.sum((1, 2)).reshape(b, self.num_groups, -1), axis=2) / (h * w)
+
+        def of_channels(y):
+            return jnp.repeat(y, c // self.num_groups, axis=1)
+
+        mu = mean(x)
+        variance = jnp.maximum(mean(x * x) - mu * mu, 0.0)
+        factor = of_channels(jax.lax.rsqrt(variance + self.epsilon)) * lead(scale, 2)
+        shift = lead(bias, 2) - of_channels(mu) * factor
+        return (x * factor[:, None, None] + shift[:, None, None]).astype(self.dtype)
+
+
+class Dropout(nn.Module):
+    """Dropout whose masks depend on an example's place in the batch, not on who else is computed with it.
+
+    The random numbers have 16 bits, two from each word, so that the probability is the nearest multiple of
+    2^-16; what is kept is divided by the exact rest.
+    """
+
+    rate: float
+    train: bool
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, " b *d"], place: Int[Array, " b"] | None = None
+    ) -> Float[Array, " b *d"]:
+        dropped = min(round(self.rate * 2**16), 2**16 - 1)
+        if not self.train or not dropped:
+            return x
+        place = jnp.arange(len(x)) if place is None else place
+        shape = (*x.shape[1:-1], -(-x.shape[-1] // 2))
+        words = jax.vmap(lambda key: jax.random.bits(key, shape))(fold_in_each(self.make_rng("mask"), place))
+        numbers = jnp.concatenate([words & 0xFFFF, words >> 16], axis=-1)[..., : x.shape[-1]]
+        return jnp.where(numbers >= dropped, x / (1 - dropped / 2**16), jnp.zeros_like(x))
 
 
 def attend(

@@ -35,7 +35,7 @@ class Network(Protocol):
             z: [b, ...] noised data.
             time: [b] of each example, in [0, 1] where it is made of gamma (`jvdm.networks.inputs`).
             context: what else is known of each example.
-            train: dropout is on, with the stream "dropout".
+            train: dropout is on (`layers.Dropout`), with the streams "mask" and "dropout".
         """
         ...
 

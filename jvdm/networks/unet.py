@@ -20,7 +20,7 @@ from typing import Any, ClassVar
 import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from jvdm.core.options import option
 from jvdm.core.records import Context
@@ -41,7 +41,10 @@ class ResidualBlock(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "b h w c"], condition: Float[Array, "b 1 1 d"] | Float[Array, "b h w d"]
+        self,
+        x: Float[Array, "b h w c"],
+        condition: Float[Array, "b 1 1 d"] | Float[Array, "b h w d"],
+        place: Int[Array, " b"] | None = None,
     ) -> Float[Array, "b h w features"]:
         def norm_swish(y, name):
             return nn.swish(layers.GroupNorm(self.num_groups, self.epsilon, self.dtype, name=name)(y))
@@ -52,7 +55,7 @@ class ResidualBlock(nn.Module):
             self.features, use_bias=False, kernel_init=zeros, dtype=self.dtype, name="condition"
         )(condition)
         y = norm_swish(layers.product(y + shift), "norm2")
-        y = nn.Dropout(self.dropout, deterministic=not self.train)(y)
+        y = layers.Dropout(self.dropout, self.train)(y, place)
         y = layers.Conv3x3(self.features, zero_init=True, dtype=self.dtype, name="conv2")(y)
         if x.shape[-1] != self.features:
             x = nn.Dense(self.features, dtype=self.dtype, name="shortcut")(x)
@@ -60,29 +63,29 @@ class ResidualBlock(nn.Module):
 
 
 class DownBlock(nn.Module):
-    """One step of the down scan: (h, condition) -> h', and h' is kept."""
+    """One step of the down scan: (h, condition, place) -> h', and h' is kept."""
 
     block: Callable[..., nn.Module]
     attend: Callable[..., nn.Module] | None
 
     @nn.compact
-    def __call__(self, h, condition):
-        h = self.block(name="block")(h, condition)
+    def __call__(self, h, condition, place):
+        h = self.block(name="block")(h, condition, place)
         if self.attend is not None:
             h = self.attend(name="attention")(layers.product(h))
         return h, h
 
 
 class UpBlock(nn.Module):
-    """One step of the up scan: (h, condition, kept output) -> h'."""
+    """One step of the up scan: (h, condition, place, kept output) -> h'."""
 
     block: Callable[..., nn.Module]
     attend: Callable[..., nn.Module] | None
 
     @nn.compact
-    def __call__(self, h, condition, kept):
+    def __call__(self, h, condition, place, kept):
         h = jnp.concatenate([h, kept], axis=-1)
-        h = self.block(name="block")(h, condition)
+        h = self.block(name="block")(h, condition, place)
         if self.attend is not None:
             h = self.attend(name="attention")(layers.product(h))
         return h, None
@@ -124,16 +127,19 @@ class Blocks:
         self,
         h: Float[Array, "b h w c"],
         condition: Float[Array, "b 1 1 d"] | Float[Array, "b h w d"],
+        place: Int[Array, " b"] | None,
         num_blocks: int,
     ) -> tuple[Float[Array, "b h w k"], Float[Array, "n b h w k"]]:
         """Steps 2 to 4 from the extended input: the middle's output, and what is kept, last first."""
         h = layers.Conv3x3(self.channels, precision="highest", name="conv_in")(h).astype(self.dtype)
         kept_in = h
-        h, kept = self.stack(DownBlock, num_blocks, nn.broadcast, name="down")(h, condition)
+        h, kept = self.stack(DownBlock, num_blocks, (nn.broadcast, nn.broadcast), name="down")(
+            h, condition, place
+        )
         block, attend = (self._rematerialised(make) for make in (self.block, self.attend))
-        h = block(name="middle1")(h, condition)
+        h = block(name="middle1")(h, condition, place)
         h = attend(name="middle_attention")(h)
-        h = block(name="middle2")(h, condition)
+        h = block(name="middle2")(h, condition, place)
         return h, jnp.concatenate([kept_in[None], kept], axis=0)[::-1]
 
     def finish(
@@ -172,7 +178,7 @@ class Blocks:
         scanned = nn.scan(
             layers.rematerialised(step, self.remat, prevent_cse=False),
             variable_axes={"params": 0},
-            split_rngs={"params": True, "dropout": True},
+            split_rngs={"params": True, "mask": True},
             in_axes=in_axes,
             length=length,
         )
@@ -276,7 +282,7 @@ class VDMUNet(nn.Module):
             train=train,
         )
         condition = blocks.condition(time, features(context, len(z)))
-        h, kept = blocks.descend(extend(z, self), condition, self.num_blocks)
-        up = blocks.stack(UpBlock, self.num_blocks + 1, (nn.broadcast, 0), name="up")
-        h, _ = up(h, condition, kept)
+        h, kept = blocks.descend(extend(z, self), condition, context.place, self.num_blocks)
+        up = blocks.stack(UpBlock, self.num_blocks + 1, (nn.broadcast, nn.broadcast, 0), name="up")
+        h, _ = up(h, condition, context.place, kept)
         return z + blocks.finish(h, z.shape[-1])

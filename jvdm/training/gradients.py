@@ -20,15 +20,15 @@ from typing import Any, ClassVar, Protocol, Self
 import jax
 import jax.numpy as jnp
 
-from jvdm.core.records import Batch, Draws, LossTerms, ScoreMatching, TimeGamma
+from jvdm.core.records import Batch, Draws, Dropout, LossTerms, ScoreMatching, TimeGamma
 from jvdm.core.registry import Config, Registry
 from jvdm.core.shapes import expand
 from jvdm.diffusion import subsets
 from jvdm.model import Model, objectives
 
 Params = Any
-# (params, draws, batch, dropout_key) -> (terms [b] in nats, gradient of mean bits/dim)
-Gradient = Callable[[Params, Draws, Batch, jax.Array | None], tuple[LossTerms | ScoreMatching, Params]]
+# (params, draws, batch, dropout) -> (terms [b] in nats, gradient of mean bits/dim)
+Gradient = Callable[[Params, Draws, Batch, Dropout | None], tuple[LossTerms | ScoreMatching, Params]]
 
 
 class Objective(Protocol):
@@ -70,33 +70,33 @@ class Bound:
         """As `Objective.gradient`; of a latent that needs it, by REINFORCE."""
         scale = model.units_per_nat
 
-        def terms_of(params, draws, batch, dropout_key) -> tuple[LossTerms, Any]:
-            known = model.encode_latent(params, batch, draws.latent, step=draws.step, dropout_key=dropout_key)
+        def terms_of(params, draws, batch, dropout) -> tuple[LossTerms, Any]:
+            known = model.encode_latent(params, batch, draws.latent, step=draws.step, dropout=dropout)
             terms = objectives.bound(
                 model,
                 params,
                 draws,
                 batch,
-                dropout_key=dropout_key,
+                dropout=dropout,
                 known=known,
                 second_order=self.second_order,
             )
             return terms, None if known[1] is None else known[1].log_ratio
 
-        def gradient(params, draws, batch, dropout_key):
+        def gradient(params, draws, batch, dropout):
             def objective(params):
-                terms, _ = terms_of(params, draws, batch, dropout_key)
+                terms, _ = terms_of(params, draws, batch, dropout)
                 return scale * jnp.mean(terms.objective), terms
 
             grads, terms = jax.grad(objective, has_aux=True)(params)
             return terms, grads
 
-        def reinforced(params, draws, batch, dropout_key):
+        def reinforced(params, draws, batch, dropout):
             others = draws._replace(latent=draws.other_latent)
 
             def objective(params):
                 (one, ratio), (two, other_ratio) = (
-                    terms_of(params, d, batch, dropout_key) for d in (draws, others)
+                    terms_of(params, d, batch, dropout) for d in (draws, others)
                 )
                 losses = jnp.stack([one.objective, two.objective])
                 score = subsets.leave_one_out(losses, jnp.stack([ratio, other_ratio]))
@@ -125,12 +125,12 @@ class Variance:
         """As `Objective.gradient`."""
         scale = model.units_per_nat
 
-        def gradient(params, draws, batch, dropout_key):
+        def gradient(params, draws, batch, dropout):
             context, _ = model.encode_latent(params, batch)
             t = model.times(draws.u).t
 
             def objective(params, at):
-                terms = objectives.bound(model, params, draws, batch, dropout_key=dropout_key, at=at)
+                terms = objectives.bound(model, params, draws, batch, dropout=dropout, at=at)
                 return scale * jnp.mean(terms.total), terms
 
             def schedule_at(schedule):
@@ -171,7 +171,7 @@ class DenoisingScoreMatching:
         """As `Objective.gradient`."""
         scale = model.units_per_nat
 
-        def gradient(params, draws, batch, dropout_key):
+        def gradient(params, draws, batch, dropout):
             def objective(params):
                 terms = objectives.score_matching(
                     model,
@@ -181,7 +181,7 @@ class DenoisingScoreMatching:
                     weighting=self.weighting,
                     truncation=self.truncation,
                     dequantize=self.dequantize,
-                    dropout_key=dropout_key,
+                    dropout=dropout,
                 )
                 return scale * jnp.mean(terms.objective), terms
 

@@ -1,8 +1,11 @@
 """The one train step: jitted, donated, sharded; one device is the smallest mesh.
 
 Keys: the root key lives in the state; step n uses fold_in(root, n), split by name into times, noise
-and dropout; example i of the global batch uses fold_in(noise, i). So the draws depend neither on
-the number of devices nor on that of microbatches.
+and dropout; example i of the global batch uses fold_in(noise, i), and masks, of each
+layer, fold_in(dropout, i). So the draws depend neither on the number of devices nor on that of microbatches.
+
+Each device along the mesh's axis `data` has the gradient of its own examples, microbatch after microbatch,
+and all gradients are summed once per step, at its end. Over the axis `fsdp`, XLA moves what it needs.
 """
 
 import dataclasses
@@ -11,11 +14,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jvdm.core import sharding
 from jvdm.core.keys import fold_in_each
-from jvdm.core.records import Batch
+from jvdm.core.records import Batch, Dropout
 from jvdm.core.registry import Config
 from jvdm.diffusion.times import TIME_SAMPLERS
 from jvdm.model import Model
@@ -59,33 +62,54 @@ def make_train_step(model: Model, config: Config, mesh: Mesh) -> Any:
     batch_size, num_micro = config.training.batch_size, config.training.microbatches
     scale = model.units_per_nat
 
+    parallel = mesh.shape["data"] > 1
+
+    def over_fsdp(spec: PartitionSpec) -> Any:
+        """A sharding inside of `gradients`, which does not see the axis `data` if there is more than one."""
+        return spec if parallel else NamedSharding(mesh, spec)
+
     def to_microbatches(a):
         # Every num_micro-th example: a microbatch then has examples of every device, and none moves.
-        a = a.reshape(batch_size // num_micro, num_micro, *a.shape[1:]).swapaxes(0, 1)
-        return jax.lax.with_sharding_constraint(a, sharding.split(mesh, axis=1))
+        a = a.reshape(-1, num_micro, *a.shape[1:]).swapaxes(0, 1)
+        return jax.lax.with_sharding_constraint(a, over_fsdp(PartitionSpec(None, "fsdp")))
+
+    def gradients(params: Params, step: jax.Array, k_dropout: jax.Array, examples: Any) -> Any:
+        """Of the mean over `examples`, (u, keys, places, batch); and the means of the metrics."""
+
+        def accumulate(grads, micro):
+            u, keys, places, batch = micro
+            draws = model.draw(keys, u)._replace(step=step)
+            dropout = Dropout(k_dropout, places) if has_dropout else None
+            terms, more = gradient(params, draws, batch, dropout)
+            means = {name: scale * jnp.mean(term) for name, term in terms.metrics().items()}
+            return like_params(jax.tree.map(lambda a, b: a + b / num_micro, grads, more)), means
+
+        zeros = like_params(jax.tree.map(jnp.zeros_like, params))
+        micro = jax.tree.map(to_microbatches, examples)
+        if num_micro == 1:
+            return accumulate(zeros, jax.tree.map(lambda a: a[0], micro))
+        grads, terms = jax.lax.scan(accumulate, zeros, micro)
+        return grads, jax.tree.map(lambda a: jnp.mean(a, axis=0), terms)
+
+    summed = gradients
+    if parallel:
+        everything = PartitionSpec()
+        summed = jax.shard_map(
+            lambda *arguments: jax.lax.pmean(gradients(*arguments), "data"),
+            mesh=mesh,
+            axis_names={"data"},
+            in_specs=(everything, everything, everything, PartitionSpec("data")),
+            out_specs=everything,
+            check_vma=False,
+        )
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
         key = jax.random.fold_in(state.root_key, state.step)
         k_time, k_noise, k_dropout = jax.random.split(key, 3)
         u = time_sampler(k_time, batch_size)
-        keys = fold_in_each(k_noise, jnp.arange(batch_size))
-        u, keys, batch = jax.tree.map(to_microbatches, (u, keys, batch))
-
-        def accumulate(grads, micro):
-            u, keys, batch, i = micro
-            draws = model.draw(keys, u)._replace(step=state.step)
-            dropout_key = jax.random.fold_in(k_dropout, i) if has_dropout else None
-            terms, more = gradient(state.params, draws, batch, dropout_key)
-            means = {name: scale * jnp.mean(term) for name, term in terms.metrics().items()}
-            return like_params(jax.tree.map(lambda a, b: a + b / num_micro, grads, more)), means
-
-        zeros = like_params(jax.tree.map(jnp.zeros_like, state.params))
-        micro = (u, keys, batch, jnp.arange(num_micro))
-        if num_micro == 1:
-            grads, terms = accumulate(zeros, jax.tree.map(lambda a: a[0], micro))
-        else:
-            grads, terms = jax.lax.scan(accumulate, zeros, micro)
-            terms = jax.tree.map(jnp.mean, terms)
+        places = jnp.arange(batch_size)
+        examples = (u, fold_in_each(k_noise, places), places, batch)
+        grads, terms = summed(state.params, state.step, k_dropout, examples)
 
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -115,7 +139,8 @@ def make_train_step(model: Model, config: Config, mesh: Mesh) -> Any:
 
     def like_params(tree):
         """Gradients are sharded like their parameters: each device sums its own part."""
-        return jax.lax.with_sharding_constraint(tree, where.params)
+        specs = jax.tree.map(lambda sharding: over_fsdp(sharding.spec), where.params)
+        return jax.lax.with_sharding_constraint(tree, specs)
 
     def train_step(state, batches):
         return jax.lax.scan(step, state, batches)

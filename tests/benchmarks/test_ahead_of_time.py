@@ -10,8 +10,9 @@ import pytest
 from helpers import tiny
 
 from jvdm.core.errors import UserError
-from jvdm.core.records import Context
+from jvdm.core.records import Batch, Context
 from jvdm.networks.convolution import convolve
+from jvdm.training.step import init_state, make_train_step
 
 FOLDER = pathlib.Path(__file__).resolve().parents[2] / "benchmarks"
 
@@ -156,6 +157,26 @@ def test_a_program_by_hand(trips, condition):
     # fusion reads [1, 16] and an index and writes [1, 16]. Then [4, 8] of two bytes is read and written.
     assert found.bytes_moved() == 5 * ((512 + 64) + (64 + 64) + (64 + 4 + 64)) + 64 + 64
     assert found.largest(1) == [(512, "f32[8,16]", "w")]
+
+
+@pytest.mark.parametrize(("num_devices", "microbatches"), [(1, 1), (2, 2), (8, 1)])
+def test_gradients_are_summed_once(num_devices, microbatches):
+    """A training step sums each parameter's gradient over the devices once, and the metrics."""
+    from hlo import Program
+
+    c = tiny.config(microbatches=microbatches)
+    model, mesh = tiny.model(c), tiny.mesh(num_devices)
+    state = jax.eval_shape(lambda key: init_state(model, c, key), jax.random.key(0))
+    batches = jax.eval_shape(lambda: Batch(jnp.zeros((1, 16, *tiny.SHAPE), jnp.uint8)))
+    step = make_train_step(model, c, mesh)
+    program = Program(step.lower(state, batches).compile().as_text())
+    summed = program.collectives()
+    if num_devices == 1:
+        assert not summed
+    else:
+        parameters = 4 * sum(leaf.size for leaf in jax.tree.leaves(state.params))
+        # Beside the metrics; scalars of which the gradient is known to be 0 need no sum.
+        assert set(summed) == {"all-reduce"} and abs(summed["all-reduce"].bytes - parameters) < 100
 
 
 @pytest.mark.parametrize(

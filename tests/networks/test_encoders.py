@@ -20,7 +20,7 @@ OPTIONS = {
     "unet": {"channels": CHANNELS, "num_blocks": BLOCKS, "dropout": 0.0},
     "cnn": {"channels": 4, "num_layers": 2},
 }
-CONDITIONING = Conditioning(augmented=jnp.array([0.0, 1.0]))
+CONTEXT = Context(Conditioning(augmented=jnp.array([0.0, 1.0])))
 
 
 def build(name, **options):
@@ -35,7 +35,7 @@ def image(shape=(2, 8, 8, 1), seed=0):
 @functools.cache
 def parameters(name, scale=0.2, **options):
     """Parameters away from their initial zeros."""
-    shapes = jax.eval_shape(build(name, **options).init, jax.random.key(0), image(), CONDITIONING)["params"]
+    shapes = jax.eval_shape(build(name, **options).init, jax.random.key(0), image(), CONTEXT)["params"]
     rng = np.random.default_rng(0)
     return jax.tree.map(lambda a: jnp.asarray(scale * rng.normal(size=a.shape), a.dtype), shapes)
 
@@ -43,7 +43,7 @@ def parameters(name, scale=0.2, **options):
 @functools.cache
 def apply_fn(name, **options):
     encoder = build(name, **options)
-    return jax.jit(lambda params, x, conditioning: encoder.apply({"params": params}, x, conditioning))
+    return jax.jit(lambda params, x, context: encoder.apply({"params": params}, x, context))
 
 
 @pytest.fixture(params=sorted(OPTIONS))
@@ -58,7 +58,7 @@ def test_every_encoder_is_tested():
 @pytest.mark.parametrize("shape", [(1, 5, 7, 1), (2, 1, 1, 3), (2, 8, 8, 1), (1, 32, 32, 3)])
 def test_shapes(name, shape):
     x = jax.ShapeDtypeStruct(shape, jnp.float32)
-    known = Conditioning(augmented=jax.ShapeDtypeStruct(shape[:1], jnp.float32))
+    known = Context(Conditioning(augmented=jax.ShapeDtypeStruct(shape[:1], jnp.float32)))
     out, variables = jax.eval_shape(build(name).init_with_output, jax.random.key(0), x, known)
     assert out.shape == (shape[0], N) and out.dtype == jnp.float32
     assert set(variables) == {"params"}
@@ -68,16 +68,16 @@ def test_images_of_a_batch_are_apart(name):
     fn, params, x = apply_fn(name), parameters(name), image()
     # Sums of float32 products in another order.
     np.testing.assert_allclose(
-        fn(params, x[1:], Conditioning(augmented=CONDITIONING.augmented[1:]))[0],
-        fn(params, x, CONDITIONING)[1],
+        fn(params, x[1:], Context(Conditioning(augmented=CONTEXT.conditioning.augmented[1:])))[0],
+        fn(params, x, CONTEXT)[1],
         rtol=1e-4,
         atol=1e-4,
     )
-    other = fn(params, image(seed=1), CONDITIONING)
-    assert np.abs(other - fn(params, x, CONDITIONING)).max(axis=1).min() > 1e-2
+    other = fn(params, image(seed=1), CONTEXT)
+    assert np.abs(other - fn(params, x, CONTEXT)).max(axis=1).min() > 1e-2
 
 
-def unrolled(params, x, conditioning, *, attention=False):
+def unrolled(params, x, context, *, attention=False):
     """The U-Net's way down and middle, with every block applied by itself, from the modules' docstrings."""
     groups = layers.most_groups(CHANNELS)
     block = ResidualBlock(CHANNELS, groups, 0.0, jnp.float32)
@@ -94,7 +94,9 @@ def unrolled(params, x, conditioning, *, attention=False):
 
     # Time 0: sines of 0, then cosines.
     half = jnp.ones((len(x), CHANNELS // 2))
-    condition = jnp.concatenate([0.0 * half, half, conditioning.augmented[:, None]], axis=-1)[:, None, None]
+    condition = jnp.concatenate([0.0 * half, half, context.conditioning.augmented[:, None]], axis=-1)[
+        :, None, None
+    ]
     for layer in ("condition1", "condition2"):
         condition = nn.swish(dense(params[layer], condition))
     h = jnp.concatenate([x, layers.fourier_features(x, 6, 7)], axis=-1)
@@ -114,8 +116,8 @@ def unrolled(params, x, conditioning, *, attention=False):
 @pytest.mark.parametrize("attention", [False, True])
 def test_the_unet_is_its_blocks_one_after_another(attention):
     params, x = parameters("unet", attention=attention), image()
-    out = apply_fn("unet", attention=attention)(params, x, CONDITIONING)
-    expected = jax.jit(functools.partial(unrolled, attention=attention))(params, x, CONDITIONING)
+    out = apply_fn("unet", attention=attention)(params, x, CONTEXT)
+    expected = jax.jit(functools.partial(unrolled, attention=attention))(params, x, CONTEXT)
     # Six blocks of float32 sums of 72 products, in another order.
     np.testing.assert_allclose(out, expected, rtol=1e-4, atol=1e-4)
     assert np.std(expected) > 0.1, "the encoder must do something"
@@ -125,8 +127,8 @@ def test_its_trunk_is_the_denoisers():
     """The same parameters, by name and shape, but for the way up, and the last layers."""
     x = image()
     net = VDMUNet(channels=CHANNELS, num_blocks=BLOCKS, attention=True)
-    denoiser = jax.eval_shape(net.init, jax.random.key(0), x, jnp.zeros(2), Context(CONDITIONING))["params"]
-    encoder = jax.eval_shape(build("unet", attention=True).init, jax.random.key(0), x, CONDITIONING)["params"]
+    denoiser = jax.eval_shape(net.init, jax.random.key(0), x, jnp.zeros(2), CONTEXT)["params"]
+    encoder = jax.eval_shape(build("unet", attention=True).init, jax.random.key(0), x, CONTEXT)["params"]
     assert set(denoiser) - set(encoder) == {"up"} and set(encoder) - set(denoiser) == {"logits"}
     for part in set(encoder) - {"logits", "conv_out"}:
         assert encoder[part] == denoiser[part], part
@@ -137,9 +139,7 @@ def test_its_trunk_is_the_denoisers():
 def test_initial_logits_differ_between_images(name):
     """Nothing is zero that would keep the encoder from learning."""
     encoder = build(name)
-    logits, variables = jax.jit(encoder.init_with_output)(
-        jax.random.key(0, impl="rbg"), image(), CONDITIONING
-    )
+    logits, variables = jax.jit(encoder.init_with_output)(jax.random.key(0, impl="rbg"), image(), CONTEXT)
     assert np.abs(logits[0] - logits[1]).max() > 1e-3
     last = {"unet": "conv_out", "cnn": "conv1"}[name]
     assert np.all(variables["params"][last]["kernel"] != 0.0)
@@ -149,7 +149,7 @@ def test_every_parameter_has_a_gradient(name):
     encoder, params, x = build(name), parameters(name), image()
 
     def loss(params):
-        return jnp.sum(encoder.apply({"params": params}, x, CONDITIONING) ** 2)
+        return jnp.sum(encoder.apply({"params": params}, x, CONTEXT) ** 2)
 
     gradients = jax.jit(jax.grad(loss))(params)
     dead = {
@@ -165,8 +165,8 @@ def test_every_parameter_has_a_gradient(name):
 
 def test_conditioning_reaches_the_unet():
     fn, params, x = apply_fn("unet"), parameters("unet"), image()
-    moved = fn(params, x, Conditioning(augmented=jnp.array([1.0, 0.0])))
-    assert np.all(np.abs(moved - fn(params, x, CONDITIONING)).max(axis=1) > 1e-3)
+    moved = fn(params, x, Context(Conditioning(augmented=jnp.array([1.0, 0.0]))))
+    assert np.all(np.abs(moved - fn(params, x, CONTEXT)).max(axis=1) > 1e-3)
 
 
 def test_dropout_only_in_training():
@@ -174,11 +174,11 @@ def test_dropout_only_in_training():
 
     @jax.jit
     def train(key):
-        return encoder.apply({"params": params}, x, CONDITIONING, train=True, rngs={"dropout": key})
+        return encoder.apply({"params": params}, x, CONTEXT, train=True, rngs={"mask": key})
 
-    programs = [apply_fn("unet", dropout=p).lower(params, x, CONDITIONING).as_text() for p in (0.5, 0.0)]
+    programs = [apply_fn("unet", dropout=p).lower(params, x, CONTEXT).as_text() for p in (0.5, 0.0)]
     assert programs[0] == programs[1], "outside training there is no dropout in the program"
-    evaluated, first = apply_fn("unet")(params, x, CONDITIONING), train(jax.random.key(0))
+    evaluated, first = apply_fn("unet")(params, x, CONTEXT), train(jax.random.key(0))
     np.testing.assert_array_equal(first, train(jax.random.key(0)))
     assert np.abs(first - train(jax.random.key(1))).max() > 1e-2
     assert np.abs(first - evaluated).max() > 1e-2
@@ -189,8 +189,8 @@ def test_rematerialised_is_the_same(remat):
     params, x = parameters("unet"), image()
     # The same operations, which may be fused in other ways.
     np.testing.assert_allclose(
-        apply_fn("unet", remat=remat)(params, x, CONDITIONING),
-        apply_fn("unet", remat="none")(params, x, CONDITIONING),
+        apply_fn("unet", remat=remat)(params, x, CONTEXT),
+        apply_fn("unet", remat="none")(params, x, CONTEXT),
         rtol=1e-5,
         atol=1e-6,
     )
@@ -198,13 +198,13 @@ def test_rematerialised_is_the_same(remat):
 
 def test_bfloat16_trunk(name):
     params, x = parameters(name, scale=0.1), image()
-    exact = apply_fn(name)(params, x, CONDITIONING)
-    out = apply_fn(name, dtype="bfloat16")(params, x, CONDITIONING)
+    exact = apply_fn(name)(params, x, CONTEXT)
+    out = apply_fn(name, dtype="bfloat16")(params, x, CONTEXT)
     assert out.dtype == jnp.float32
     # Each of a few layers rounds to 2^-9 relative: a per cent or two.
     assert np.abs(out - exact).max() < 0.05 * np.abs(exact).max()
     assert np.abs(out - exact).max() > 1e-7, "the trunk must not be float32"
-    shapes = jax.eval_shape(build(name, dtype="bfloat16").init, jax.random.key(0), x, CONDITIONING)
+    shapes = jax.eval_shape(build(name, dtype="bfloat16").init, jax.random.key(0), x, CONTEXT)
     assert {a.dtype for a in jax.tree.leaves(shapes)} == {jnp.dtype(jnp.float32)}
 
 
@@ -219,7 +219,7 @@ def test_bfloat16_keeps_the_ends_in_float32():
         return out
 
     with nn.intercept_methods(record):
-        jax.eval_shape(build("unet", dtype="bfloat16").init, jax.random.key(0), image(), CONDITIONING)
+        jax.eval_shape(build("unet", dtype="bfloat16").init, jax.random.key(0), image(), CONTEXT)
     float32, bfloat16 = jnp.dtype(jnp.float32), jnp.dtype(jnp.bfloat16)
     assert {seen[part] for part in ("conv_in", "conv_out", "norm_out", "logits")} == {(float32, float32)}
     assert seen["middle1"] == seen["down"] == (bfloat16, bfloat16)
@@ -228,7 +228,7 @@ def test_bfloat16_keeps_the_ends_in_float32():
 def test_the_cnn_is_strided_convolutions_and_a_mean():
     """Against sums over the windows: 3 x 3, stride 2, as much padding as gives ceil(n / 2) outputs."""
     params, x = parameters("cnn"), image((2, 6, 5, 2), seed=3)
-    shapes = jax.eval_shape(build("cnn").init, jax.random.key(0), x, CONDITIONING)["params"]
+    shapes = jax.eval_shape(build("cnn").init, jax.random.key(0), x, CONTEXT)["params"]
     rng = np.random.default_rng(1)
     params = jax.tree.map(lambda a: np.asarray(rng.normal(size=a.shape), np.float32), shapes)
     h = np.asarray(x, np.float64)
@@ -245,7 +245,7 @@ def test_the_cnn_is_strided_convolutions_and_a_mean():
         h = h / (1.0 + np.exp(-h))
     expected = h.mean(axis=(1, 2)) @ np.float64(params["logits"]["kernel"]) + params["logits"]["bias"]
     # Float32 sums of up to 36 products, twice.
-    out = apply_fn("cnn")(params, x, CONDITIONING)
+    out = apply_fn("cnn")(params, x, CONTEXT)
     np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-5 * np.abs(expected).max())
     assert params["conv0"]["kernel"].shape == (3, 3, 2, 4) and params["conv1"]["kernel"].shape == (3, 3, 4, 8)
 

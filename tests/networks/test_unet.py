@@ -280,7 +280,7 @@ def test_default_number_of_groups(channels, groups):
         seen = set()
 
         def record(next_fn, args, kwargs, context):
-            if isinstance(context.module, nn.GroupNorm):
+            if isinstance(context.module, layers.GroupNorm):
                 seen.add(context.module.num_groups)
             return next_fn(*args, **kwargs)
 
@@ -351,7 +351,7 @@ def test_dropout_only_in_training():
 
     @jax.jit
     def train(key):
-        return net.apply({"params": params}, z, TIME, CONDITIONING, train=True, rngs={"dropout": key})
+        return net.apply({"params": params}, z, TIME, CONDITIONING, train=True, rngs={"mask": key})
 
     programs = [apply_fn(**o).lower(params, z, TIME, CONDITIONING).as_text() for o in ({"dropout": 0.5}, {})]
     assert programs[0] == programs[1], "outside training there is no dropout in the program"
@@ -375,7 +375,7 @@ def test_dropout_differs_between_scanned_blocks():
 
     @jax.jit
     def train(params, key):
-        return net.apply({"params": params}, z, TIME, CONDITIONING, train=True, rngs={"dropout": key})
+        return net.apply({"params": params}, z, TIME, CONDITIONING, train=True, rngs={"mask": key})
 
     out = train(params, jax.random.key(0))
     for example in np.asarray(out):
@@ -393,7 +393,7 @@ def test_program_does_not_grow_with_depth(remat):
         params = jax.eval_shape(net.init, jax.random.key(0), image(), TIME, CONDITIONING)["params"]
 
         def loss(params, key):
-            rngs = {"dropout": key}
+            rngs = {"mask": key}
             return net.apply({"params": params}, image(), TIME, CONDITIONING, train=True, rngs=rngs).sum()
 
         return jax.jit(jax.grad(loss)).lower(params, jax.random.key(0)).as_text()

@@ -22,7 +22,7 @@ NUM_DEVICES = 8  # of the tests' host
 def wide(**training):
     """Leaves on both sides of the size that is split."""
     c = tiny.config(**training)
-    c.network.channels, c.network.dropout = 16, 0.0
+    c.network.channels = 16
     return c
 
 
@@ -66,7 +66,7 @@ def one_device():
 @pytest.mark.long
 @pytest.mark.parametrize(("fsdp", "microbatches"), [(4, 2), (8, 1)])
 def test_eight_devices_train_like_one(one_device, fsdp, microbatches):
-    """Sums over the batch are in another order (float32); so are those of microbatches, without dropout."""
+    """Sums over the batch are in another order (float32); so are those of microbatches."""
     state, metrics = one_step(NUM_DEVICES, fsdp, microbatches=microbatches)
     np.testing.assert_allclose(metrics.losses["bpd"], one_device[1].losses["bpd"], rtol=2e-5)
     np.testing.assert_allclose(metrics.grad_norm, one_device[1].grad_norm, rtol=2e-4)

@@ -50,7 +50,7 @@ class Dropping(nn.Module):
     dtype: str = "float32"
 
     @nn.compact
-    def __call__(self, x, conditioning=None, *, train=False):
+    def __call__(self, x, context=None, *, train=False):
         h = nn.Dropout(self.dropout, deterministic=not train)(jnp.ones((len(x), 64)))
         return nn.Dense(self.num_outputs)(h)
 

@@ -1,15 +1,18 @@
 """The train step: global batch semantics, microbatches, optimizer, averages."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import linen as nn
 from helpers import tiny
 
 from jvdm.core import sharding
 from jvdm.core.errors import UserError
-from jvdm.core.records import Batch
+from jvdm.core.records import Batch, Context, Dropout
 from jvdm.training.optimizer import DECAY_MASKS, ema_rate, learning_rate, make_optimizer
 from jvdm.training.step import init_state, make_train_step
 
@@ -41,15 +44,39 @@ def test_eight_devices_train_like_one(one_device):
     assert tiny.max_difference(params, one_device[0]) < 2e-4
 
 
-def test_microbatches_are_the_whole_batch():
-    """Without dropout, whose masks belong to a microbatch, accumulation changes rounding only."""
-    whole, parts = tiny.config(), tiny.config(microbatches=4)
-    whole.network.dropout = parts.network.dropout = 0.0
-    (a, metrics_a), (b, metrics_b) = run(whole), run(parts)
+@pytest.mark.parametrize("num_devices", [1, 2])
+def test_microbatches_are_the_whole_batch(one_device, num_devices):
+    """Accumulation changes rounding only, dropout included: masks belong to examples."""
+    (a, metrics_a), (b, metrics_b) = one_device, run(tiny.config(microbatches=4), num_devices)
     np.testing.assert_allclose(metrics_a.losses["bpd"], metrics_b.losses["bpd"], rtol=2e-5)
     # Adam does not see by what a gradient is multiplied; its norm does.
     np.testing.assert_allclose(metrics_a.grad_norm, metrics_b.grad_norm, rtol=2e-4)
     assert tiny.max_difference(a, b) < 2e-4
+
+
+class Masks(nn.Module):
+    """A network that is flax's own dropout."""
+
+    @nn.compact
+    def __call__(self, z, time, context, *, train=False):
+        return nn.Dropout(0.5, deterministic=not train)(z)
+
+
+def test_what_draws_for_all_examples_draws_anew_in_each_part():
+    """Of a batch of 4: no two devices or microbatches have the same masks."""
+    model = dataclasses.replace(tiny.model(tiny.config()), network=Masks())
+    z, gamma = jnp.ones((2, *tiny.SHAPE)), jnp.zeros((2, 1, 1, 1))
+    one, other = (
+        model.output(
+            {"network": {}},
+            z,
+            gamma,
+            Context(),
+            dropout=Dropout(jax.random.key(0), jnp.arange(first, first + 2)),
+        )
+        for first in (0, 2)
+    )
+    assert np.any(one != other)
 
 
 def test_microbatches_draw_different_noise():
