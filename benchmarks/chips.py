@@ -152,3 +152,24 @@ CHIPS = {
     "v5p": _tpu("TPU v5p", 95, 2.765e12, 459e12),
     "v6e": _tpu("TPU v6e", 32, 1.64e12, 918e12),
 }
+
+# As `jax.Device.device_kind` names them.
+_DEVICE_KINDS = {
+    "NVIDIA H100 80GB HBM3": "h100",
+    "NVIDIA H200": "h200",
+    "NVIDIA A100-SXM4-80GB": "a100",
+    "NVIDIA GeForce RTX 4090": "rtx4090",
+    "TPU v4": "v4",
+    "TPU v5 lite": "v5e",
+    "TPU v5e": "v5e",
+    "TPU v5": "v5p",
+    "TPU v5p": "v5p",
+    "TPU v6 lite": "v6e",
+    "TPU v6e": "v6e",
+}
+
+
+def chip_of_device(kind: str) -> Chip | None:
+    """The chip that JAX calls `kind`; None where its datasheet is not here."""
+    name = _DEVICE_KINDS.get(kind)
+    return CHIPS[name] if name else None

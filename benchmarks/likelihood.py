@@ -13,6 +13,7 @@ import argparse
 import os
 import sys
 import time
+from typing import Any, NamedTuple
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
 
@@ -26,7 +27,9 @@ from jvdm import config as config_lib
 from jvdm import model as model_lib
 from jvdm.core import sharding
 from jvdm.core.keys import root_key
-from jvdm.core.records import Batch
+from jvdm.core.precision import full_precision
+from jvdm.core.records import Batch, Context
+from jvdm.core.registry import Config
 from jvdm.core.tables import table
 from jvdm.diffusion.divergence import TRACES
 from jvdm.diffusion.parameterizations import PARAMETERIZATIONS
@@ -35,6 +38,7 @@ from jvdm.diffusion.solvers import SOLVERS
 from jvdm.evaluation import passes
 from jvdm.evaluation.ode import ODE
 from jvdm.evaluation.vlb import for_evaluation
+from jvdm.model import Model
 from jvdm.networks import NETWORKS
 
 SOLVERS_COMPARED = [
@@ -50,14 +54,66 @@ SOLVERS_COMPARED = [
 ]
 
 
-def median_seconds(fn, *arguments, repeats: int) -> float:
-    jax.block_until_ready(fn(*arguments))
-    times = []
-    for _ in range(repeats):
+class Cost(NamedTuple):
+    """What a compiled program costs.
+
+    Attributes:
+        compile_s: seconds.
+        run_s: seconds of a run, the median of several.
+        temporary: bytes, as XLA has planned them; 0 where it does not say.
+        evaluations: of the network, one after the other, in a run; those of the slowest image.
+    """
+
+    compile_s: float
+    run_s: float
+    temporary: int
+    evaluations: int = 1
+
+    @property
+    def per_evaluation_s(self) -> float:
+        """Seconds of a run for each evaluation of the network."""
+        return self.run_s / self.evaluations
+
+
+def forward_cost(model: Model, params: Any, batch_size: int, *, repeats: int) -> Cost:
+    """Of one forward pass of the network in full float32, as evaluation runs it."""
+    z = jax.random.normal(jax.random.key(1), (batch_size, *model.data_shape))
+    t = jnp.full(batch_size, 0.5)
+    forward = jax.jit(lambda params, z: model.predict(params, z, t, Context()).eps)
+    return _cost(forward, params, z, repeats=repeats)[0]
+
+
+def solve_cost(model: Model, params: Any, config: Config, *, repeats: int) -> Cost:
+    """Of the ODE likelihood of a batch of random images.
+
+    Args:
+        model: without a latent, as `for_evaluation` returns it.
+        params: its own.
+        config: the section `eval.ode`.
+        repeats: runs after the first, at least 1.
+    """
+    mesh, n = sharding.make_mesh(jax.devices()[:1]), config.batch_size
+    images = np.random.default_rng(0).integers(0, 256, (n, *model.data_shape), dtype=np.uint8)
+    batch, index = sharding.to_devices((Batch(images), np.arange(n, dtype=np.int32)), sharding.split(mesh))
+    arguments = (params, jax.random.key(0), batch, index, 0, 0)
+    cost, sample = _cost(ODE(model, mesh, config)._sample, *arguments, repeats=repeats)
+    return cost._replace(evaluations=int(np.max(sample.evaluations)))
+
+
+def _cost(function: Any, *arguments: Any, repeats: int) -> tuple[Cost, Any]:
+    """Of a jitted function, with its result."""
+    with full_precision():
         start = time.perf_counter()
-        jax.block_until_ready(fn(*arguments))
-        times.append(time.perf_counter() - start)
-    return float(np.median(times))
+        program = function.lower(*arguments).compile()
+        compile_s = time.perf_counter() - start
+        result, times = jax.block_until_ready(program(*arguments)), []
+        for _ in range(repeats):
+            start = time.perf_counter()
+            result = jax.block_until_ready(program(*arguments))
+            times.append(time.perf_counter() - start)
+    memory = program.memory_analysis()
+    run_s = float(np.median(times))
+    return Cost(compile_s, run_s, memory.temp_size_in_bytes if memory is not None else 0), result
 
 
 def cost(args) -> None:
@@ -71,37 +127,18 @@ def cost(args) -> None:
     config.eval.ode.solver = SOLVERS.spec("fixed", method="rk4", num_steps=4)
     model = for_evaluation(model_lib.build(config, (args.size, args.size, 3), 256))
     params = jax.jit(model.init)(jax.random.key(0))
-    z = jax.random.normal(jax.random.key(1), (args.batch, *model.data_shape))
-    context, _ = model.encode_latent(params, jax.tree.map(jnp.asarray, _batch(args, model)))
-    forward = (
-        jax.jit(lambda p, z: model.predict(p, z, jnp.full(args.batch, 0.5), context).eps)
-        .lower(params, z)
-        .compile()
-    )
-    images = jnp.asarray(_batch(args, model).images)
-    estimator = ODE(model, sharding.make_mesh(jax.devices()[:1]), config.eval.ode)
-    arguments = (params, jax.random.key(0), images, jnp.arange(args.batch, dtype=jnp.int32))
-    solve = estimator._sample.lower(*arguments, 0, 0).compile()
-    with jax.default_matmul_precision("highest"):
-        one = median_seconds(forward, params, z, repeats=args.repeats)
-        whole = median_seconds(lambda: solve(*arguments, 0, 0), repeats=args.repeats)
-    evaluations = int(solve(*arguments, 0, 0).evaluations[0])
-    memory = [c.memory_analysis().temp_size_in_bytes / 1e6 for c in (forward, solve)]
-    print(f"forward pass            {one * 1e3:9.1f} ms  {memory[0]:9.1f} MB temporary")
-    per_evaluation = whole / evaluations
+    forward = forward_cost(model, params, args.batch, repeats=args.repeats)
+    solve = solve_cost(model, params, config.eval.ode, repeats=args.repeats)
+    memory = [each.temporary / 1e6 for each in (forward, solve)]
+    print(f"forward pass            {forward.run_s * 1e3:9.1f} ms  {memory[0]:9.1f} MB temporary")
     print(
-        f"ODE, per evaluation     {per_evaluation * 1e3:9.1f} ms  {memory[1]:9.1f} MB temporary, whole solve"
+        f"ODE, per evaluation     {solve.per_evaluation_s * 1e3:9.1f} ms  {memory[1]:9.1f} MB temporary, "
+        "whole solve"
     )
     print(
-        f"ratio                   {per_evaluation / one:9.2f}     {memory[1] / memory[0]:9.2f}"
-        f"      ({args.probes} probe(s))"
+        f"ratio                   {solve.per_evaluation_s / forward.run_s:9.2f}     "
+        f"{memory[1] / memory[0]:9.2f}      ({args.probes} probe(s))"
     )
-
-
-def _batch(args, model):
-    rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (args.batch, *model.data_shape), dtype=np.uint8)
-    return Batch(images)
 
 
 def compare(args) -> None:

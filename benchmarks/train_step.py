@@ -11,19 +11,22 @@ import argparse
 import os
 import sys
 import time
+from typing import NamedTuple
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jvdm import config as config_lib
 from jvdm import model as model_lib
 from jvdm.core import sharding
+from jvdm.core.errors import UserError
 from jvdm.core.records import Batch
+from jvdm.core.registry import Config
 from jvdm.diffusion.schedules import SCHEDULES
 from jvdm.networks import NETWORKS
+from jvdm.training.memory import device_memory
 from jvdm.training.step import init_state, make_train_step
 
 COLUMNS = ("depth", "dtype", "remat", "init s", "compile s", "first s", "step s", "GFLOP/s", "temp GB")
@@ -35,49 +38,90 @@ def convolution_flops(channels: int, depth: int, size: int) -> float:
     return 3.0 * same * (2 * depth + 4 + 3 * (depth + 1))
 
 
-def measure(args, depth: int, dtype: str, remat: str) -> tuple[str, ...]:
+class StepCost(NamedTuple):
+    """What a training step costs.
+
+    Attributes:
+        init_s, compile_s: seconds to make the state and to compile the step.
+        first_s, step_s: seconds of the first step, and of a later one (their median).
+        flops: of the residual blocks' convolutions in one step.
+        state, temporary: bytes, as XLA has planned them; 0 where it does not say.
+    """
+
+    init_s: float
+    compile_s: float
+    first_s: float
+    step_s: float
+    flops: float
+    state: int
+    temporary: int
+
+
+def measure(config: Config, shape: tuple[int, int, int], *, repeats: int) -> StepCost:
+    """The cost of a config's training step on the first device, with random images.
+
+    Args:
+        config: of a model with the network `vdm_unet`.
+        shape: of an image, with as many rows as columns.
+        repeats: steps after the first.
+
+    Raises:
+        UserError: the step needs more memory than the device has.
+    """
+    batch_size, network = config.training.batch_size, config.network
+    mesh = sharding.make_mesh(jax.devices()[:1])
+    model = model_lib.build(config, shape, 256)
+
+    start = time.perf_counter()
+    init = jax.jit(lambda key: init_state(model, config, key), out_shardings=sharding.replicated(mesh))
+    state = jax.block_until_ready(init(jax.random.key(0)))
+    init_s = time.perf_counter() - start
+
+    images = np.random.default_rng(0).integers(0, 256, (1, batch_size, *shape), dtype=np.uint8)
+    batch = sharding.to_devices(Batch(images), sharding.split(mesh, axis=1))
+    start = time.perf_counter()
+    step = make_train_step(model, config, mesh).lower(state, batch).compile()
+    compile_s = time.perf_counter() - start
+    memory = step.memory_analysis()
+    planned = (memory.argument_size_in_bytes, memory.temp_size_in_bytes) if memory is not None else (0, 0)
+    if sum(planned) > device_memory():
+        raise UserError(
+            f"does not fit: {sum(planned) / 1e9:.1f} GB are needed and the device has "
+            f"{device_memory() / 1e9:.1f} GB"
+        )
+
+    times = []
+    for _ in range(repeats + 1):
+        start = time.perf_counter()
+        state, metrics = step(state, batch)
+        jax.block_until_ready((state, metrics))
+        times.append(time.perf_counter() - start)
+    flops = batch_size * convolution_flops(network.channels, network.num_blocks, shape[0])
+    return StepCost(init_s, compile_s, times[0], float(np.median(times[1:])), flops, *planned)
+
+
+def row(args, depth: int, dtype: str, remat: str) -> tuple[str, ...]:
+    """The cells of one setting; a setting that does not fit says so in place of its figures."""
     config = config_lib.default()
     config.schedule = SCHEDULES.spec("learned_scalar")
     config.network = NETWORKS.spec(
         "vdm_unet", channels=args.channels, num_blocks=depth, dropout=args.dropout, dtype=dtype, remat=remat
     )
     config.training.batch_size = args.batch
-    mesh = sharding.make_mesh(jax.devices()[:1])
-    model = model_lib.build(config, (args.size, args.size, 3), 256)
-
-    start = time.perf_counter()
-    init = jax.jit(lambda key: init_state(model, config, key), out_shardings=sharding.replicated(mesh))
-    state = jax.block_until_ready(init(jax.random.key(0)))
-    init_time = time.perf_counter() - start
-
-    rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (1, args.batch, args.size, args.size, 3), dtype=np.uint8)
-    batch = Batch(jnp.asarray(images))
-    batch = sharding.to_devices(batch, sharding.split(mesh, axis=1))
-    start = time.perf_counter()
-    step = make_train_step(model, config, mesh).lower(state, batch).compile()
-    compile_time = time.perf_counter() - start
-
-    times = []
-    for _ in range(args.repeats + 1):
-        start = time.perf_counter()
-        state, metrics = step(state, batch)
-        jax.block_until_ready((state, metrics))
-        times.append(time.perf_counter() - start)
-    step_time = float(np.median(times[1:]))
-    flops = args.batch * convolution_flops(args.channels, depth, args.size)
-    memory = step.memory_analysis()
-    temp = f"{memory.temp_size_in_bytes / 1e9:.2f}" if memory is not None else "-"
+    try:
+        cost = measure(config, (args.size, args.size, 3), repeats=args.repeats)
+    except UserError as error:
+        return str(depth), dtype, remat, str(error)
     return (
         str(depth),
         dtype,
         remat,
-        f"{init_time:.1f}",
-        f"{compile_time:.1f}",
-        f"{times[0]:.2f}",
-        f"{step_time:.3f}",
-        f"{flops / step_time / 1e9:.0f}",
-        temp,
+        f"{cost.init_s:.1f}",
+        f"{cost.compile_s:.1f}",
+        f"{cost.first_s:.2f}",
+        f"{cost.step_s:.3f}",
+        f"{cost.flops / cost.step_s / 1e9:.0f}",
+        f"{cost.temporary / 1e9:.2f}" if cost.temporary else "-",
     )
 
 
@@ -102,8 +146,8 @@ def main() -> None:
     for depth in map(int, args.depths.split(",")):
         for dtype in args.dtypes.split(","):
             for remat in args.remats.split(","):
-                row = measure(args, depth, dtype, remat)
-                print(" ".join(f"{cell:>11}" for cell in row), flush=True)
+                cells = row(args, depth, dtype, remat)
+                print(" ".join(f"{cell:>11}" for cell in cells), flush=True)
 
 
 if __name__ == "__main__":

@@ -7,15 +7,19 @@
     3. Several processes: JAX's coordination service gives all of them the same point at which to stop,
        whichever of them got the signal. They must ask equally often.
 
+    4. A caller that has only so much time asks by itself, with `deadline`.
+
 The exit status is 143, 128 + SIGTERM, so that a scheduler starts the job again.
 """
 
+import contextlib
 import itertools
 import os
 import signal
 import socket
 import sys
 import threading
+from collections.abc import Iterator
 
 import jax
 
@@ -23,6 +27,7 @@ GRACE_S = 15.0
 EXIT_STATUS = 128 + signal.SIGTERM
 
 _signalled = threading.Event()
+_expired = threading.Event()
 _points = itertools.count()
 _ends: list[socket.socket] = []  # of the pair that wakes the watching thread, which must stay open
 
@@ -59,13 +64,31 @@ def install() -> None:
     _ends.extend((wake, woken))
 
 
+@contextlib.contextmanager
+def deadline(seconds: float) -> Iterator[None]:
+    """Ask the loops inside the block to stop, as SIGTERM would; for a single process.
+
+    Args:
+        seconds: from now until the request, which ends with the block.
+    """
+    timer = threading.Timer(seconds, _expired.set)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        timer.join()
+        _expired.clear()
+
+
 def requested() -> bool:
     """Whether to stop now; in several processes the same answer everywhere."""
     if jax.process_count() > 1:
         from jax.experimental import multihost_utils
 
         return multihost_utils.reached_preemption_sync_point(next(_points))
-    return _signalled.is_set()
+    return _signalled.is_set() or _expired.is_set()
 
 
 def check() -> None:

@@ -12,6 +12,7 @@ import pytest
 from helpers import quick, tiny
 from helpers.commands import DIGITS, ROOT, TINY, VLB
 
+from jvdm.core import preemption
 from jvdm.reporting.writers import read_metrics
 from jvdm.runs.workdir import Workdir
 
@@ -173,3 +174,16 @@ def test_two_trainings_in_one_workdir(command, tmp_path):
     assert "trains there already" in line
     assert not (tmp_path / "checkpoints").exists()
     assert np.all([p.name.startswith(".") for p in tmp_path.iterdir()])
+
+
+def test_a_deadline():
+    """The request comes when the time is over, and ends with the block."""
+    with preemption.deadline(0.05):
+        assert not preemption.requested()
+        time.sleep(0.5)
+        with pytest.raises(preemption.Preempted):
+            preemption.check()
+    assert not preemption.requested()
+    with preemption.deadline(60.0):
+        pass
+    assert not preemption.requested()

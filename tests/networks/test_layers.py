@@ -57,9 +57,9 @@ def test_group_norm(groups):
     rng = np.random.default_rng(0)
     x = rng.normal(size=(3, 5, 4, 8)) * 2.0 + 1.0
     scale, bias = rng.normal(size=(2, 8))
-    out = layers.GroupNorm(groups, epsilon=1e-3).apply(
-        {"params": {"norm": {"scale": scale, "bias": bias}}}, x
-    )
+    params = {"norm": {"scale": jnp.float32(scale), "bias": jnp.float32(bias)}}
+    norm = layers.GroupNorm(groups, epsilon=1e-3)
+    out = norm.apply({"params": params}, jnp.asarray(x, jnp.float32))
     grouped = x.reshape(3, 20, groups, -1)
     centred = grouped - grouped.mean((1, 3), keepdims=True)
     normal = centred / np.sqrt((centred**2).mean((1, 3), keepdims=True) + 1e-3)
