@@ -12,9 +12,9 @@ transposition. With y = conv(x, k) and w = kernel(x, dy), the kernel's cotangent
     4. of w with respect to x:     conv(dy, w's cotangent, mirrored and swapped)
 
 So derivatives of every order and mode exist: reverse, forward (`jvp`), and the gradient of a JVP. How the two
-are computed is decided when a program is lowered for a platform, not by the machine that traces it: on a CPU
-by Winograd's algorithm (`jvdm.networks.winograd`) where both sides have 32 channels or more. With fewer,
-the kernel's derivative there is, for each row offset i, one matrix product
+are computed is decided when a program is lowered for a platform, not by the machine that traces it. On a CPU
+it is by Winograd's algorithm (`jvdm.networks.winograd`) where arrays are large enough. Where they are not,
+the kernel's derivative is, for each row offset i, one matrix product
 x^T [dy shifted by (i, 0), (i, 1), (i, 2)], which gives three of the nine taps. Everything else is XLA's own.
 `benchmarks/convolution.py` has the times.
 """
@@ -31,8 +31,9 @@ from jaxtyping import Array, Float
 
 from jvdm.networks import winograd
 
-# On both sides, from which Winograd's algorithm is the faster on a CPU.
-_WINOGRAD_CHANNELS = 32
+# From which Winograd's algorithm is the faster on a CPU: channels on both sides, and the channels' and the
+# sides' product. The batch has no part in it: rounding of an example does not depend on its batch.
+_WINOGRAD_CHANNELS, _WINOGRAD_SIZE = 32, 2**18
 
 
 def convolve(
@@ -86,15 +87,21 @@ def _kernel_by_rows(x, dy, *, precision):
 
 
 def _convolve_cpu(x, kernel, *, precision):
-    if min(kernel.shape[2:]) < _WINOGRAD_CHANNELS:
+    if _is_small(x, kernel.shape[3]):
         return _convolve_lax(x, kernel, precision=precision)
     return winograd.convolve(_wide(x), _wide(kernel), precision=precision).astype(x.dtype)
 
 
 def _kernel_cpu(x, dy, *, precision):
-    if min(x.shape[3], dy.shape[3]) < _WINOGRAD_CHANNELS:
+    if _is_small(x, dy.shape[3]):
         return _kernel_by_rows(x, dy, precision=precision)
     return winograd.kernel_derivative(_wide(x), _wide(dy), precision=precision).astype(x.dtype)
+
+
+def _is_small(x, features):
+    """For Winograd's algorithm."""
+    _, h, w, c = x.shape
+    return min(c, features) < _WINOGRAD_CHANNELS or h * w * c * features < _WINOGRAD_SIZE
 
 
 def _wide(a):
