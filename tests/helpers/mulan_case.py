@@ -47,7 +47,7 @@ class Replay(replays.Replay):
 
         def encode(params, batch):
             f = losses.encode(batch.x, model.num_levels)
-            return model.encoder.apply({"params": params["encoder"]}, f, batch.conditioning)
+            return model.encoder.apply({"params": params["encoder"]}, f, Context(batch.conditioning))
 
         def schedule(params, t, context):
             at = schedules.at(lambda t: model.gamma({"schedule": params}, t, context), t)
