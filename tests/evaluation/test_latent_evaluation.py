@@ -15,7 +15,7 @@ from helpers.tiny_latents import K, M, batch, draws_of, setting
 
 from jvdm.core import formats
 from jvdm.core.errors import UserError
-from jvdm.core.records import Batch, Conditioning
+from jvdm.core.records import Batch, Conditioning, Context
 from jvdm.diffusion import transforms
 from jvdm.diffusion.latents import LATENTS
 from jvdm.diffusion.solvers import SOLVERS
@@ -97,7 +97,7 @@ def test_several_samples_are_charged_one_by_one():
     )
     f = transforms.encode(images, tiny.LEVELS)
     logits = jax.jit(model.encoder.apply)(
-        {"params": params["encoder"]}, f, Conditioning(augmented=jnp.zeros(N))
+        {"params": params["encoder"]}, f, Context(Conditioning(augmented=jnp.zeros(N)))
     )
     log_ratios = Enumerated(np.asarray(logits, np.float64), K).log_q + MODE
     off = np.abs(samples.latent[:, 0, :, None] - log_ratios[:, None]).min(axis=-1)
