@@ -77,7 +77,16 @@ def test_which_fields_are_free_on_resume():
     free = {name for name in FIELDS if config_lib.about(name, config_lib.default()).free_on_resume}
     assert {name for name in FIELDS if name.startswith(("eval.", "score.", "sample."))} < free
     assert {name.partition(".")[2] for name in free if name.startswith("training.")} == {
-        *("fsdp", "num_steps", "log_every", "eval_every", "eval_images", "eval_draws", "checkpoint_every"),
+        *(
+            "fsdp",
+            "microbatches",
+            "num_steps",
+            "log_every",
+            "eval_every",
+            "eval_images",
+            "eval_draws",
+            "checkpoint_every",
+        ),
         *("sample_every", "sample_images", "sample_steps"),
     }
     others = {name for name in free if name.split(".")[0] not in ("eval", "score", "sample", "training")}

@@ -188,9 +188,9 @@ def test_a_run_that_is_asked_to_stop_loses_nothing(finished, tmp_path, monkeypat
 
 def test_a_run_that_has_saved_nothing_starts_again(tmp_path):
     trainer(tmp_path, tiny.light_config())
-    again = trainer(tmp_path, tiny.light_config(microbatches=2))
+    again = trainer(tmp_path, tiny.light_config(steps_per_dispatch=2))
     assert again.step == 0
-    assert '"microbatches": 2' in (tmp_path / "config.json").read_text()
+    assert '"steps_per_dispatch": 2' in (tmp_path / "config.json").read_text()
 
 
 @pytest.mark.long
