@@ -68,7 +68,7 @@ class Step:
 
 
 def one_step(args: argparse.Namespace, file: str) -> None:
-    """Write one step without dropout: parameters, draws, and what comes of them.
+    """Write one step without dropout: parameters, random draws and results.
 
     Args:
         args: the size.

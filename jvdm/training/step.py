@@ -4,8 +4,9 @@ Keys: the root key lives in the state; step n uses fold_in(root, n), split by na
 and dropout; example i of the global batch uses fold_in(noise, i), and masks, of each
 layer, fold_in(dropout, i). So the draws depend neither on the number of devices nor on that of microbatches.
 
-Each device along the mesh's axis `data` has the gradient of its own examples, microbatch after microbatch,
-and all gradients are summed once per step, at its end. Over the axis `fsdp`, XLA moves what it needs.
+Along the mesh's axis `data`, each device computes the gradient for its part of the batch, one microbatch at a
+time. The gradients are averaged over the devices once per step, at the end. Along `fsdp`, XLA inserts the
+communication that the sharding of the state needs.
 """
 
 import dataclasses

@@ -46,7 +46,7 @@ def scripts(monkeypatch):
 
 
 def run(*arguments, **environment):
-    """The script, in a process of its own."""
+    """Run the script in a separate process."""
     command = [sys.executable, str(FOLDER / "accelerator.py"), *arguments]
     env = quick.environment(**environment)
     return subprocess.run(command, capture_output=True, text=True, check=False, env=env)
@@ -54,7 +54,7 @@ def run(*arguments, **environment):
 
 @pytest.fixture
 def npz(tmp_path):
-    """Noisy images, each around a colour of its own."""
+    """Noisy images, each with a different mean colour."""
     rng = np.random.default_rng(0)
 
     def images(n):

@@ -98,7 +98,7 @@ def test_a_damaged_cache_is_decoded_again(damage, place, tmp_path):
 
 
 def load_elsewhere(root, *, before=""):
-    """Runs `load` in a process of its own, with warnings as errors; its exit status and output."""
+    """Run `load` in a separate process, with warnings as errors; return its exit status and output."""
     code = (
         "import sys, warnings; warnings.simplefilter('error'); from pathlib import Path\n"
         f"sys.path.insert(0, {str(Path(__file__).parents[1])!r})\n"

@@ -1,7 +1,7 @@
 """main.py in processes that are forked from one that has imported everything, which takes a process 1.5 s.
 
 `run` is in place of `subprocess.run`. What is forked has used no device yet, so that XLA and JAX start in the
-child as they do in a process of its own; and the child ends as an interpreter does that ran main.py. Programs
+child as they do in a separate process; and the child ends as an interpreter does that ran main.py. Programs
 are compiled once for all of them, and for the tests (`quick.environment`).
 """
 
