@@ -43,6 +43,7 @@ from chips import chip_of_device
 from timed_report import Budget, Report
 
 from jvdm import data
+from jvdm.core import host_memory
 from jvdm.core.errors import UserError, one_line
 from jvdm.training.memory import device_memory
 
@@ -179,6 +180,7 @@ def main() -> None:
     parser.add_argument("--minutes", default="9", help="that the report may take")
     parser.add_argument("--out", required=True, help="a folder for accelerator.txt")
     args = parser.parse_args()
+    host_memory.keep()
     minutes = minutes_of(args.minutes)
     npz = pathlib.Path(args.data).expanduser().resolve()
     data.load(f"npz:{npz}", num_levels=0)  # refuses what cannot be trained on

@@ -55,8 +55,8 @@ SIZES = "128x32x4x32,64x4x16x32,32x1x64x8"
 TOLERANCE = {"diffusion": 1e-4, "reconstruction": 1e-4, "prior": 1e-4, "gradient": 1e-3, "update": 1e-2}
 COLUMNS = ("size", "parameters", "jvdm s", "torch s", "torch/jvdm", "jvdm GB", "torch GB", "others", "layout")
 WIDTHS = (13, 11, 8, 8, 18, 8, 8, 6, 13)
-# The C library would return every large array to the system, and get it back page by page. jvdm has no such
-# settings: it runs as a user starts it.
+# The C library would return every large array to the system, and get it back page by page. jvdm sets the same
+# by itself (`jvdm.core.host_memory`).
 KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(2**32), "MALLOC_TRIM_THRESHOLD_": str(2**33)}
 
 

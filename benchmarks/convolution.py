@@ -12,6 +12,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."
 
 import jax
 
+from jvdm.core import host_memory
 from jvdm.networks.convolution import convolve
 
 
@@ -38,6 +39,7 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=4)
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
+    host_memory.keep()
     size, c = 32, args.channels
     key = jax.random.key(0)
     x = jax.random.normal(key, (args.batch, size, size, c))

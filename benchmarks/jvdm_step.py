@@ -19,7 +19,7 @@ from flax import traverse_util
 
 from jvdm import config as config_lib
 from jvdm import model as model_lib
-from jvdm.core import sharding
+from jvdm.core import host_memory, sharding
 from jvdm.core.records import Batch, Draws
 from jvdm.diffusion.schedules import SCHEDULES
 from jvdm.model import objectives
@@ -119,6 +119,7 @@ def main() -> None:
     parser.add_argument("--dropout", type=float, default=0.1)
     parser.add_argument("--remat", default="elementwise")
     args = parser.parse_args()
+    host_memory.keep()
     steps: list[Step] = []
 
     def build() -> dict[str, Any]:

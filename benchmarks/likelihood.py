@@ -25,7 +25,7 @@ from ml_collections import ConfigDict
 import jvdm
 from jvdm import config as config_lib
 from jvdm import model as model_lib
-from jvdm.core import sharding
+from jvdm.core import host_memory, sharding
 from jvdm.core.keys import root_key
 from jvdm.core.precision import full_precision
 from jvdm.core.records import Batch, Context
@@ -187,6 +187,7 @@ def main() -> None:
     parser.add_argument("--workdir", default="")
     parser.add_argument("--images", type=int, default=32)
     args = parser.parse_args()
+    host_memory.keep()
     device = jax.devices()[0]
     print(f"jax {jax.__version__}, {device.device_kind} ({os.cpu_count()} host cores)")
     if args.workdir:

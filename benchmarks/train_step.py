@@ -20,7 +20,7 @@ import numpy as np
 
 from jvdm import config as config_lib
 from jvdm import model as model_lib
-from jvdm.core import sharding
+from jvdm.core import host_memory, sharding
 from jvdm.core.errors import UserError
 from jvdm.core.records import Batch
 from jvdm.core.registry import Config
@@ -136,6 +136,7 @@ def main() -> None:
     parser.add_argument("--remats", default="none,elementwise,full")
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
+    host_memory.keep()
     device = jax.devices()[0]
     print(
         f"jax {jax.__version__}, {device.device_kind} ({os.cpu_count()} host cores), "

@@ -20,7 +20,7 @@ def main(argv: list[str]) -> None:
     """Run the mode of the flags, which are parsed; a mistake ends the process with one line."""
     del argv
     # Here, so that a mistake in the flags is reported without importing jax.
-    from jvdm.core import preemption, processes
+    from jvdm.core import host_memory, preemption, processes
 
     values = flags.FLAGS
     given, _ = config_file.argument(sys.argv)
@@ -32,6 +32,7 @@ def main(argv: list[str]) -> None:
             num_processes=values.num_processes,
             process_id=values.process_id,
         )
+        host_memory.keep()
         preemption.install()
         run_mode(values, given)
 

@@ -33,7 +33,7 @@ from jvdm.networks import winograd
 
 # From which Winograd's algorithm is the faster on a CPU: channels on both sides, and the channels' and the
 # sides' product. The batch has no part in it: rounding of an example does not depend on its batch.
-_WINOGRAD_CHANNELS, _WINOGRAD_SIZE = 32, 2**18
+_WINOGRAD_CHANNELS, _WINOGRAD_SIZE = 32, 2**16
 
 
 def convolve(

@@ -28,7 +28,7 @@ REMATS = ("none", "elementwise", "full")
 _KEPT = ("product",)
 
 # From which one image's attention weights fill a cache of 1 MB, on a CPU.
-_POSITIONS_ONE_BY_ONE = 512
+_POSITIONS_OF_A_CACHE = 512
 
 
 def product(x: Array) -> Array:
@@ -166,8 +166,7 @@ class GroupNorm(nn.Module):
 class Dropout(nn.Module):
     """Dropout whose masks depend on an example's place in the batch, not on who else is computed with it.
 
-    The random numbers have 16 bits, two from each word, so that the probability is the nearest multiple of
-    2^-16; what is kept is divided by the exact rest.
+    The probability is the nearest multiple of 2^-32; what is kept is divided by the exact rest.
     """
 
     rate: float
@@ -177,14 +176,14 @@ class Dropout(nn.Module):
     def __call__(
         self, x: Float[Array, " b *d"], place: Int[Array, " b"] | None = None
     ) -> Float[Array, " b *d"]:
-        dropped = min(round(self.rate * 2**16), 2**16 - 1)
+        dropped = min(round(self.rate * 2**32), 2**32 - 1)
         if not self.train or not dropped:
             return x
         place = jnp.arange(len(x)) if place is None else place
-        shape = (*x.shape[1:-1], -(-x.shape[-1] // 2))
-        words = jax.vmap(lambda key: jax.random.bits(key, shape))(fold_in_each(self.make_rng("mask"), place))
-        numbers = jnp.concatenate([words & 0xFFFF, words >> 16], axis=-1)[..., : x.shape[-1]]
-        return jnp.where(numbers >= dropped, x / (1 - dropped / 2**16), jnp.zeros_like(x))
+        keys = fold_in_each(self.make_rng("mask"), place)
+        words = jax.vmap(lambda key: jax.random.bits(key, x.shape[1:]))(keys)
+        kept = words >= jnp.uint32(dropped)
+        return jnp.where(kept, x / (1 - dropped / 2**32), jnp.zeros_like(x))
 
 
 def attend(
@@ -193,7 +192,7 @@ def attend(
     """softmax(q k^T / sqrt(c)) v, with the softmax in float32.
 
     The [n, n] weights are recomputed in the backward pass. In a program for a CPU they are [keys, queries],
-    so that the softmax runs along vectors, and images whose weights fill a cache are done one by one.
+    so that the softmax runs along vectors, and images whose weights fill a cache are done by ones or twos.
 
     Args:
         q, k, v: [b, n, c], over n positions.
@@ -215,9 +214,15 @@ def attend(
         return (jnp.einsum("kc,kq->cq", v, weights.astype(v.dtype)) / sums).T
 
     def cpu(*qkv):
-        if q.shape[1] < _POSITIONS_ONE_BY_ONE:
+        if q.shape[1] < _POSITIONS_OF_A_CACHE:
             return jax.vmap(one_cpu)(*qkv)
-        return jax.lax.map(lambda qkv: jax.checkpoint(one_cpu, prevent_cse=False)(*qkv), qkv)
+        image = jax.checkpoint(one_cpu, prevent_cse=False)
+        if len(q) % 2:
+            return jax.lax.map(lambda qkv: image(*qkv), qkv)
+        # One core does an image: two of them at a time.
+        pairs = [a.reshape(-1, 2, *a.shape[1:]) for a in qkv]
+        two = jax.lax.map(lambda qkv: jnp.stack([image(*(a[i] for a in qkv)) for i in range(2)]), pairs)
+        return two.reshape(v.shape)
 
     @jax.checkpoint
     def for_the_platform(*qkv):

@@ -199,8 +199,10 @@ def test_winograd_is_as_exact_as_the_direct_sum(channels):
     ours, direct = (jax.jit(functools.partial(products, conv))(*short) for conv in (convolve, reference))
     for name, a, b, c in zip(("output", "of x", "of the kernel"), ours, direct, exact, strict=True):
         error, of_direct = (np.sqrt(np.mean((np.asarray(v) - c) ** 2) / np.mean(c**2)) for v in (a, b))
-        # Winograd's own error is about twice that of a sum as long; the direct sum is nine times as long.
-        assert 0 < error < max(2 * of_direct, 1e-6), name
+        # With tiles of 2 x 2, Winograd's own error is about twice that of a sum as long; the direct sum is
+        # nine times as long. The weights of tiles of 4 x 4, up to 8, cost another factor of 5 to 10.
+        most = 5e-6 if name == "of the kernel" else max(2 * of_direct, 1e-6)
+        assert 0 < error < most, name
 
 
 def products(conv, x, kernel, dy):
@@ -256,7 +258,7 @@ def lowered_for(platform, fn, *arguments):
 
 
 @pytest.mark.parametrize("platform", PLATFORMS)
-@pytest.mark.parametrize(("size", "convolutions", "matrix_products"), [(SIZES[0], 2, 3), (WINOGRAD, 0, 48)])
+@pytest.mark.parametrize(("size", "convolutions", "matrix_products"), [(SIZES[0], 2, 3), (WINOGRAD, 0, 68)])
 def test_how_it_is_computed_is_decided_for_the_platform(platform, size, convolutions, matrix_products):
     """Traced on one machine, lowered for another: matrix products are the CPU's alone."""
     x, kernel = arrays(size, dtype=jnp.float32, count=2)
@@ -278,5 +280,5 @@ def test_precision_reaches_every_derivative(platform, given, size):
             platform, lambda x, kernel: jax.vjp(conv, x, kernel)[1](conv(x, kernel)), x, kernel
         )
     products = [line for line in text.splitlines() if "convolution(" in line or "dot_general" in line]
-    assert len(products) in (3, 5, 48)
+    assert len(products) in (3, 5, 68)
     assert all("HIGHEST" in line for line in products), text

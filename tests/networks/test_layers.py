@@ -18,16 +18,11 @@ def dropped(x, key, place=None, *, rate=0.3):
 def test_dropout_keeps_the_mean(rate, channels):
     x = jnp.ones((8, 64, 64, channels))
     out = dropped(x, jax.random.key(0), rate=rate)
-    exact = round(rate * 2**16) / 2**16
+    exact = round(rate * 2**32) / 2**32
     kept = np.mean(out != 0)
     # Five standard deviations of a share of independent elements.
     assert abs(kept - (1 - exact)) < 5 * np.sqrt(exact * (1 - exact) / x.size)
     np.testing.assert_allclose(out[out != 0], 1 / (1 - exact), rtol=1e-6)
-    # Both halves of the channels, which share words of random bits.
-    correlation = np.corrcoef(
-        (out != 0)[..., : channels // 2].ravel(), (out != 0)[..., -(channels // 2) :].ravel()
-    )
-    assert abs(correlation[0, 1]) < 5 / np.sqrt(out.size / 2)
 
 
 def test_masks_belong_to_examples():
