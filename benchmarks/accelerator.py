@@ -20,7 +20,6 @@ import time
 
 _START = time.monotonic()  # before the imports, which take seconds
 
-import argparse
 import importlib.metadata
 import math
 import os
@@ -29,7 +28,7 @@ import platform
 import signal
 import subprocess
 import sys
-from typing import Any, NoReturn
+from typing import Any
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -40,6 +39,7 @@ import numerics
 from accelerator_speed import FULL, TINY, Sizes, likelihood_section, steps_section
 from accelerator_training import training_section
 from chips import chip_of_device
+from script import Parser, run
 from timed_report import Budget, Report
 
 from jvdm import data
@@ -51,18 +51,6 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "diffrax", "nu
 # By which part of the minutes a section must be over.
 NUMERICS, STEPS, LIKELIHOOD = 0.35, 0.5, 0.65
 SHORTEST = 1.0  # minute: compiling alone takes about as long
-
-
-class Parser(argparse.ArgumentParser):
-    """A parser whose errors are of one line, like all others."""
-
-    def error(self, message: str) -> NoReturn:
-        """Refuse the arguments.
-
-        Raises:
-            UserError: in any case.
-        """
-        raise UserError(f"{message}; see --help")
 
 
 def minutes_of(text: str) -> float:
@@ -175,7 +163,7 @@ def write(report: Report, budget: Budget, sizes: Sizes, device: Any, npz: pathli
 
 
 def main() -> None:
-    parser = Parser(description=__doc__.partition("\n")[0], allow_abbrev=False)
+    parser = Parser(__doc__)
     parser.add_argument("--data", required=True, help="an .npz with train_images and test_images")
     parser.add_argument("--minutes", default="9", help="that the report may take")
     parser.add_argument("--out", required=True, help="a folder for accelerator.txt")
@@ -193,8 +181,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        print(f"accelerator: error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run(main)

@@ -42,6 +42,7 @@ BENCHMARKS = ROOT / "benchmarks"
 sys.path.insert(0, str(ROOT))
 sys.path.insert(0, str(BENCHMARKS))
 
+from script import Parser, run
 from turns import Worker
 
 from jvdm.core.errors import UserError, unknown
@@ -282,7 +283,7 @@ def arguments() -> argparse.Namespace:
     Raises:
         UserError: a value is impossible.
     """
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser = Parser(__doc__)
     parser.add_argument("--sizes", default=SIZES, help="channels x blocks x batch x side, comma-separated")
     parser.add_argument("--rounds", type=int, default=6)
     parser.add_argument("--seconds", type=float, default=10.0, help="of each turn")
@@ -324,8 +325,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        print(f"against_pytorch: error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run(main)

@@ -24,7 +24,6 @@ creates the virtual environment build/ahead_of_time and restarts in it. It neith
 nor uses one.
 """
 
-import argparse
 import collections
 import importlib.util
 import os
@@ -41,6 +40,7 @@ sys.path.insert(0, str(ROOT))
 sys.path.insert(0, str(ROOT / "benchmarks"))
 
 from chips import CHIPS, Chip
+from script import Parser, names, run, whole
 
 from jvdm.core.errors import UserError, one_line, unknown
 
@@ -292,41 +292,44 @@ def devices_of(chip: Chip, target: str) -> list[Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser = Parser(__doc__)
     parser.add_argument("--target", required=True, help=f"{', '.join(CHIPS)}; TPUs with a topology, v5e:2x4")
     parser.add_argument("--config", required=True)
     parser.add_argument("--programs", default=",".join(PROGRAMS))
-    parser.add_argument("--batch", type=int, help="in place of the batch size of all programs")
+    parser.add_argument("--batch", type=whole, help="in place of the batch size of all programs")
     args, overrides = parser.parse_known_args()
     chip = chip_of(args.target)
-    programs = args.programs.split(",")
-    for name in programs:
-        if name not in PROGRAMS:
-            raise unknown("program", name, PROGRAMS)
+    programs = names("--programs", args.programs, PROGRAMS)
     # Otherwise the plugins look for a driver, and libtpu for a metadata server.
     os.environ.update(JAX_PLATFORMS="cpu", TPU_SKIP_MDS_QUERY="1", TF_CPP_MIN_LOG_LEVEL="3")
-    in_environment(chip.platform)
 
-    import jax
     from absl import flags
 
-    from jvdm import data
-    from jvdm import model as model_lib
     from jvdm.cli import command_line
-    from jvdm.core import sharding
 
+    # Before anything is installed, which takes minutes.
     values = flags.FlagValues()
     command_line.define_flags(values)
     command_line.read(["jvdm", "train", f"--config={args.config}", *overrides], values)
     config = values.config.unlock()
+    in_environment(chip.platform)
+
+    import jax
+
+    from jvdm import data
+    from jvdm import model as model_lib
+    from jvdm.core import sharding
+
+    sections = {"train": config.training, "ode": config.eval.ode, "sample": config.sample}
     if args.batch:
-        for section in (config.training, config.eval.ode, config.sample):
+        for section in sections.values():
             section.batch_size = args.batch
     devices = devices_of(chip, args.target)
     mesh = sharding.make_mesh(devices, fsdp=config.training.fsdp)
-    sharding.check_batch(
-        "config.training.batch_size", config.training.batch_size, mesh, config.training.microbatches
-    )
+    for name, field in zip(PROGRAMS, ("training", "eval.ode", "sample"), strict=True):
+        if name in programs:
+            microbatches = config.training.microbatches if name == "train" else 1
+            sharding.check_batch(f"config.{field}.batch_size", sections[name].batch_size, mesh, microbatches)
     model = model_lib.build(config, *data.data_spec(config.data.source, num_levels=config.data.num_levels))
     dtype = config.network.get("dtype", "float32")
     print(f"$ python benchmarks/ahead_of_time.py {' '.join(sys.argv[1:])}")
@@ -344,8 +347,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        print(f"ahead_of_time: error: {error}", file=sys.stderr)
-        sys.exit(2)
+    run(main)

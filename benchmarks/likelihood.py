@@ -9,18 +9,19 @@ memory. The second solves images of a trained run's test split with several solv
 evaluations and seconds per image, and the difference of bits/dim from the finest solver's.
 """
 
-import argparse
 import os
 import sys
 import time
 from typing import Any, NamedTuple
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
+from script import Parser, run, whole
 
 import jvdm
 from jvdm import config as config_lib
@@ -177,15 +178,15 @@ def compare(args) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--channels", type=int, default=128)
-    parser.add_argument("--blocks", type=int, default=8)
-    parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--size", type=int, default=32)
-    parser.add_argument("--probes", type=int, default=1)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser = Parser(__doc__)
+    parser.add_argument("--channels", type=whole, default=128)
+    parser.add_argument("--blocks", type=whole, default=8)
+    parser.add_argument("--batch", type=whole, default=4)
+    parser.add_argument("--size", type=whole, default=32)
+    parser.add_argument("--probes", type=whole, default=1)
+    parser.add_argument("--repeats", type=whole, default=5)
     parser.add_argument("--workdir", default="")
-    parser.add_argument("--images", type=int, default=32)
+    parser.add_argument("--images", type=whole, default=32)
     args = parser.parse_args()
     host_memory.keep()
     device = jax.devices()[0]
@@ -200,4 +201,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

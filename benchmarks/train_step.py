@@ -7,16 +7,17 @@ finds. FLOPs are those of the convolutions, forward and backward, and are not co
 rematerialisation repeats them.
 """
 
-import argparse
 import os
 import sys
 import time
 from typing import NamedTuple
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
 import jax
 import numpy as np
+from script import Parser, names, run, whole, wholes
 
 from jvdm import config as config_lib
 from jvdm import model as model_lib
@@ -26,6 +27,7 @@ from jvdm.core.records import Batch
 from jvdm.core.registry import Config
 from jvdm.diffusion.schedules import SCHEDULES
 from jvdm.networks import NETWORKS
+from jvdm.networks.layers import DTYPES, REMATS
 from jvdm.training.memory import device_memory
 from jvdm.training.step import init_state, make_train_step
 
@@ -36,6 +38,10 @@ def convolution_flops(channels: int, depth: int, size: int) -> float:
     """Of the residual blocks' convolutions for one image, forward and backward."""
     same = 2.0 * 9 * channels * channels * size * size
     return 3.0 * same * (2 * depth + 4 + 3 * (depth + 1))
+
+
+class DoesNotFit(UserError):
+    """A step needs more memory than the device has."""
 
 
 class StepCost(NamedTuple):
@@ -66,7 +72,7 @@ def measure(config: Config, shape: tuple[int, int, int], *, repeats: int) -> Ste
         repeats: steps after the first.
 
     Raises:
-        UserError: the step needs more memory than the device has.
+        DoesNotFit: the step needs more memory than the device has.
     """
     batch_size, network = config.training.batch_size, config.network
     mesh = sharding.make_mesh(jax.devices()[:1])
@@ -85,7 +91,7 @@ def measure(config: Config, shape: tuple[int, int, int], *, repeats: int) -> Ste
     memory = step.memory_analysis()
     planned = (memory.argument_size_in_bytes, memory.temp_size_in_bytes) if memory is not None else (0, 0)
     if sum(planned) > device_memory():
-        raise UserError(
+        raise DoesNotFit(
             f"does not fit: {sum(planned) / 1e9:.1f} GB are needed and the device has "
             f"{device_memory() / 1e9:.1f} GB"
         )
@@ -110,7 +116,7 @@ def row(args, depth: int, dtype: str, remat: str) -> tuple[str, ...]:
     config.training.batch_size = args.batch
     try:
         cost = measure(config, (args.size, args.size, 3), repeats=args.repeats)
-    except UserError as error:
+    except DoesNotFit as error:
         return str(depth), dtype, remat, str(error)
     return (
         str(depth),
@@ -126,16 +132,18 @@ def row(args, depth: int, dtype: str, remat: str) -> tuple[str, ...]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--channels", type=int, default=128)
-    parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--size", type=int, default=32)
+    parser = Parser(__doc__)
+    parser.add_argument("--channels", type=whole, default=128)
+    parser.add_argument("--batch", type=whole, default=4)
+    parser.add_argument("--size", type=whole, default=32)
     parser.add_argument("--dropout", type=float, default=0.1)
-    parser.add_argument("--depths", default="4,16,32")
+    parser.add_argument("--depths", type=wholes, default="4,16,32")
     parser.add_argument("--dtypes", default="float32,bfloat16")
     parser.add_argument("--remats", default="none,elementwise,full")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=whole, default=3)
     args = parser.parse_args()
+    dtypes = names("--dtypes", args.dtypes, DTYPES)
+    remats = names("--remats", args.remats, REMATS)
     host_memory.keep()
     device = jax.devices()[0]
     print(
@@ -144,12 +152,12 @@ def main() -> None:
         f"dropout {args.dropout}, median of {args.repeats} steps"
     )
     print(" ".join(f"{name:>11}" for name in COLUMNS))
-    for depth in map(int, args.depths.split(",")):
-        for dtype in args.dtypes.split(","):
-            for remat in args.remats.split(","):
+    for depth in args.depths:
+        for dtype in dtypes:
+            for remat in remats:
                 cells = row(args, depth, dtype, remat)
                 print(" ".join(f"{cell:>11}" for cell in cells), flush=True)
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

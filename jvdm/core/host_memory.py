@@ -1,4 +1,4 @@
-"""Memory that a program on a CPU keeps between steps.
+"""Memory of the host: how much there is, and what a program on a CPU keeps of it between steps.
 
 XLA asks the C library for a step's temporary memory at its start and gives it back at its end. By default
 glibc takes a block that large from the system at every step, and the system clears each page of it at first
@@ -7,7 +7,8 @@ use: a tenth of a step's time, a fifth for small networks.
 
 import ctypes
 import os
-from collections.abc import Mapping
+import pathlib
+from collections.abc import Iterator, Mapping
 
 import jax
 
@@ -38,3 +39,39 @@ def keep(environment: Mapping[str, str] = os.environ) -> bool:
     if mallopt is None:
         return False
     return all([mallopt(_M_MMAP_MAX, 0), mallopt(_M_TRIM_THRESHOLD, -1)])
+
+
+def available(root: pathlib.Path = pathlib.Path("/")) -> int:
+    """Bytes that this process may use: the machine's, or what its control groups (cgroups) allow.
+
+    Args:
+        root: of the file system.
+    """
+    return min([os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), *_limits(root)])
+
+
+def _limits(root: pathlib.Path) -> Iterator[int]:
+    """Of the control groups that the process is in, of either version."""
+    try:
+        groups = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for line in groups:
+        number, controllers, group = line.split(":", 2)
+        if number == "0":
+            mount, name = root / "sys/fs/cgroup", "memory.max"
+        elif "memory" in controllers.split(","):
+            mount, name = root / "sys/fs/cgroup/memory", "memory.limit_in_bytes"
+        else:
+            continue
+        # A group is within the limits of those above it. In a container the mount is its own group.
+        folder = mount / group.lstrip("/")
+        for parent in (folder, *folder.parents):
+            try:
+                text = (parent / name).read_text().strip()
+            except OSError:
+                text = ""
+            if text.isdecimal():
+                yield int(text)
+            if parent == mount:
+                break

@@ -181,7 +181,7 @@ class Dropout(nn.Module):
             return x
         place = jnp.arange(len(x)) if place is None else place
         keys = fold_in_each(self.make_rng("mask"), place)
-        words = jax.vmap(lambda key: jax.random.bits(key, x.shape[1:]))(keys)
+        words = jax.vmap(lambda key: jax.random.bits(key, x.shape[1:], jnp.uint32))(keys)
         kept = words >= jnp.uint32(dropped)
         return jnp.where(kept, x / (1 - dropped / 2**32), jnp.zeros_like(x))
 

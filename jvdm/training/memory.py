@@ -1,7 +1,6 @@
 """Whether a training step fits its device, and settings that make it fit, by the programs' own figures."""
 
 import logging
-import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,6 +8,7 @@ import jax
 from jax.sharding import Mesh
 
 from jvdm import model as model_lib
+from jvdm.core import host_memory
 from jvdm.core.errors import UserError
 from jvdm.core.records import Batch
 from jvdm.core.registry import Config
@@ -56,7 +56,7 @@ def compile_step(
     if need <= have:
         return compiled
     log.info("that is too much; looking for settings that fit")
-    settings, least = _that_fit(model, config, mesh, state, batches, have, resumed=resumed)
+    settings, least = _that_fit(model, config, mesh, state, batches, have)
     if settings:
         advice = f"with {settings} it needs {least / 1e9:.2f} GB"
     else:
@@ -73,16 +73,16 @@ def compile_step(
 def device_memory() -> int:
     """Bytes that a program may use on one of this process's devices."""
     stats = jax.local_devices()[0].memory_stats() or {}
-    # A CPU device has all of the machine's.
-    return stats.get("bytes_limit") or os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    # CPU devices share what the machine has, or a container's part of it.
+    return stats.get("bytes_limit") or host_memory.available() // jax.local_device_count()
 
 
 def _that_fit(
-    model: Model, config: Config, mesh: Mesh, state: TrainState, batches: Batch, have: int, *, resumed: bool
+    model: Model, config: Config, mesh: Mesh, state: TrainState, batches: Batch, have: int
 ) -> tuple[str, int]:
     """(flags of the first settings that fit, the bytes they need), or ("", the least that any needs)."""
     least = []
-    for settings in list(_settings(config, mesh, resumed=resumed))[:MOST_TRIALS]:
+    for settings in list(_settings(config, mesh))[:MOST_TRIALS]:
         trial = config.copy_and_resolve_references().unlock()
         for field, value in settings.items():
             section, name = field.split(".")
@@ -95,14 +95,12 @@ def _that_fit(
     return "", min(least, default=0)
 
 
-def _settings(config: Config, mesh: Mesh, *, resumed: bool) -> Iterator[dict[str, Any]]:
-    """Settings that need less memory, those first that cost least."""
+def _settings(config: Config, mesh: Mesh) -> Iterator[dict[str, Any]]:
+    """Settings that need less memory, those first that cost least; a resumed run may have all of them."""
     has_remat = "remat" in config.network
     if has_remat:
         for remat in REMATS[REMATS.index(config.network.remat) + 1 :]:
             yield {"network.remat": remat}
-    if resumed:
-        return
     per_device = config.training.batch_size // mesh.size
     for microbatches in (2**n * config.training.microbatches for n in range(1, 32)):
         if per_device % microbatches:

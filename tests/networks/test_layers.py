@@ -25,6 +25,14 @@ def test_dropout_keeps_the_mean(rate, channels):
     np.testing.assert_allclose(out[out != 0], 1 / (1 - exact), rtol=1e-6)
 
 
+def test_dropout_under_float64():
+    """The same masks, whatever the width of numbers that JAX makes by default."""
+    x, key = jnp.ones((4, 1000)), jax.random.key(0)
+    expected = dropped(x, key)
+    with jax.enable_x64():
+        np.testing.assert_array_equal(dropped(x, key), expected)
+
+
 def test_masks_belong_to_examples():
     """Not to their batch: half of a batch has the masks of that half."""
     x, key = jnp.ones((4, 4, 4, 8)), jax.random.key(0)

@@ -35,12 +35,12 @@ def refused(monkeypatch, c, have, **options):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("share", [0.9, 0.4])
-def test_what_is_advised_fits(monkeypatch, share):
+@pytest.mark.parametrize(("share", "resumed"), [(0.9, False), (0.4, False), (0.4, True)])
+def test_what_is_advised_fits(monkeypatch, share, resumed):
     c = tiny.config().unlock()
     c.network.num_blocks, c.network.remat = 8, "none"
     have = int(share * needed(compile_with(monkeypatch, c, 1 << 40)))
-    message = refused(monkeypatch, c, have)
+    message = refused(monkeypatch, c, have, resumed=resumed)
     advised = re.findall(r"--config\.(\w+)\.(\w+)=(\w+)", message)
     assert advised, message
     for section, name, value in advised:
@@ -54,7 +54,7 @@ def test_nothing_fits(monkeypatch):
     assert "use more devices, a smaller config.training.batch_size or a smaller network (the least" in message
     assert "config.network.name=ddpm_unet" in message
     resumed = refused(monkeypatch, tiny.light_config(), 1000, resumed=True)
-    assert resumed.endswith(": use more devices")
+    assert ": use more devices (the least that was tried needs" in resumed
 
 
 def test_a_step_that_fits(monkeypatch, caplog):
