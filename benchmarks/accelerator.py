@@ -11,8 +11,8 @@ measured, and is DIR/accelerator.txt; nothing else is left behind. Its sections:
     ODE likelihood ...    its cost in forward passes of the network, and the speed of samples
     training              bits/dim of test images after the minutes that remain
 
-The first device of JAX is used. A section has a share of the minutes, and a measurement that would not end
-within it is skipped with a line that says so; the first row of training steps and a short training always
+The first device of JAX is used. Each section has a share of the minutes. A measurement that would exceed it
+is skipped, with a line that says so; the first row of training steps and a short training always
 run. On a CPU all sizes are tiny, and the figures mean nothing.
 """
 
@@ -165,7 +165,7 @@ def write(report: Report, budget: Budget, sizes: Sizes, device: Any, npz: pathli
 def main() -> None:
     parser = Parser(__doc__)
     parser.add_argument("--data", required=True, help="an .npz with train_images and test_images")
-    parser.add_argument("--minutes", default="9", help="that the report may take")
+    parser.add_argument("--minutes", default="9", help="that the report may take; default 9")
     parser.add_argument("--out", required=True, help="a folder for accelerator.txt")
     args = parser.parse_args()
     host_memory.keep()

@@ -1,6 +1,7 @@
 """The speed of jvdm's training step on a CPU against a PyTorch implementation of the same step.
 
-    python benchmarks/against_pytorch.py [--sizes=128x32x4x32,64x4x16x32] [--rounds=6] [--seconds=10]
+    python benchmarks/against_pytorch.py [--sizes=128x32x4x32,64x4x16x32,32x1x64x8] [--rounds=6]
+        [--seconds=10]
 
 A size is channels x blocks x batch x side: the U-Net of VDM with so many features, and so many blocks on the
 way down, on RGB images. `pytorch_vdm.py` has the PyTorch side. Both steps draw times and noise, compute the

@@ -294,8 +294,8 @@ def devices_of(chip: Chip, target: str) -> list[Any]:
 def main() -> None:
     parser = Parser(__doc__)
     parser.add_argument("--target", required=True, help=f"{', '.join(CHIPS)}; TPUs with a topology, v5e:2x4")
-    parser.add_argument("--config", required=True)
-    parser.add_argument("--programs", default=",".join(PROGRAMS))
+    parser.add_argument("--config", required=True, help="as for main.py; so are --config.FIELD=VALUE")
+    parser.add_argument("--programs", default=",".join(PROGRAMS), help="default %(default)s")
     parser.add_argument("--batch", type=whole, help="in place of the batch size of all programs")
     args, overrides = parser.parse_known_args()
     chip = chip_of(args.target)

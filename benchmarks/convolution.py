@@ -3,7 +3,6 @@
 python benchmarks/convolution.py [--channels=128] [--batch=4] [--length=4]
 """
 
-import argparse
 import os
 import sys
 import time
@@ -11,6 +10,7 @@ import time
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
 
 import jax
+from script import Parser, run, whole
 
 from jvdm.core import host_memory
 from jvdm.networks.convolution import convolve
@@ -33,11 +33,11 @@ def gflops(function, arguments, flops: float, repeats: int) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--channels", type=int, default=128)
-    parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--length", type=int, default=4)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser = Parser(__doc__)
+    parser.add_argument("--channels", type=whole, default=128)
+    parser.add_argument("--batch", type=whole, default=4)
+    parser.add_argument("--length", type=whole, default=4)
+    parser.add_argument("--repeats", type=whole, default=3)
     args = parser.parse_args()
     host_memory.keep()
     size, c = 32, args.channels
@@ -68,4 +68,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

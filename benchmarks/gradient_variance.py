@@ -8,7 +8,6 @@ standard deviation of the loss over batches, and the trace of the gradient's cov
 norm of its mean: the inverse of a signal-to-noise ratio.
 """
 
-import argparse
 import dataclasses
 import os
 import sys
@@ -18,6 +17,7 @@ sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."
 import jax
 import jax.numpy as jnp
 import numpy as np
+from script import Parser, run, whole
 
 import jvdm
 from jvdm import data
@@ -28,10 +28,10 @@ from jvdm.training.gradients import Bound
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
+    parser = Parser(__doc__)
     parser.add_argument("--workdir", required=True)
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--batches", type=int, default=64)
+    parser.add_argument("--batch", type=whole, default=16)
+    parser.add_argument("--batches", type=whole, default=64)
     args = parser.parse_args()
     trained = jvdm.load(args.workdir, devices=jax.devices()[:1])
     config = trained.config
@@ -80,4 +80,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

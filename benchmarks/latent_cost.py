@@ -8,7 +8,6 @@ alike; printed are medians, ratios of medians, and parameters. --small, 2 blocks
 the script.
 """
 
-import argparse
 import os
 import pathlib
 import runpy
@@ -21,6 +20,7 @@ sys.path.insert(0, os.fspath(ROOT))
 import jax
 import jax.numpy as jnp
 import numpy as np
+from script import Parser, run, whole
 
 from jvdm import model as model_lib
 from jvdm.core import sharding
@@ -57,9 +57,9 @@ def prepare(args, latent: str):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser = Parser(__doc__)
+    parser.add_argument("--batch", type=whole, default=4)
+    parser.add_argument("--repeats", type=whole, default=5)
     parser.add_argument("--cases", default=",".join(CASES))
     parser.add_argument("--small", action="store_true")
     args = parser.parse_args()
@@ -90,4 +90,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

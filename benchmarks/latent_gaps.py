@@ -13,7 +13,6 @@ of every pixel, and depend on the latent.
     telling:            x determines c. "as released" charges the KL of one class, and is not a bound
 """
 
-import argparse
 import os
 import sys
 import time
@@ -22,6 +21,7 @@ ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..")
 sys.path[:0] = [ROOT, os.path.join(ROOT, "tests")]
 
 import jax
+import script
 from helpers import known_latent_models as models
 
 from jvdm.core.tables import table, with_error
@@ -43,8 +43,8 @@ def row(estimator, oracle, estimate, *, charge="KL", num_samples="-"):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--repeats", type=int, default=256, help="images of every point")
+    parser = script.Parser(__doc__)
+    parser.add_argument("--repeats", type=script.whole, default=256, help="images of every point")
     args = parser.parse_args()
     start, rows = time.perf_counter(), []
     for oracle in ("subsets", "subsets, untrained", "classes"):
@@ -74,4 +74,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    script.run(main)

@@ -1,7 +1,7 @@
 """What the ODE likelihood costs.
 
     python benchmarks/likelihood.py [--channels=128] [--blocks=8] [--batch=4] [--probes=1]
-    python benchmarks/likelihood.py --workdir=runs/demo [--images=32]
+    python benchmarks/likelihood.py --workdir=runs/demo [--images=32] [--batch=4]
 
 The first form times the right-hand side of the ODE with its trace against a forward pass of the network, per
 network evaluation, inside a whole jitted solve of 4 fixed steps (16 evaluations), and their temporary
@@ -15,7 +15,6 @@ import time
 from typing import Any, NamedTuple
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
-sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
 import jax
 import jax.numpy as jnp

@@ -17,7 +17,6 @@ drift, g times the score, errs by as much.
 counts network evaluations of one sample. For K = 20 noise of the trace makes the bound loose, never wrong.
 """
 
-import argparse
 import math
 import os
 import sys
@@ -30,6 +29,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from helpers import known, known_bounds
+from script import Parser, run, whole
 
 from jvdm.core.records import Batch
 from jvdm.core.tables import table, with_error
@@ -146,9 +146,9 @@ def slices(path, data, offset=0.0):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--samples", type=int, default=2400, help="ODE solves of each case")
-    parser.add_argument("--probes", type=int, default=24)
+    parser = Parser(__doc__)
+    parser.add_argument("--samples", type=whole, default=2400, help="ODE solves of each case")
+    parser.add_argument("--probes", type=whole, default=24)
     args = parser.parse_args()
     start, rows = time.perf_counter(), []
     for path in ("variance_preserving", "straight"):
@@ -167,4 +167,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -9,13 +9,14 @@ the time is theirs. The global batch is the same in all rows. The efficiency com
 device, or, with --real, `step s` with an n-th of that of one.
 """
 
-import argparse
 import os
 import subprocess
 import sys
 import time
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
+
+from script import Parser, run, whole, wholes
 
 MEMORY = ("state MB", "argument MB", "temp MB")
 COLUMNS = ("devices", "fsdp", *MEMORY, "compile s", "step s", "CPU s", "efficiency")
@@ -78,13 +79,13 @@ def measure(args, num_devices: int, fsdp: int) -> tuple[str, ...]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--channels", type=int, default=64)
-    parser.add_argument("--blocks", type=int, default=4)
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--size", type=int, default=32)
-    parser.add_argument("--devices", default="1,2,4,8")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser = Parser(__doc__)
+    parser.add_argument("--channels", type=whole, default=64)
+    parser.add_argument("--blocks", type=whole, default=4)
+    parser.add_argument("--batch", type=whole, default=8)
+    parser.add_argument("--size", type=whole, default=32)
+    parser.add_argument("--devices", type=wholes, default="1,2,4,8")
+    parser.add_argument("--repeats", type=whole, default=3)
     parser.add_argument("--real", action="store_true")
     parser.add_argument("--row", help="DEVICES,FSDP: in this process")
     args = parser.parse_args()
@@ -99,7 +100,7 @@ def main() -> None:
     )
     print(" ".join(f"{name:>11}" for name in COLUMNS))
     first = None
-    for num_devices in map(int, args.devices.split(",")):
+    for num_devices in args.devices:
         for fsdp in (1, num_devices) if num_devices > 1 else (1,):
             environment = dict(os.environ)
             if not args.real:
@@ -111,8 +112,10 @@ def main() -> None:
                 env=environment,
                 stdout=subprocess.PIPE,
                 text=True,
-                check=True,
+                check=False,
             )
+            if done.returncode:
+                sys.exit(done.returncode)  # that process has said why
             row = done.stdout.split()
             seconds = float(row[-2 if args.real else -1])
             first = seconds if first is None else first
@@ -123,4 +126,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -10,7 +10,6 @@ again. Printed and written as `systems.txt`: bits/dim by variational bound and O
 system compares it with the others.
 """
 
-import argparse
 import os
 import pathlib
 import runpy
@@ -19,6 +18,8 @@ import sys
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+
+import script
 
 from jvdm.core.tables import table
 from jvdm.reporting.record_tables import row
@@ -38,7 +39,7 @@ def run(mode: str, argument: str, workdir: pathlib.Path, *flags: str) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
+    parser = script.Parser(__doc__)
     parser.add_argument("--folder", type=pathlib.Path, required=True)
     parser.add_argument("--npz", default="")
     parser.add_argument("--systems", default=",".join(SYSTEMS))
@@ -72,4 +73,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    script.run(main)

@@ -1,10 +1,11 @@
 """Compile time, step time, FLOP/s and memory of one training step of the VDM U-Net.
 
-    python benchmarks/train_step.py [--channels=128] [--batch=4] [--depths=4,16,32] [--repeats=3]
+    python benchmarks/train_step.py [--channels=128] [--batch=4] [--size=32] [--dropout=0.1] [--repeats=3]
+        [--depths=4,16,32] [--dtypes=float32,bfloat16] [--remats=none,elementwise,full]
 
-Prints one row per depth and choice of rematerialisation, in float32 and bfloat16, on whatever device jax
-finds. FLOPs are those of the convolutions, forward and backward, and are not counted again where
-rematerialisation repeats them.
+Prints one row per depth, dtype and choice of rematerialisation, 18 by default, on whatever device jax finds.
+FLOPs are those of the convolutions, forward and backward, and are not counted again where rematerialisation
+repeats them.
 """
 
 import os
@@ -13,7 +14,6 @@ import time
 from typing import NamedTuple
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), ".."))
-sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 
 import jax
 import numpy as np

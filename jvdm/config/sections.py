@@ -112,15 +112,17 @@ class Training:
 
     batch_size: int = option(128, help="over all devices")
     # How a batch is cut and where it is computed changes rounding only.
-    microbatches: int = option(1, low=1, free_on_resume=True, help="into which a device's part is cut")
+    microbatches: int = option(1, low=1, free_on_resume=True, help="parts of each device's part of a batch")
     fsdp: int = option(
         1,
         low=1,
         free_on_resume=True,
         help="over how many devices parameters, averages and optimizer state are split",
     )
-    num_steps: int = option(10_000_000, free_on_resume=True)
-    steps_per_dispatch: int = option(1, low=1)
+    num_steps: int = option(
+        10_000_000, free_on_resume=True, help="of training; a multiple of steps_per_dispatch"
+    )
+    steps_per_dispatch: int = option(1, low=1, help="in one call; divides num_steps and every interval")
     objective: str = option("bound", choices=OBJECTIVES)
     schedule_objective: str = option(
         "bound", choices=SCHEDULE_OBJECTIVES, help="of the schedule (2107.00630, appendix I.2)"

@@ -54,7 +54,7 @@ def install() -> None:
         # If all goes well the process is gone before this returns.
         threading.Event().wait(GRACE_S)
         print(
-            f"jvdm: stopped {GRACE_S:g} s after SIGTERM, in the middle of a step; what was saved is whole",
+            f"jvdm: stopped {GRACE_S:g} s after SIGTERM, in the middle of its work; what was saved is whole",
             file=sys.stderr,
         )
         sys.stderr.flush()

@@ -41,6 +41,7 @@ def compile_step(
     Raises:
         UserError: it needs more memory than a device has; the message names settings that fit.
     """
+    log.info("compiling the training step")
     compiled = make_train_step(model, config, mesh).lower(state, batches).compile()
     memory, have, device = compiled.memory_analysis(), device_memory(), jax.local_devices()[0].device_kind
     if memory is None:

@@ -1,4 +1,4 @@
-"""A script that is used wrongly says so in one line, with status 2, before it measures or installs anything."""
+"""A script that is used wrongly says so in one line, with status 2, before it measures anything."""
 
 import os
 import pathlib

@@ -161,7 +161,7 @@ def test_a_piece_that_takes_too_long():
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 143
     assert stderr.splitlines() == [
-        "jvdm: stopped 0.5 s after SIGTERM, in the middle of a step; what was saved is whole"
+        "jvdm: stopped 0.5 s after SIGTERM, in the middle of its work; what was saved is whole"
     ]
 
 
