@@ -2,7 +2,8 @@
 
 XLA for CPU runs the forward convolution at the same speed inside a loop or not. Its own derivatives,
 inside a loop, are 3 to 6 times (with respect to the input) and 70 to 110 times (with respect to the kernel)
-slower than that, because they become convolutions with reversed windows or windows as large as the image. Here the convolution and its derivative are a pair of bilinear primitives that is closed under
+slower than that, because they become convolutions with reversed windows or windows as large as the image.
+Here the convolution and its derivative are a pair of bilinear primitives that is closed under
 transposition. With y = conv(x, k) and w = kernel(x, dy), the kernel's cotangent:
 
     1. dx = conv(dy, k')           k' is k mirrored in space with its channels swapped
