@@ -9,7 +9,10 @@ from jax.extend import core
 
 
 def flops_of(jaxpr: Any) -> collections.Counter:
-    """FLOPs of one run, of convolutions and of matrix products; an open loop counts as one round."""
+    """FLOPs of one run on all devices, of convolutions and of matrix products.
+
+    An open loop counts as one round.
+    """
     total: collections.Counter = collections.Counter()
     for eqn in jaxpr.eqns:
         shapes = [v.aval.shape for v in (*eqn.invars, *eqn.outvars)]
@@ -36,9 +39,13 @@ def _called(eqn: Any) -> Iterator[tuple[Any, int]]:
         branches = [branch.jaxpr for branch in eqn.params["branches"]]
         yield max(branches, key=lambda branch: sum(flops_of(branch).values())), 1
         return
+    times = eqn.params.get("length", 1)
+    if eqn.primitive.name == "shard_map":  # what is inside is one device's part
+        mesh = eqn.params["mesh"]
+        times = math.prod(mesh.shape[axis] for axis in eqn.params["newly_manual_axes"])
     for value in eqn.params.values():
         for each in value if isinstance(value, tuple | list) else (value,):
             if isinstance(each, core.Jaxpr):
-                yield each, eqn.params.get("length", 1)
+                yield each, times
             elif isinstance(each, core.ClosedJaxpr):
-                yield each.jaxpr, eqn.params.get("length", 1)
+                yield each.jaxpr, times

@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 from jvdm import config as config_lib
 from jvdm import model as model_lib
 from jvdm.core import sharding
-from jvdm.core.keys import fold_in_each
+from jvdm.core.keys import indexed
 from jvdm.core.precision import full_precision
 from jvdm.core.records import Batch, Context
 from jvdm.core.shapes import sum_example
@@ -195,7 +195,7 @@ def _small() -> Small:
     model = dataclasses.replace(model, network=SmallNetwork(), evaluating=True)
     params = jax.device_get(jax.jit(model.init)(jax.random.key(0)))
     levels = np.random.default_rng(7).integers(0, LEVELS, (IMAGES, *SHAPE), dtype=np.uint8)
-    return Small(model, params, levels, fold_in_each(jax.random.key(1), jnp.arange(IMAGES)))
+    return Small(model, params, levels, indexed(jax.random.key(1), jnp.arange(IMAGES)))
 
 
 def small_vlb() -> float:

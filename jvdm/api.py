@@ -14,7 +14,6 @@ Compiled programs are kept: the second call with the same settings compiles noth
 import dataclasses
 import json
 import pathlib
-import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -27,6 +26,7 @@ from ml_collections import ConfigDict
 
 from jvdm import config as config_lib
 from jvdm.config import overrides
+from jvdm.core import settings as settings_lib
 from jvdm.core import sharding
 from jvdm.core.errors import UserError, unknown
 from jvdm.core.keys import root_key
@@ -100,6 +100,7 @@ class LoadedModel:
         """The unit of likelihoods: "bits/dim", or "nats" of an example where the data is continuous."""
         return self.model.units
 
+    @settings_lib.pinned()
     def bits_per_dim(
         self,
         images: np.ndarray | ExampleSet,
@@ -138,16 +139,15 @@ class LoadedModel:
         if key not in self._built:
             self._built[key] = suite.build(config, self.model, self.mesh)
         # Nothing is kept of a pass that is interrupted.
-        with tempfile.TemporaryDirectory() as folder:
-            (evaluation,) = suite.evaluate(
-                config,
-                self._trained,
-                example_set,
-                self.mesh,
-                pathlib.Path(folder),
-                built=self._built[key],
-                show_progress=show_progress,
-            )
+        (evaluation,) = suite.evaluate(
+            config,
+            self._trained,
+            example_set,
+            self.mesh,
+            None,
+            built=self._built[key],
+            show_progress=show_progress,
+        )
         names, rows = evaluation.estimator.terms, evaluation.rows
         return Scores(
             values=bits_per_dim(rows, names).mean(axis=1),
@@ -156,6 +156,7 @@ class LoadedModel:
             record=evaluation.result,
         )
 
+    @settings_lib.pinned()
     def sample(
         self,
         num_images: int,
@@ -199,6 +200,7 @@ class LoadedModel:
         with Progress(num_images, label="sample", unit="image") as progress:
             return sampling(self.params, num_images, root, num_steps=num_steps, on_batch=progress.update)
 
+    @settings_lib.pinned()
     def score(
         self,
         z: Float[Array, " b *d"] | np.ndarray,
@@ -233,6 +235,7 @@ class LoadedModel:
         prediction = self._model.predict(params, z, t, self._context(latent, len(z)))
         return -prediction.eps / prediction.coefficients.sigma
 
+    @settings_lib.pinned()
     def alpha_sigma(
         self, t: Float[Array, "..."] | float, *, latents: Float[Array, "b m"] | np.ndarray | None = None
     ) -> tuple[jax.Array, jax.Array]:
@@ -248,11 +251,13 @@ class LoadedModel:
         c = self._model.at(self.params, t, context)
         return c.alpha, c.sigma
 
+    @settings_lib.pinned()
     def encode(self, images: np.ndarray) -> jax.Array:
         """[N, *data_shape] data in the space of the diffusion; of discrete data, the centres of the cells."""
         x = self._example_set(images).images
         return self.model.encode(jnp.asarray(x))
 
+    @settings_lib.pinned()
     def latents(self, images: np.ndarray | ExampleSet, *, seed: int | None = None) -> np.ndarray:
         """A sample of q(c | x) for every image, [N, m], which `sample(..., latents=...)` takes.
 
@@ -353,6 +358,7 @@ class LoadedModel:
         return Context(latent=latent)
 
 
+@settings_lib.pinned()
 def load(
     path: str | pathlib.Path,
     *,

@@ -4,6 +4,7 @@ import contextlib
 import inspect
 import logging
 import os
+import signal
 import sys
 import textwrap
 import warnings
@@ -234,12 +235,8 @@ def _left_by_orbax(error) -> bool:
 
 
 @contextlib.contextmanager
-def errors_in_one_line(mode: str) -> Iterator[None]:
-    """End the process with one line if the block is stopped, or fails in a way that the user can fix.
-
-    Args:
-        mode: of the command.
-    """
+def errors_in_one_line() -> Iterator[None]:
+    """End the process with one line if the block is stopped, or fails in a way that the user can fix."""
     from jvdm.core import preemption
 
     try:
@@ -247,10 +244,12 @@ def errors_in_one_line(mode: str) -> Iterator[None]:
     except UserError as error:
         _fail_of_several(error)
     except preemption.Preempted:
-        print("jvdm: stopped by SIGTERM; the same command continues from where it stopped", file=sys.stderr)
-        sys.exit(preemption.EXIT_STATUS)
+        by = preemption.cause()
+        print(f"jvdm: stopped by {by}; the same command continues from where it stopped", file=sys.stderr)
+        sys.exit(preemption.status())
     except KeyboardInterrupt:
-        fail("interrupted" + "; the same command resumes at the last checkpoint" * (mode == "train"))
+        print("jvdm: interrupted", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
     except MemoryError:
         _fail_of_several(f"out of memory: {LESS_MEMORY}")
     except RuntimeError as error:

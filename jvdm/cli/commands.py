@@ -4,6 +4,7 @@ import dataclasses
 import logging
 import math
 import pathlib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -117,11 +118,13 @@ def score(request: Request) -> None:
     def report(evaluation: suite.Evaluation, record_path: pathlib.Path) -> None:
         result, table_path = evaluation.result, record_path.with_suffix(".csv")
         text = suite.csv_text(evaluation, example_set)
-        write_atomically(table_path, lambda file: file.write(text.encode()))
+        # Names of files may be any bytes.
+        write_atomically(table_path, lambda file: file.write(text.encode(errors="surrogateescape")))
         print(f"mean    {result.text()} {result.units} by {result.description}")
         print(f"scores  {table_path}")
 
-    prefix = f"{example_set.name}_{example_set.split}_".replace("/", "_").replace(":", "_")
+    # A file's name has 255 bytes; what is cut off is told apart by the digest at its end.
+    prefix = re.sub(r"[^\w.-]", "_", f"{example_set.name}_{example_set.split}")[:80] + "_"
     done = _evaluate(config, trained, example_set, mesh, workdir.scores, report, prefix=prefix)
     _discard_chunks(done)
 
@@ -167,7 +170,8 @@ def _evaluate(
 
 def _discard_chunks(done: Mapping[pathlib.Path, suite.Evaluation]) -> None:
     for evaluation in done.values():
-        evaluation.store.discard()
+        if evaluation.store is not None:
+            evaluation.store.discard()
 
 
 def _plot_density(
@@ -198,7 +202,7 @@ def _plot_loss(evaluation: suite.Evaluation, workdir: Workdir) -> None:
 
 
 def sample(request: Request) -> None:
-    """--mode=sample: `samples_<N>x<H>x<W>x<C>.npz` and a grid as PNG."""
+    """--mode=sample: `samples_<N>x<H>x<W>x<C>_<step, seed and digest>.npz` and a grid as PNG."""
     config, workdir = request.config, request.workdir
     mesh = sharding.make_mesh()
     trained = _load(request, mesh)
@@ -218,10 +222,13 @@ def sample(request: Request) -> None:
         latents=latents,
     )
     depends_on = _samples_depend_on(config, trained, latents)
-    store = passes.Store(workdir.samples / f"step{trained.step}.partial", depends_on)
-    with Progress(
-        config.sample.num_images, label="sample", unit="image", shown=processes.is_main()
-    ) as progress:
+    store = passes.Store(workdir.samples, f"step{trained.step}_seed{config.seed}", depends_on)
+    with (
+        store.held(),
+        Progress(
+            config.sample.num_images, label="sample", unit="image", shown=processes.is_main()
+        ) as progress,
+    ):
         images, log_likelihood, latents = sampling(
             trained.params,
             config.sample.num_images,
@@ -231,13 +238,13 @@ def sample(request: Request) -> None:
             store=store,
         )
     if processes.is_main():
-        path = workdir.samples / f"samples_{'x'.join(map(str, images.shape))}.npz"
+        path = workdir.samples / f"samples_{'x'.join(map(str, images.shape))}_{store.name}.npz"
         more = {} if log_likelihood is None else {"log_likelihood": log_likelihood}
         image_lib.write_npz(path, images, **more)
         store.discard()
         print(f"samples {path}")
         if latents is not None:
-            path_latents = workdir.samples / f"latents_{'x'.join(map(str, latents.shape))}.npz"
+            path_latents = workdir.samples / f"latents_{'x'.join(map(str, latents.shape))}_{store.name}.npz"
             write_arrays(path_latents, latents)
             print(f"latents {path_latents}")
         levels = trained.model.num_levels
@@ -257,9 +264,9 @@ def _samples_depend_on(config: Config, trained: Trained, latents: np.ndarray | N
     kept = {"model": config_lib.model_fields(config), "sample": section, "seed": config.seed}
     kept["prior"] = config.model.prior
     weights = record.weights_hash(trained.params)
-    versions = record.environment()["versions"]
+    environment = {name: record.environment()[name] for name in ("versions", "settings", "random_numbers")}
     given = record.weights_hash(latents)
-    return {**kept, "step": trained.step, "weights": weights, "latents": given, "versions": versions}
+    return {**kept, "step": trained.step, "weights": weights, "latents": given, **environment}
 
 
 def _plot_trajectories(config: Config, trained: Trained, workdir: Workdir) -> None:
@@ -295,7 +302,7 @@ def import_(request: Request) -> None:
     if restoring.steps_in(workdir.checkpoints):
         raise UserError(f"--workdir={workdir.path} holds checkpoints already; give another")
     target = checkpoints.Checkpoints(workdir.checkpoints)
-    state = jax.jit(lambda key: init_state(model, config, key))(jax.random.key(config.seed))
+    state = jax.jit(lambda key: init_state(model, config, key))(root_key(config.seed, "training"))
     # A fresh optimizer that has the imported step count: the warm-up is over.
     opt_state = optax.tree_utils.tree_set(state.opt_state, count=jax.numpy.int32(imported.step))
     state = dataclasses.replace(

@@ -5,7 +5,7 @@ import sys
 
 from absl import app, flags
 
-from jvdm.cli import command_line, config_file
+from jvdm.cli import command_line, config_file, streams
 from jvdm.core.errors import UserError
 
 command_line.define_flags()
@@ -13,6 +13,7 @@ command_line.define_flags()
 
 def run() -> None:
     """Run the command that sys.argv holds, and exit; the entry point of `jvdm` and of main.py."""
+    streams.guard()
     app.run(main, flags_parser=command_line.parse)
 
 
@@ -20,18 +21,19 @@ def main(argv: list[str]) -> None:
     """Run the mode of the flags, which are parsed; a mistake ends the process with one line."""
     del argv
     # Here, so that a mistake in the flags is reported without importing jax.
-    from jvdm.core import host_memory, preemption, processes
+    from jvdm.core import host_memory, preemption, processes, settings
 
     values = flags.FLAGS
     given, _ = config_file.argument(sys.argv)
     command_line.configure_logging()
-    with command_line.errors_in_one_line(values.mode):
+    with command_line.errors_in_one_line():
         processes.initialize(
             values.distributed,
             coordinator=values.coordinator,
             num_processes=values.num_processes,
             process_id=values.process_id,
         )
+        settings.pin()
         host_memory.keep()
         preemption.install()
         run_mode(values, given)

@@ -105,11 +105,11 @@ class Draws(NamedTuple):
     """All random numbers of one evaluation of the bound.
 
     Attributes:
-        u: [b] numbers in [0, 1) from which times are made.
+        u: [b] numbers in (0, 1) from which times are made.
         eps: [b, *data_shape] noise at time t.
         eps_0: [b, *data_shape] noise at time 0, for the reconstruction term.
         probe: [b, *data_shape] of -1 and 1, for the second-order loss; None where that is not wanted.
-        u_data: [b, *data_shape] numbers in [0, 1) that dequantize the data of score matching; None elsewhere.
+        u_data: [b, *data_shape] numbers in (0, 1) that dequantize the data of score matching; None elsewhere.
         latent, other_latent: [b, ...] of two samples of a latent (`diffusion.latents`); None without one.
         step: of training, for what is annealed; None in evaluation.
     """

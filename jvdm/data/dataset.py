@@ -113,6 +113,11 @@ def check_images(images: np.ndarray, split: str, num_levels: int, where: str) ->
             f"{where}: the {split} images have shape {list(images.shape)}; it must be [N, H, W, C], "
             "with C = 1 for grayscale"
         )
+    if images.ndim == 4 and images.shape[1] in (1, 3, 4) and min(images.shape[2:]) > 4:
+        raise UserError(
+            f"{where}: the {split} images have shape {list(images.shape)}, which looks like [N, C, H, W]; it "
+            "must be [N, H, W, C]: numpy.moveaxis(images, 1, -1)"
+        )
     check_values(images, split, num_levels, where, what="images")
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from jvdm.core.errors import UserError
-from jvdm.data import local
+from jvdm.data import image_folder, local
 from jvdm.data.dataset import (
     Dataset,
     check_conditioning,
@@ -108,7 +108,7 @@ def load_examples(source: str, split: str, *, num_levels: int, data_dir: str = "
             images=images,
         )
     if kind == "folder":
-        images, names, whole = local.read_folder_split(path, split)
+        images, names, whole = image_folder.read_folder_split(path, split)
         check_images(images, split, levels, path)
         return ExampleSet(
             name=f"folder:{Path(path).expanduser().resolve().name}",

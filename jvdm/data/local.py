@@ -1,4 +1,4 @@
-"""Local images: the bundled digits, an .npz file, a folder of image files."""
+"""Local images: the bundled digits, an .npz file. `image_folder` has folders of image files."""
 
 import zipfile
 import zlib
@@ -12,8 +12,6 @@ from jvdm.data.dataset import Dataset, check_dataset, check_images
 
 DIGITS_LEVELS = 17
 DIGITS_TEST = 297
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".pgm", ".ppm")
-_CHANNELS = {"L": 1, "RGB": 3}
 
 
 def load_digits() -> Dataset:
@@ -114,86 +112,3 @@ def _read_npz(path: str, choose: Callable[[list[str]], list[str]]) -> dict[str, 
             f"{file} cannot be read ({one_line(error)}); it must hold plain uint8 arrays, train_images "
             "and test_images"
         ) from error
-
-
-def load_folder(path: str, *, num_levels: int) -> Dataset:
-    """The image files under `train/` and `test/` of a folder, sorted by name; subfolders count too.
-
-    All of them have one size and one number of channels: grayscale gives C = 1, RGB gives C = 3.
-
-    Raises:
-        UserError: no such folder or subfolder, no images, or a file that cannot be read or differs.
-    """
-    folder = _folder(path)
-    files = {split: _image_files(folder, split) for split in ("train", "test")}
-    images = {split: _read_all(files[split], files["train"][0]) for split in ("train", "test")}
-    dataset = Dataset(
-        name=f"folder:{folder.resolve().name}",
-        version="-",
-        num_levels=num_levels,
-        train=images["train"],
-        test=images["test"],
-    )
-    return check_dataset(dataset, str(folder), check_images)
-
-
-def read_folder_split(path: str, split: str) -> tuple[np.ndarray, tuple[str, ...], bool]:
-    """(images, names, whether they are the whole folder) under `<split>/`, or anywhere if there is none.
-
-    Raises:
-        UserError: no such folder, no images, or a file that cannot be read or differs.
-    """
-    folder = _folder(path)
-    whole = not (folder / split).is_dir()
-    files = _image_files(folder, "." if whole else split)
-    base = folder if whole else folder / split
-    return _read_all(files, files[0]), tuple(file.relative_to(base).as_posix() for file in files), whole
-
-
-def _folder(path: str) -> Path:
-    folder = Path(path).expanduser()
-    if not folder.is_dir():
-        raise UserError(f"no folder {str(folder)!r}: folder:DIR needs a folder with train/ and test/")
-    return folder
-
-
-def _image_files(folder: Path, split: str) -> list[Path]:
-    if not (folder / split).is_dir():
-        raise UserError(f"{folder} has no folder {split}/; the images must be in train/ and test/")
-    files = [f for f in (folder / split).rglob("*") if f.suffix.lower() in IMAGE_SUFFIXES and f.is_file()]
-    if not files:
-        raise UserError(f"{folder / split} holds no images ({', '.join(IMAGE_SUFFIXES)})")
-    return sorted(files, key=lambda file: file.relative_to(folder).as_posix())
-
-
-def _read_all(files: list[Path], model: Path) -> np.ndarray:
-    """The images of all files, which must have the shape and mode of `model`."""
-    shape = _open_image(model).shape
-    images = np.empty((len(files), *shape), np.uint8)
-    for position, file in enumerate(files):
-        image = _open_image(file)
-        if image.shape != shape:
-            raise UserError(
-                f"{file} is {_size(image.shape)} and {model} is {_size(shape)}; all images must be alike"
-            )
-        images[position] = image
-    return images
-
-
-def _open_image(file: Path) -> np.ndarray:
-    from PIL import Image
-
-    try:
-        with Image.open(file) as image:
-            mode = image.mode
-            values = np.asarray(image) if mode in _CHANNELS else None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UserError(f"{file} is not a readable image ({one_line(error)})") from error
-    if values is None:
-        raise UserError(f"{file} has the pixel format {mode}; it must be 8-bit grayscale (L) or RGB")
-    return values.reshape(*values.shape[:2], _CHANNELS[mode])
-
-
-def _size(shape: tuple[int, ...]) -> str:
-    height, width, channels = shape
-    return f"{height}x{width} with {channels} channel{'s' if channels > 1 else ''}"

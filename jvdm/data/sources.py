@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from jvdm.core.errors import UserError, unknown
-from jvdm.data import local, swissroll
+from jvdm.data import image_folder, local, swissroll
 from jvdm.data.dataset import Dataset, check_dataset
 from jvdm.data.published import PUBLISHED
 
@@ -65,7 +65,7 @@ def load(source: str, *, num_levels: int = 0, data_dir: str = "") -> Dataset:
     """
     kind, path = parse(source, num_levels)
     if kind in ("npz", "folder"):
-        read = local.load_npz if kind == "npz" else local.load_folder
+        read = local.load_npz if kind == "npz" else image_folder.load_folder
         return read(path, num_levels=num_levels or 256)
     if kind == "digits":
         return local.load_digits()

@@ -28,7 +28,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jvdm.core import options
+from jvdm.core import options, random
 from jvdm.core.options import option
 from jvdm.core.records import Coefficients
 from jvdm.core.registry import Registry
@@ -116,7 +116,7 @@ class TruncatedNormal:
     ) -> Array:
         """e of one example, [*data_shape] levels; `at` without a batch axis."""
         low, high = self.bounds(levels, at, num_levels, data_map)
-        return jax.random.truncated_normal(key, low, high, levels.shape)
+        return random.truncated_normal(key, "dequantization", low, high)
 
     def bounds(
         self, levels: Levels, at: Coefficients, num_levels: int, data_map: DataMap
@@ -181,7 +181,7 @@ class Variational:
         self, key: jax.Array, levels: Levels, at: Coefficients, num_levels: int, data_map: DataMap = SCALING
     ) -> Array:
         """e of one example, [*data_shape] levels."""
-        return jax.random.normal(key, levels.shape)
+        return random.normal(key, "dequantization", levels.shape)
 
     def __call__(
         self, levels: Levels, e: Data, at: Coefficients, num_levels: int, data_map: DataMap = SCALING
@@ -201,7 +201,7 @@ def uniform(levels: Levels, u: Data, alpha: Scale, num_levels: int, data_map: Da
 
     Args:
         levels: [b, *data_shape] data.
-        u: [b, *data_shape] in [0, 1).
+        u: [b, *data_shape] in (0, 1).
         alpha: at the start, broadcastable to them.
         num_levels: K of the data.
         data_map: that encodes.
@@ -231,12 +231,12 @@ class UniformDequantization:
         self, key: jax.Array, levels: Levels, at: Coefficients, num_levels: int, data_map: DataMap = SCALING
     ) -> Array:
         """u of one example, [*data_shape] levels."""
-        return jax.random.uniform(key, levels.shape)
+        return random.uniform(key, "dequantization", levels.shape)
 
     def __call__(
         self, levels: Levels, u: Data, at: Coefficients, num_levels: int, data_map: DataMap = SCALING
     ) -> Dequantized:
-        """z and its density; `u` in [0, 1), other arguments as in `TruncatedNormal`."""
+        """z and its density; `u` in (0, 1), other arguments as in `TruncatedNormal`."""
         return uniform(levels, u, at.alpha, num_levels, data_map)
 
 
@@ -248,7 +248,7 @@ class UniformReleased(UniformDequantization):
     def __call__(
         self, levels: Levels, u: Data, at: Coefficients, num_levels: int, data_map: DataMap = SCALING
     ) -> Dequantized:
-        """z and its density; `u` in [0, 1), other arguments as in `TruncatedNormal`."""
+        """z and its density; `u` in (0, 1), other arguments as in `TruncatedNormal`."""
         return uniform(levels, u, jnp.ones_like(at.alpha), num_levels, data_map)
 
 

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jvdm.core import options
+from jvdm.core import options, random
 from jvdm.core.options import option
 from jvdm.core.registry import Registry
 
@@ -67,8 +67,8 @@ class Trace(Protocol):
 TRACES = Registry("trace", Trace)
 
 PROBES = {
-    "rademacher": lambda key, shape: jax.random.rademacher(key, shape, jnp.float32),
-    "gaussian": lambda key, shape: jax.random.normal(key, shape),
+    "rademacher": lambda key, shape: random.rademacher(key, "probes", shape),
+    "gaussian": lambda key, shape: random.normal(key, "probes", shape),
 }
 
 

@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jvdm.core import random
 from jvdm.core.options import option
 from jvdm.diffusion import subsets
 from jvdm.diffusion.latents import (
@@ -64,11 +65,11 @@ NUM_GAMMA, SUM_TEMPERATURE = 10, 10.0  # of the released code: terms of the sum,
 
 
 def _draw_gumbel(key: jax.Array, m: int, k: int) -> Array:
-    return jax.random.gumbel(key, (m,))
+    return random.gumbel(key, "latent", (m,))
 
 
 def _draw_gamma(key: jax.Array, m: int, k: int) -> Array:
-    return jax.random.gamma(key, 1.0 / k, (NUM_GAMMA, m))
+    return random.gamma(key, "latent", 1.0 / k, (NUM_GAMMA, m))
 
 
 def _sum_of_gamma(w: Float[Array, "b i m"], k: int, scales: Float[Array, " i"]) -> Value:

@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jvdm.core import options
+from jvdm.core import options, random
 from jvdm.core.options import option
 from jvdm.core.registry import Registry
 from jvdm.diffusion import subsets
@@ -178,11 +178,11 @@ class Gaussian:
 
     def draw(self, key: jax.Array) -> Array:
         """As `Latent.draw`."""
-        return jax.random.normal(key, (self.size,))
+        return random.normal(key, "latent", (self.size,))
 
     def prior(self, key: jax.Array) -> Array:
         """As `Latent.prior`."""
-        return jax.random.normal(key, (self.size,))
+        return random.normal(key, "latent_prior", (self.size,))
 
     def sample(self, logits: Logits, noise: Noise, step: jax.Array | None = None) -> LatentSample:
         """c and its charge.
@@ -235,11 +235,11 @@ class Gumbel:
 
     def draw(self, key: jax.Array) -> Array:
         """As `Latent.draw`."""
-        return jax.random.gumbel(key, (self.size,))
+        return random.gumbel(key, "latent", (self.size,))
 
     def prior(self, key: jax.Array) -> Array:
         """As `Latent.prior`."""
-        return jax.nn.one_hot(jax.random.randint(key, (), 0, self.size), self.size)
+        return jax.nn.one_hot(random.index_below(key, "latent_prior", self.size), self.size)
 
     def temperature(self, step: jax.Array | None) -> Array:
         """tau of (2)."""
@@ -297,7 +297,8 @@ class SubsetLatent:
 
     def prior(self, key: jax.Array) -> Array:
         """As `Latent.prior`."""
-        return subsets.sample(jax.random.uniform(key, (self.size,)), jnp.zeros(self.size), self.k)
+        uniforms = random.uniform(key, "latent_prior", (self.size,))
+        return subsets.sample(uniforms, jnp.zeros(self.size), self.k)
 
     def mode(self, logits: Logits) -> Value:
         """As `Latent.mode`."""
@@ -324,7 +325,7 @@ class KSubset(SubsetLatent):
 
     def draw(self, key: jax.Array) -> Array:
         """As `Latent.draw`."""
-        return jax.random.uniform(key, (self.size,))
+        return random.uniform(key, "latent", (self.size,))
 
     def sample(self, logits: Logits, noise: Noise, step: jax.Array | None = None) -> LatentSample:
         """As `Latent.sample`."""

@@ -23,6 +23,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from jvdm.core import random
+from jvdm.core.keys import indexed, named
 from jvdm.core.records import Coefficients, Context
 from jvdm.core.registry import Registry
 from jvdm.diffusion import likelihood, losses
@@ -250,16 +252,19 @@ def sample(
     """
     if every and num_steps % every:
         raise ValueError(f"every {every} does not divide the number of steps, {num_steps}")
-    draw = jax.vmap(lambda key, i: jax.random.normal(jax.random.fold_in(key, i), shape), in_axes=(0, None))
     b = keys.shape[0]
+
+    def noise(i):
+        keys_of_step = indexed(named(keys, "steps"), i)
+        return jax.vmap(lambda key: random.normal(key, "noise", shape))(keys_of_step)
 
     def body(i, z):
         t = jnp.full(b, (num_steps - i) / num_steps, jnp.float32)
         s = jnp.full(b, (num_steps - i - 1) / num_steps, jnp.float32)
         where = Step(process, params, process.at(params, s, context), 1.0 / num_steps, data_range, context)
-        return sampler.step(predict(z, t), z, draw(keys, i), where)
+        return sampler.step(predict(z, t), z, noise(i), where)
 
-    start = process.prior(params).sample(draw(keys, num_steps))
+    start = process.prior(params).sample(jax.vmap(lambda key: random.normal(key, "z_1", shape))(keys))
     if not every:
         return jax.lax.fori_loop(0, num_steps, body, start)
 
@@ -301,12 +306,11 @@ def flow(
     field = likelihood.batched_field(drift, trace)
 
     def one(key, context):
-        k_noise, k_probe = jax.random.split(key)
-        z_1 = prior.sample(jax.random.normal(k_noise, shape))
+        z_1 = prior.sample(random.normal(key, "z_1", shape))
         if trace is None:
             solution = solver(field(shared, context, jnp.zeros(0)), z_1, 1.0, 0.0)
             return Flow(solution.state, None, solution.ok)
-        probes = trace.draw(k_probe, shape)
+        probes = trace.draw(key, shape)
         solution = solver(field(shared, context, probes), (z_1, jnp.zeros(len(probes))), 1.0, 0.0)
         z_0, integral = solution.state
         # The integral runs from 1 to 0.
@@ -337,4 +341,5 @@ def sampled_levels(
         [b, *data_shape] uint8, 0..K-1.
     """
     logits = losses.decoder_logits(z_0, alpha_0, gamma_0, num_levels, data_map)
-    return jax.vmap(jax.random.categorical)(keys, logits).astype(jnp.uint8)
+    draw = jax.vmap(lambda key, logits: random.categorical(key, "pixels", logits))
+    return draw(keys, logits).astype(jnp.uint8)

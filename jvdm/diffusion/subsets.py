@@ -151,7 +151,7 @@ def sample(uniforms: Float[Array, "... m"], theta: Logits, k: int) -> Subset:
     """An exact sample (5).
 
     Args:
-        uniforms: [..., m] independent numbers in [0, 1), on which the sample depends alone.
+        uniforms: [..., m] independent numbers in (0, 1), on which the sample depends alone.
         theta: [..., m] log weights.
         k: the size of the subsets.
 

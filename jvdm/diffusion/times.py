@@ -1,6 +1,6 @@
 """The times of the diffusion loss: how the numbers u of a batch are drawn, and which times t they become.
 
-Samplers give u in [0, 1):
+Samplers give u in (0, 1):
 
     1. uniform:     independent u_i
     2. stratified:  u_i = (u_0 + i / n) mod 1, one draw u_0 for the whole (global) batch
@@ -32,7 +32,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jvdm.core import options
+from jvdm.core import options, random
 from jvdm.core.options import option
 from jvdm.core.registry import Registry
 from jvdm.core.shapes import lead
@@ -53,7 +53,7 @@ class TimeSampler(Protocol):
     """How the numbers u of a batch are drawn, a frozen dataclass."""
 
     def __call__(self, key: jax.Array, n: int) -> Float[Array, " n"]:
-        """Numbers in [0, 1), each of them uniform by itself.
+        """Numbers in (0, 1), each of them uniform by itself.
 
         Args:
             key: of random numbers.
@@ -84,7 +84,7 @@ class TimeDensity(Protocol):
         """Times, and what the loss at each of them is multiplied by.
 
         Args:
-            u: uniform in [0, 1), of any shape.
+            u: uniform in (0, 1), of any shape.
             schedule: one of `jvdm.diffusion.schedules`.
             path: one of `jvdm.diffusion.paths`.
         """
@@ -96,30 +96,35 @@ TIME_DENSITIES = Registry("time density", TimeDensity)
 
 
 def stratify(u_0: Float[Array, "..."], n: int) -> Float[Array, "... n"]:
-    """n evenly spaced points of [0, 1), rotated by u_0.
+    """n evenly spaced points of (0, 1), rotated by u_0.
 
     Args:
-        u_0: [...] in [0, 1).
+        u_0: [...] in (0, 1).
         n: how many points.
 
     Returns:
-        [..., n] in [0, 1).
+        [..., n] in (0, 1).
     """
     points = lead(jnp.arange(n, dtype=u_0.dtype) / n, u_0.ndim + 1)
-    return jnp.mod(u_0[..., None] + points, 1.0)
+    return _inside(jnp.mod(u_0[..., None] + points, 1.0))
+
+
+def _inside(u: Times) -> Times:
+    """Numbers of [0, 1] in (0, 1): rounding may have led to an end."""
+    return jnp.clip(u, 2.0**-24, 1.0 - 2.0**-24)
 
 
 def jittered(key: jax.Array, n: int) -> Float[Array, " n"]:
-    """One number drawn in each of n equal intervals of [0, 1), independently.
+    """One number drawn in each of n equal intervals of (0, 1), independently.
 
     Args:
         key: of the numbers.
         n: how many.
 
     Returns:
-        [n] in [0, 1), in increasing order.
+        [n] in (0, 1), in increasing order.
     """
-    return (jnp.arange(n, dtype=jnp.float32) + jax.random.uniform(key, (n,))) / n
+    return _inside((jnp.arange(n, dtype=jnp.float32) + random.uniform(key, "times", (n,))) / n)
 
 
 @TIME_SAMPLERS.register("uniform")
@@ -129,7 +134,7 @@ class Uniform:
 
     def __call__(self, key: jax.Array, n: int) -> Float[Array, " n"]:
         """As `TimeSampler.__call__`."""
-        return jax.random.uniform(key, (n,))
+        return random.uniform(key, "times", (n,))
 
 
 @TIME_SAMPLERS.register("stratified")
@@ -139,7 +144,7 @@ class Stratified:
 
     def __call__(self, key: jax.Array, n: int) -> Float[Array, " n"]:
         """As `TimeSampler.__call__`."""
-        return stratify(jax.random.uniform(key, ()), n)
+        return stratify(random.uniform(key, "times", ()), n)
 
 
 @TIME_DENSITIES.register("uniform")
@@ -167,7 +172,7 @@ class Importance:
         """Times (4).
 
         Args:
-            u: uniform in [0, 1).
+            u: uniform in (0, 1).
             schedule: linear in t.
             path: one of `jvdm.diffusion.paths` that has a cumulative of alpha^2.
         """

@@ -204,7 +204,7 @@ def dequantize(levels: Levels, u: Data, num_levels: int, data_map: DataMap = SCA
 
     Args:
         levels: of any shape.
-        u: uniform numbers in [0, 1), of the same shape.
+        u: uniform numbers in (0, 1), of the same shape.
         num_levels: K.
         data_map: from cells to the space of the diffusion.
 

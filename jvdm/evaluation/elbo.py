@@ -16,7 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from jvdm.core import random
 from jvdm.core.errors import UserError, unknown
+from jvdm.core.keys import named
 from jvdm.core.records import Coefficients
 from jvdm.core.registry import Config
 from jvdm.core.shapes import mean_example
@@ -38,17 +40,12 @@ def _continuous(model: Model, images: jax.Array, keys: jax.Array, alpha: jax.Arr
     """alpha y and log q of uniformly dequantized images, or of continuous data."""
     if not model.num_levels:
         return dequantization.continuous(images, alpha)
-    u = jax.vmap(lambda key: jax.random.uniform(key, model.data_shape))(keys)
+    u = jax.vmap(lambda key: random.uniform(key, "dequantization", model.data_shape))(keys)
     return dequantization.uniform(images, u, alpha, model.num_levels, model.data_map)
 
 
-def _normal(model: Model, keys: jax.Array) -> jax.Array:
-    return jax.vmap(lambda key: jax.random.normal(key, model.data_shape))(keys)
-
-
-def _split(keys: jax.Array, n: int) -> jax.Array:
-    """[n, b] keys."""
-    return jnp.moveaxis(jax.vmap(lambda key: jax.random.split(key, n))(keys), 1, 0)
+def _normal(model: Model, keys: jax.Array, purpose: str) -> jax.Array:
+    return jax.vmap(lambda key: random.normal(key, purpose, model.data_shape))(keys)
 
 
 @dataclasses.dataclass(eq=False)
@@ -118,7 +115,7 @@ class _ScoreBound(abc.ABC):
 
     def rows(self, params: Params, examples: Examples, key: jax.Array, *, first: int = 0) -> Iterator[Rows]:
         """As `VLB.rows`."""
-        return self._pass(params, examples, key, first)
+        return self._pass(params, examples, named(key, self.name), first)
 
     def settings(self) -> dict[str, Any]:
         """The section of the config."""
@@ -138,17 +135,15 @@ class RandomSliceELBO(_ScoreBound):
         trace, log_prior = TRACES.build(config.trace), score_bounds.PRIORS[config.prior]
 
         def bound(images, u, keys, coefficients, eps_hat_at, prior):
-            k_data, k_eps, k_eps_1, k_probe = _split(keys, 4)
-            # Not 0, to which u may be rounded: there may be no noise at all.
-            t = jnp.maximum(u, 2.0**-24)
+            t = u
             at_s, at_t, at_1 = (coefficients(a) for a in (jnp.zeros_like(t), t, jnp.ones_like(t)))
-            data = _continuous(model, images, k_data, at_s.alpha)
-            probes = jnp.moveaxis(jax.vmap(lambda key: trace.draw(key, model.data_shape))(k_probe), 1, 0)
+            data = _continuous(model, images, keys, at_s.alpha)
+            probes = jnp.moveaxis(jax.vmap(lambda key: trace.draw(key, model.data_shape))(keys), 1, 0)
             terms = score_bounds.random_slice(
                 eps_hat_at(t),
                 data.z,
-                eps=_normal(model, k_eps),
-                eps_1=_normal(model, k_eps_1),
+                eps=_normal(model, keys, "eps"),
+                eps_1=_normal(model, keys, "eps_1"),
                 probes=probes,
                 trace=trace,
                 span=jnp.ones_like(t),
@@ -211,7 +206,6 @@ class ScoreFlowBound(_ScoreBound):
             raise UserError("config.eval.scoreflow.importance=True needs a fixed schedule: set it to False")
 
         def bound(images, u, keys, coefficients, eps_hat_at, prior):
-            k_data, k_eps, k_eps_1, k_eps_e = _split(keys, 4)
             t_e, one = jnp.full_like(u, epsilon), jnp.ones_like(u)
             t, span = epsilon + (1.0 - epsilon) * u, (1.0 - epsilon) * one
             if importance:
@@ -219,14 +213,14 @@ class ScoreFlowBound(_ScoreBound):
                 t = jnp.clip(model.schedule.inverse(gamma_e + (gamma_1 - gamma_e) * u), epsilon, 1.0)
                 span = (gamma_1 - gamma_e) / schedules.at(model.schedule, t).dgamma_dt
             at_t, at_e, at_1 = (coefficients(a) for a in (t, t_e, one))
-            data = _continuous(model, images, k_data, jnp.ones_like(at_t.alpha))
+            data = _continuous(model, images, keys, jnp.ones_like(at_t.alpha))
             terms = score_bounds.truncated(
                 eps_hat_at(t),
                 eps_hat_at(t_e),
                 data.z,
-                eps=_normal(model, k_eps),
-                eps_1=_normal(model, k_eps_1),
-                eps_e=_normal(model, k_eps_e),
+                eps=_normal(model, keys, "eps"),
+                eps_1=_normal(model, keys, "eps_1"),
+                eps_e=_normal(model, keys, "eps_e"),
                 span=span,
                 at_t=at_t,
                 at_e=at_e,

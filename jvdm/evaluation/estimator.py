@@ -59,7 +59,11 @@ class Estimator(Protocol):
         ...
 
     def rows(self, params: Params, examples: Examples, key: jax.Array, *, first: int = 0) -> Iterator[Rows]:
-        """Rows of the images from `first` on, in chunks; image i draws from fold_in(key, i)."""
+        """Rows of the images from `first` on, in chunks.
+
+        Image i draws from the key of index i of the key named `name`: estimators of different names are
+        independent, and one of them with other settings shares draws with itself.
+        """
         ...
 
     def settings(self) -> dict[str, Any]:

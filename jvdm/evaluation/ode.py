@@ -1,6 +1,6 @@
 """The likelihood of images by the probability-flow ODE (`diffusion.likelihood`, `diffusion.dequantization`).
 
-1. Image i has its own key, fold_in(root, i). Draw j of n is a bound from K samples, each with
+1. Image i has its own key, that of its index. Draw j of n is a bound from K samples, each with
    its own dequantization noise; the probes of the trace are those of the draw, for all of its
    samples, or each sample's own. The image's number depends on nothing else: the step size is
    controlled for each image alone.
@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 
 from jvdm.core import sharding
 from jvdm.core.errors import UserError
-from jvdm.core.keys import fold_in_each
+from jvdm.core.keys import indexed, named
 from jvdm.core.precision import full_precision
 from jvdm.core.records import as_batch, take
 from jvdm.core.registry import Config
@@ -166,29 +166,23 @@ class ODE:
             return jnp.where(gamma > gamma_0, t, 0.0)
 
         def sample(params, root_key, batch, index, draw, k):
-            keys = fold_in_each(root_key, index)
-            k_noise, k_probe = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
-
-            def folded(key):
-                return jax.random.fold_in(jax.random.fold_in(key, draw), k)
-
-            latent_keys = jax.vmap(lambda key: jax.random.fold_in(folded(key), 7))(k_noise)
-            noise = None if model.latent is None else jax.vmap(model.latent.draw)(latent_keys)
+            draw_keys = indexed(named(indexed(root_key, index), "draws"), draw)
+            keys = indexed(named(draw_keys, "samples"), k)
+            noise = None if model.latent is None else jax.vmap(model.latent.draw)(keys)
             context, cost = model.encode_latent(params, batch, noise)
             start = start_of(params)
             at = model.at(params, start[None], context)
             at_one = jax.tree.map(lambda a: a[0], at)
             levels = model.num_levels
-            noise = jax.vmap(
-                lambda key, x: dequantization.draw(folded(key), x, at_one, levels, model.data_map)
-            )(k_noise, batch.x)
+            noise = jax.vmap(lambda key, x: dequantization.draw(key, x, at_one, levels, model.data_map))(
+                keys, batch.x
+            )
             dequantized = dequantization(batch.x, noise, at, levels, model.data_map)
             prior = model.prior(params)
 
             field = likelihood.batched_field(model.ode_drift, trace)
 
             def solve(z, context, key):
-                key = jax.random.fold_in(key, draw) if share_probes else folded(key)
                 probes = trace.draw(key, model.data_shape)
                 return likelihood.integrate(
                     field(params, context, probes),
@@ -199,7 +193,7 @@ class ODE:
                     solver=solver,
                 )
 
-            result = jax.vmap(solve)(dequantized.z, context, k_probe)
+            result = jax.vmap(solve)(dequantized.z, context, draw_keys if share_probes else keys)
             latent = jnp.zeros_like(result.prior) if cost is None else cost.charge
             if num_samples > 1 and cost is not None and cost.log_ratio is not None:
                 latent = cost.log_ratio
@@ -233,6 +227,7 @@ class ODE:
         Raises:
             UserError: the solver did not reach the end time for an image.
         """
+        key = named(key, self.name)
         for batch, index, real in self._batches(examples, first):
             samples = self._solve(self._sample, params, key, batch, index, self._draws, self._samples)
             samples = jax.tree.map(lambda a, real=real: a[:real], samples)
@@ -301,7 +296,7 @@ class ODE:
         Raises:
             UserError: the refined solver did not reach the end time.
         """
-        whole = as_batch(examples)
+        whole, key = as_batch(examples), named(key, self.name)
         num_images = min(num_images, len(whole.x))
         chosen = np.sort(np.random.default_rng(0).permutation(len(whole.x))[:num_images])
         finer = self.solver.finer()

@@ -6,6 +6,8 @@ A pass that was stopped goes on where it was: each chunk is a file in `<record>.
 chunk is done, and the folder belongs to one set of settings: another set starts anew.
 """
 
+import contextlib
+import hashlib
 import io
 import json
 import logging
@@ -18,7 +20,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jvdm.core import preemption, processes, sharding
+from jvdm.core import locks, preemption, processes, sharding
 from jvdm.core.errors import UserError
 from jvdm.core.files import read_arrays, write_atomically
 from jvdm.core.records import Batch, as_batch, take
@@ -73,25 +75,64 @@ class Batches:
             remaining -= self._batch_size
 
 
+def digest(settings: Any) -> str:
+    """Eight hex digits that tell JSON values apart, for a file's name."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
+
+
 class Store:
     """The chunks of an unfinished pass on disk. The first process writes, all of them read.
 
+    Passes that depend on other things have other folders, so that each may be stopped and continued whatever
+    else is computed in between.
+
     Args:
-        folder: theirs alone.
+        folder: its parent.
+        name: of the pass, to which a digest of the settings is added.
         settings: whatever the numbers depend on, as JSON values.
 
-    Raises:
-        UserError: the folder cannot be written.
+    Attributes:
+        name: with the digest.
     """
 
-    def __init__(self, folder: pathlib.Path, settings: dict[str, Any]):
-        self._folder = folder
-        text = json.dumps(settings, indent=2, sort_keys=True)
-        path = folder / "settings.json"
-        if processes.is_main() and not (path.is_file() and path.read_bytes() == text.encode()):
-            self.discard()
-            write_atomically(path, lambda file: file.write(text.encode()))
-        processes.wait_for_all("store")
+    def __init__(self, folder: pathlib.Path, name: str, settings: dict[str, Any]):
+        self.name = f"{name}_{digest(settings)}"
+        self._folder = folder / f"{self.name}.partial"
+        self._settings = json.dumps(settings, indent=2, sort_keys=True)
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        """Work on the pass inside the block, to its end or until the process is asked to stop.
+
+        Raises:
+            UserError: another process is at work on the same pass, or the folder cannot be written.
+        """
+        with contextlib.ExitStack() as stack:
+            if processes.is_main():
+                stack.enter_context(self._lock())
+                path = self._folder / "settings.json"
+                # Of a digest that is the same by chance, or damaged.
+                if not (path.is_file() and path.read_bytes() == self._settings.encode()):
+                    for chunk in self._folder.glob("*.npz"):
+                        chunk.unlink()
+                    write_atomically(path, lambda file: file.write(self._settings.encode()))
+            processes.wait_for_all("store")
+            stack.enter_context(preemption.working())
+            yield
+
+    @contextlib.contextmanager
+    def _lock(self) -> Iterator[None]:
+        with contextlib.ExitStack() as stack:
+            try:
+                purpose = "computes the same"
+                stack.enter_context(locks.exclusive(self._folder / ".lock", wait=False, purpose=purpose))
+            except locks.Busy as error:
+                raise UserError(
+                    f"{self._folder}: another process computes the same numbers; wait until it has finished"
+                ) from error
+            except OSError as error:
+                raise UserError(f"cannot write {self._folder}: {error.strerror or error}") from error
+            yield
 
     def load(self) -> list[Rows]:
         """The chunks from the first image on, up to a gap or a damaged file; the same in all processes."""

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 
 import jvdm
-from jvdm.core import formats
+from jvdm.core import formats, keys, settings
 from jvdm.core.files import write_atomically
 from jvdm.core.tables import difference_text, with_error
 from jvdm.evaluation.rows import Rows, bits_per_dim, image_errors, of_mean, standard_error
@@ -97,6 +97,8 @@ class Provenance:
         matmul_precision: of every matrix product and convolution.
         trained_dtype: of the network's trunk in training, whatever the evaluation uses.
         versions, device, num_devices: what it ran on.
+        settings: of JAX and XLA, where they are not the defaults (`jvdm.core.settings`).
+        random_numbers: the scheme of their keys (`jvdm.core.keys`).
     """
 
     dataset: str
@@ -114,6 +116,8 @@ class Provenance:
     versions: dict[str, str]
     device: str
     num_devices: int
+    settings: dict[str, str]
+    random_numbers: int
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -209,7 +213,7 @@ def weights_hash(params: Any) -> str:
 
 
 def environment() -> dict:
-    """Versions and device, as fields of a `Provenance`."""
+    """Versions, device and settings, as fields of a `Provenance`."""
     return {
         "versions": {
             "jvdm": jvdm.__version__,
@@ -221,6 +225,8 @@ def environment() -> dict:
         },
         "device": jax.devices()[0].device_kind,
         "num_devices": jax.device_count(),
+        "settings": settings.recorded(),
+        "random_numbers": keys.SCHEME,
     }
 
 

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from jvdm.core import preemption, sharding
 from jvdm.core.errors import UserError, unknown
-from jvdm.core.keys import fold_in_each
+from jvdm.core.keys import indexed
 from jvdm.core.precision import full_precision
 from jvdm.core.records import Batch, as_batch, take
 from jvdm.core.registry import Config
@@ -48,7 +48,7 @@ class Samples(NamedTuple):
 class Sampling:
     """A compiled sampler, to be called with any parameters and numbers of images and steps.
 
-    Sample i has the key fold_in(root, i): it depends neither on the batch nor on the devices.
+    Sample i has the key of its index: it depends neither on the batch nor on the devices.
 
     Args:
         model: as `for_evaluation` returns it.
@@ -118,12 +118,10 @@ class Sampling:
             )
 
         def sample(params, root_key, index, num_steps):
-            keys = fold_in_each(root_key, index)
-            k_path, k_pixels = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
-            latent_keys = fold_in_each(keys, 2)
+            keys = indexed(root_key, index)
             latent = None if latents is None else jnp.asarray(latents)[index % len(latents)]
-            context = model.prior_context(latent_keys, latent)
-            flow = (z_by_ode if is_ode else z_by_steps)(params, k_path, context, num_steps)
+            context = model.prior_context(keys, latent)
+            flow = (z_by_ode if is_ode else z_by_steps)(params, keys, context, num_steps)
             c = model.at(params, jnp.zeros(index.shape[0]), context)
             z_0 = model.decoder_scale(c.alpha) * flow.z_0
             x = z_0 / c.alpha
@@ -131,7 +129,7 @@ class Sampling:
                 images = model.data_map.inverse(x)
             elif sampled_pixels:
                 images = samplers.sampled_levels(
-                    k_pixels, z_0, c.alpha, c.gamma, model.num_levels, model.data_map
+                    keys, z_0, c.alpha, c.gamma, model.num_levels, model.data_map
                 )
             elif model.has_bound:
                 images = transforms.nearest_level(x, model.num_levels, model.data_map)
@@ -245,7 +243,7 @@ def _posterior(model: Model, params: Params, examples: Batch, key: jax.Array) ->
 
     @jax.jit
     def encode(params, batch, index):
-        keys = fold_in_each(key, index)
+        keys = indexed(key, index)
         noise = jax.vmap(model.latent.draw)(keys)
         return model.encode_latent(params, batch, noise)[0].latent
 
@@ -277,12 +275,12 @@ def trajectories(
     Returns:
         [num_steps / every + 1, num, *data_shape], from noise to data.
     """
-    context = model.prior_context(fold_in_each(key, jnp.arange(num)))
+    context = model.prior_context(indexed(key, jnp.arange(num)))
     params = jax.device_get(params)  # one process draws them, on its own device
 
     @jax.jit
     def run(params, key):
-        keys = fold_in_each(key, jnp.arange(num))
+        keys = indexed(key, jnp.arange(num))
         return samplers.sample(
             lambda z, t: model.predict(params, z, t, context),
             model.process,

@@ -1,6 +1,6 @@
 """Estimates at one random time per draw: n draws per image, with stratified times.
 
-1. Image i has its own key, fold_in(root, i), and from it n uniform numbers, one drawn in each of n
+1. Image i has its own key, that of its index, and from it n uniform numbers, one drawn in each of n
    equal intervals, and n keys of noise: its number depends on nothing else, in particular not on
    batch size or device count.
 2. Its bound is the mean of its draws. A split's bits/dim is the mean over images, with
@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 
 from jvdm.core import sharding
 from jvdm.core.errors import UserError
-from jvdm.core.keys import fold_in_each
+from jvdm.core.keys import indexed, named
 from jvdm.core.precision import full_precision
 from jvdm.core.records import Batch
 from jvdm.diffusion.times import jittered
@@ -50,13 +50,11 @@ class SlicePass:
         self._batches = Batches(mesh, batch_size, "config.eval.batch_size")
 
         def evaluate(params, root_key, batch, index):
-            image_keys = fold_in_each(root_key, index)
-            k_time, k_noise = jnp.moveaxis(jax.vmap(jax.random.split)(image_keys), 1, 0)
-            u = jax.vmap(lambda key: jittered(key, draws))(k_time)
+            image_keys = indexed(root_key, index)
+            u = jax.vmap(lambda key: jittered(key, draws))(image_keys)
 
             def draw(j):
-                keys = fold_in_each(k_noise, j)
-                return one_draw(params, batch, u[:, j], keys)
+                return one_draw(params, batch, u[:, j], indexed(named(image_keys, "draws"), j))
 
             terms, gamma = jax.lax.map(draw, jnp.arange(draws))
             return {name: term.T for name, term in {**terms, "gamma": gamma}.items()}

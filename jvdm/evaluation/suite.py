@@ -35,17 +35,17 @@ class Evaluation(NamedTuple):
 
     Attributes:
         result: the record.
-        name: of its files; different for every evaluation of a workdir.
+        name: of its files; another one for everything that the numbers depend on.
         estimator: what made them.
         rows: of every image.
-        store: the chunks on disk; to be discarded when the record is written.
+        store: the chunks on disk, to be discarded when the record is written; None if they were not kept.
     """
 
     result: Result
     name: str
     estimator: Estimator
     rows: Rows
-    store: passes.Store
+    store: passes.Store | None
 
 
 def names(config: Config) -> list[str]:
@@ -97,7 +97,7 @@ def evaluate(
     trained: Trained,
     example_set: ExampleSet,
     mesh: Mesh,
-    folder: pathlib.Path,
+    folder: pathlib.Path | None,
     *,
     built: list[Estimator] | None = None,
     show_progress: bool = True,
@@ -109,7 +109,7 @@ def evaluate(
         trained: weights and their model.
         example_set: images.
         mesh: has a `data` axis.
-        folder: where unfinished passes are kept.
+        folder: where unfinished passes are kept; None keeps nothing.
         built: by `build` from the same config; here by default.
         show_progress: on stderr.
 
@@ -121,27 +121,35 @@ def evaluate(
     key = root_key(config.seed, "eval")
     params, examples = trained.params, example_set.batch
     for estimator in built:
-        kind = estimator.file_name() + ("_standard_prior" if config.model.prior == "standard" else "")
-        name = f"{kind}_step{trained.step}_{len(example_set.images)}x{estimator.draws}_seed{config.seed}"
-        store = passes.Store(folder / f"{name}.partial", _depends_on(config, origin, estimator))
-        with (
-            Progress(len(example_set.images), label=estimator.name, unit="image")
-            if show_progress and processes.is_main()
-            else contextlib.nullcontext()
-        ) as progress:
+        name, depends_on = _name(config, origin, estimator, len(example_set.images))
+        store = None if folder is None else passes.Store(folder, name, depends_on)
+        with contextlib.ExitStack() as stack:
+            if store is not None:
+                stack.enter_context(store.held())
+            shown = show_progress and processes.is_main()
+            progress = stack.enter_context(
+                Progress(len(example_set.images), label=estimator.name, unit="image", shown=shown)
+            )
             rows = passes.run(
                 estimator,
                 params,
                 examples,
                 key,
                 quantity="bpd" if trained.model.num_levels else "nats",
-                on_chunk=lambda done, values, progress=progress: (
-                    progress.update(done, **values) if progress else None
-                ),
+                on_chunk=lambda done, values, progress=progress: progress.update(done, **values),
                 store=store,
             )
         result = estimator.result(rows, origin, params=params, examples=examples, key=key)
-        yield Evaluation(result, name, estimator, rows, store)
+        yield Evaluation(result, name if store is None else store.name, estimator, rows, store)
+
+
+def _name(
+    config: Config, origin: Provenance, estimator: Estimator, num_images: int
+) -> tuple[str, dict[str, Any]]:
+    """What is readable of the name of a pass, and what its numbers depend on."""
+    kind = estimator.file_name() + ("_standard_prior" if config.model.prior == "standard" else "")
+    name = f"{kind}_step{origin.step}_{num_images}x{estimator.draws}_seed{config.seed}"
+    return name, _depends_on(config, origin, estimator)
 
 
 def during_training(config: Config, model: Model, mesh: Mesh) -> Estimator:
@@ -155,9 +163,9 @@ def during_training(config: Config, model: Model, mesh: Mesh) -> Estimator:
 
 
 def _depends_on(config: Config, origin: Provenance, estimator: Estimator) -> dict[str, Any]:
-    """What a pass's numbers depend on: not on batch size or number of devices."""
+    """What a pass's numbers depend on: not on batch size, number of devices, or where weights lie."""
     fields = dataclasses.asdict(origin)
-    del fields["num_devices"]
+    del fields["num_devices"], fields["checkpoint"]
     depends_on = {
         "provenance": fields,
         "model": {**config_lib.model_fields(config), "time_density": config.time_density.to_dict()},

@@ -8,6 +8,7 @@ import jax
 from jax.sharding import Mesh
 
 from jvdm.core.errors import UserError
+from jvdm.core.keys import named
 from jvdm.core.registry import Config
 from jvdm.core.shapes import mean_example
 from jvdm.diffusion.times import TIME_DENSITIES, UniformDensity
@@ -113,7 +114,7 @@ class VLB:
             key: the root from which image i's key is folded.
             first: the images before it are left out.
         """
-        return self._pass(params, examples, key, first)
+        return self._pass(params, examples, named(key, self.name), first)
 
     def settings(self) -> dict[str, Any]:
         """T, and the density of the times in continuous time."""

@@ -13,8 +13,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Float
 
+from jvdm.core import random
 from jvdm.core.errors import UserError, unknown
-from jvdm.core.keys import fold_in_each
+from jvdm.core.keys import indexed, named
 from jvdm.core.records import Batch, Coefficients, Context, Draws, Dropout, LatentCost, TimeGamma
 from jvdm.core.registry import Config
 from jvdm.diffusion import losses, transforms
@@ -45,7 +46,8 @@ def _apply(
     """
     if dropout is None:
         return module.apply({"params": params}, *arrays, context)
-    rngs = {"mask": dropout.key, "dropout": jax.random.fold_in(dropout.key, dropout.place[0])}
+    of_this_part = indexed(named(dropout.key, "part"), dropout.place[0])
+    rngs = {"mask": dropout.key, "dropout": of_this_part}
     context = context._replace(place=dropout.place)
     return module.apply({"params": params}, *arrays, context, train=True, rngs=rngs)
 
@@ -125,39 +127,38 @@ class Model:
         Args:
             key: of random numbers.
         """
-        k_network, k_process = jax.random.split(key)
         z, scalar, params = jnp.zeros((1, *self.data_shape)), jnp.zeros(1), {}
         context = Context()
         if self.latent is not None and self.encoder is not None:
             context = context._replace(latent=jnp.zeros((1, self.latent.size)))
-            encoder = self.encoder.init(jax.random.fold_in(k_network, 1), z, Context())
+            encoder = self.encoder.init(named(key, "encoder"), z, Context())
             params["encoder"] = encoder.get("params", {})
         time = self.time_input(scalar, jnp.zeros((1, *self.data_shape) if self.per_pixel else (1,)))
-        network = self.network.init(k_network, z, time, context)
-        return {"network": network.get("params", {}), **self.process.init(k_process, context), **params}
+        network = self.network.init(named(key, "network"), z, time, context)
+        process = self.process.init(named(key, "process"), context)
+        return {"network": network.get("params", {}), **process, **params}
 
     def draw(self, keys: jax.Array, u: Float[Array, " b"]) -> Draws:
         """The random numbers of one evaluation of the bound.
 
         Args:
             keys: [b] one key per example, so that an example's noise does not depend on its batch.
-            u: [b] numbers in [0, 1), from a time sampler.
+            u: [b] numbers in (0, 1), from a time sampler.
         """
 
         def noise(key):
-            k_eps, k_eps_0 = jax.random.split(key)
             return (
-                jax.random.normal(k_eps, self.data_shape),
-                jax.random.normal(k_eps_0, self.data_shape),
-                jax.random.rademacher(jax.random.fold_in(key, 2), self.data_shape, jnp.float32),
-                jax.random.uniform(jax.random.fold_in(key, 3), self.data_shape),
+                random.normal(key, "eps", self.data_shape),
+                random.normal(key, "eps_0", self.data_shape),
+                random.rademacher(key, "probes", self.data_shape),
+                random.uniform(key, "dequantization", self.data_shape),
             )
 
         draws = Draws(u, *jax.vmap(noise)(keys))
         if self.latent is None:
             return draws
-        one, other = (jax.vmap(self.latent.draw)(fold_in_each(keys, n)) for n in (4, 5))
-        return draws._replace(latent=one, other_latent=other)
+        draw = jax.vmap(self.latent.draw)
+        return draws._replace(latent=draw(keys), other_latent=draw(named(keys, "other")))
 
     def encode_latent(
         self,
@@ -185,7 +186,7 @@ class Model:
             return context, None
         f = self.encode(batch.x)
         if dropout is not None:
-            dropout = dropout._replace(key=jax.random.fold_in(dropout.key, 1))
+            dropout = dropout._replace(key=named(dropout.key, "encoder"))
         logits: Any = _apply(self.encoder, params["encoder"], f, context=context, dropout=dropout)
         sample = self.latent.sample(logits, noise, step)
         if self.evaluating and not self.latent.is_bound:
@@ -243,13 +244,15 @@ class Model:
         """Times from uniform numbers, by the density; in discrete time, the upper ends of steps.
 
         Args:
-            u: [b] numbers in [0, 1).
+            u: [b] numbers in (0, 1).
 
         Returns:
             [b] times, and one over their density.
         """
         if self.timesteps:
-            return WeightedTimes((jnp.floor(u * self.timesteps) + 1.0) / self.timesteps, jnp.ones_like(u))
+            # Rounding may make the product T.
+            step = jnp.minimum(jnp.floor(u * self.timesteps), self.timesteps - 1.0)
+            return WeightedTimes((step + 1.0) / self.timesteps, jnp.ones_like(u))
         return self.time_density(u, schedule=self.schedule, path=self.path)
 
     def output(

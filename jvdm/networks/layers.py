@@ -13,8 +13,8 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
-from jvdm.core import options
-from jvdm.core.keys import fold_in_each
+from jvdm.core import options, random
+from jvdm.core.keys import indexed
 from jvdm.core.shapes import lead
 from jvdm.networks.convolution import convolve
 
@@ -180,8 +180,8 @@ class Dropout(nn.Module):
         if not self.train or not dropped:
             return x
         place = jnp.arange(len(x)) if place is None else place
-        keys = fold_in_each(self.make_rng("mask"), place)
-        words = jax.vmap(lambda key: jax.random.bits(key, x.shape[1:], jnp.uint32))(keys)
+        keys = indexed(self.make_rng("mask"), place)
+        words = jax.vmap(lambda key: random.bits(key, "mask", x.shape[1:]))(keys)
         kept = words >= jnp.uint32(dropped)
         return jnp.where(kept, x / (1 - dropped / 2**32), jnp.zeros_like(x))
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jvdm.core.keys import fold_in_each, root_key
+from jvdm.core.keys import indexed, root_key
 from jvdm.core.records import Batch, take
 from jvdm.core.shapes import expand
 from jvdm.model import Model
@@ -68,7 +68,7 @@ def pixel_gammas(model: Model, params: Any, examples: Batch, t: np.ndarray) -> n
         [N, T, h, w, c].
     """
     num_images = len(examples.x)
-    keys = fold_in_each(root_key(0, "plot"), jnp.arange(num_images))
+    keys = indexed(root_key(0, "plot"), jnp.arange(num_images))
     noise = jax.vmap(model.latent.draw)(keys)
 
     @jax.jit

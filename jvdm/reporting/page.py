@@ -159,8 +159,11 @@ def _caption(picture: Picture, run: Run) -> str:
             return f"diffusion loss against γ, {match[1]}"
         step = record["provenance"]["step"]
         return f"diffusion loss against γ, {record_tables.description(record)}, step {step:,}"
-    if match := re.fullmatch(r"samples/samples_(\d+)x(.+)\.png", picture.name):
-        return f"{int(match[1]):,} samples of --mode=sample, {match[2].replace('x', '×')}"
+    if match := re.fullmatch(
+        r"samples/samples_(\d+)x([\dx]+)(?:_step(\d+)_seed(\d+)_\w+)?\.png", picture.name
+    ):
+        of = f", step {int(match[3]):,}, seed {match[4]}" if match[3] else ""
+        return f"{int(match[1]):,} samples of --mode=sample, {match[2].replace('x', '×')}{of}"
     return picture.name
 
 

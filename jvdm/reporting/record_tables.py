@@ -204,6 +204,7 @@ def environment(record: Mapping[str, Any]) -> dict[str, str]:
         "precision": origin.get("matmul_precision"),
         "training dtype": origin.get("trained_dtype"),
         **{f"version of {name}": version for name, version in (origin.get("versions") or {}).items()},
+        **(origin.get("settings") or {}),
     }
     return {name: str(value) for name, value in found.items() if value is not None}
 

@@ -16,9 +16,11 @@ import json
 import logging
 import os
 import pathlib
+import shutil
 import uuid
 from typing import NamedTuple
 
+import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
@@ -219,6 +221,38 @@ class Checkpoints:
         kept = [s for s in self._manager.all_steps() if (self.folder / str(s)).is_dir() and s != step]
         last = f"; the checkpoint of step {max(kept)} is kept" if kept else ""
         return UserError(f"{self.folder}: saving a checkpoint failed ({short(error)}){last}")
+
+
+def check_saves(workdir: pathlib.Path, state: TrainState) -> None:
+    """Save a state in a workdir, read it back, and remove it, so that no run starts whose saves are lost.
+
+    Args:
+        workdir: of the run; all processes see the same one.
+        state: all of it, with the shardings of the run.
+
+    Raises:
+        UserError: what was saved is not what is read.
+    """
+    folder = workdir / ".trial" / "checkpoints"
+    if processes.is_main():
+        shutil.rmtree(folder.parent, ignore_errors=True)  # of a process that was killed
+    processes.wait_for_all("trial")
+    like = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
+    try:
+        trial = Checkpoints(folder, keep=1)
+        trial.save(state, 0, None)
+        trial.close()
+        restore(folder / "0", like)
+    except UserError as error:
+        odd = sorted(set("*?[]\\") & set(str(workdir)))
+        why = f"Orbax does not take {' '.join(odd)} in a path for letters" if odd else short(error)
+        raise UserError(
+            f"--workdir={workdir}: a checkpoint that is saved there does not come back ({why}); give another"
+        ) from error
+    finally:
+        processes.wait_for_all("tried")
+        if processes.is_main():
+            shutil.rmtree(folder.parent, ignore_errors=True)
 
 
 class _Damaged(NamedTuple):

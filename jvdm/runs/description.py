@@ -64,6 +64,11 @@ def describe(path: pathlib.Path) -> Description:
     return Description(path / item, saved.get(CHECKSUMS))
 
 
+def _not_of_metadata(record: logging.LogRecord) -> bool:
+    """False for Orbax's warning that a file is absent which jvdm never writes."""
+    return "Metadata file does not exist" not in record.getMessage()
+
+
 @contextlib.contextmanager
 def reading(path: pathlib.Path, of_model: str = " of this model") -> Iterator[None]:
     """Report any exception in the block as an unreadable checkpoint.
@@ -72,6 +77,8 @@ def reading(path: pathlib.Path, of_model: str = " of this model") -> Iterator[No
         NewerFormat: this version cannot read it.
         Unreadable: in every other case.
     """
+    absl = logging.getLogger("absl")
+    absl.addFilter(_not_of_metadata)
     try:
         yield
     except formats.NewerFormat:
@@ -79,6 +86,8 @@ def reading(path: pathlib.Path, of_model: str = " of this model") -> Iterator[No
     # Orbax and its storage raise many types for damaged files.
     except Exception as error:
         raise Unreadable(f"{path}: not a readable checkpoint{of_model} ({short(error)})") from error
+    finally:
+        absl.removeFilter(_not_of_metadata)
 
 
 def check_sums(description: Description, tree: Any) -> None:

@@ -27,7 +27,7 @@ from jvdm.reporting import images as image_lib
 from jvdm.reporting import inspection, plots
 from jvdm.reporting.writers import MetricWriter, NullWriter, read_metrics
 from jvdm.runs import pending, saved
-from jvdm.runs.checkpoints import Checkpoints
+from jvdm.runs.checkpoints import Checkpoints, check_saves
 from jvdm.runs.pending import Pending
 from jvdm.runs.restoring import steps_in
 from jvdm.runs.state import StepMetrics, TrainState
@@ -114,7 +114,7 @@ class Trainer:
         def initial_state(key):
             return init_state(self.model, config, key)
 
-        key = jax.random.key(config.seed)
+        key = root_key(config.seed, "training")
         shapes = jax.eval_shape(initial_state, key)
         where = sharding.of_state(shapes, self.mesh)
         init = jax.jit(initial_state, out_shardings=where)
@@ -165,6 +165,7 @@ class Trainer:
             self.checkpoints.close()
             return
         self._describe()
+        check_saves(self.workdir.path, self.state)
         train_step: Any = self._compiled_step() if self.step < config.num_steps else None
         is_main = processes.is_main()
         redone = "test/" if "eval_every" in self.todo else None
@@ -348,4 +349,6 @@ def train(config: Config, workdir: Workdir) -> None:
     """Run or resume training."""
     workdir.prepare()
     with workdir.exclusive():
-        Trainer(config, workdir).run()
+        trainer = Trainer(config, workdir)
+        with preemption.working():
+            trainer.run()

@@ -1,8 +1,8 @@
 """The one train step: jitted, donated, sharded; one device is the smallest mesh.
 
-Keys: the root key lives in the state; step n uses fold_in(root, n), split by name into times, noise
-and dropout; example i of the global batch uses fold_in(noise, i), and masks, of each
-layer, fold_in(dropout, i). So the draws depend neither on the number of devices nor on that of microbatches.
+Keys (`jvdm.core.keys`): the root key lives in the state, step n has the key of index n, example i of the
+global batch that of index i of the step's key named "noise", and its masks, of each layer, that of index i of
+"dropout". So the draws depend neither on the number of devices nor on that of microbatches.
 
 Along the mesh's axis `data`, each device computes the gradient for its part of the batch, one microbatch at a
 time. The gradients are averaged over the devices once per step, at the end. Along `fsdp`, XLA inserts the
@@ -18,7 +18,7 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jvdm.core import sharding
-from jvdm.core.keys import fold_in_each
+from jvdm.core.keys import indexed, named, root_key
 from jvdm.core.records import Batch, Dropout
 from jvdm.core.registry import Config
 from jvdm.diffusion.times import TIME_SAMPLERS
@@ -32,15 +32,14 @@ Params = Any
 
 def init_state(model: Model, config: Config, key: jax.Array) -> TrainState:
     """The state before the first step."""
-    k_init, k_root = jax.random.split(key)
-    params = model.init(k_init)
+    params = model.init(named(key, "init"))
     optimizer = make_optimizer(config.optimizer, config.training.num_steps)
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
         ema_params=jax.tree.map(jnp.copy, params),
         opt_state=optimizer.init(params),
-        root_key=k_root,
+        root_key=named(key, "steps"),
     )
 
 
@@ -105,12 +104,11 @@ def make_train_step(model: Model, config: Config, mesh: Mesh) -> Any:
         )
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, StepMetrics]:
-        key = jax.random.fold_in(state.root_key, state.step)
-        k_time, k_noise, k_dropout = jax.random.split(key, 3)
-        u = time_sampler(k_time, batch_size)
+        key = indexed(state.root_key, state.step)
+        u = time_sampler(key, batch_size)
         places = jnp.arange(batch_size)
-        examples = (u, fold_in_each(k_noise, places), places, batch)
-        grads, terms = summed(state.params, state.step, k_dropout, examples)
+        examples = (u, indexed(named(key, "noise"), places), places, batch)
+        grads, terms = summed(state.params, state.step, named(key, "dropout"), examples)
 
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -135,7 +133,7 @@ def make_train_step(model: Model, config: Config, mesh: Mesh) -> Any:
     everywhere, by_example = sharding.replicated(mesh), sharding.split(mesh, axis=1)
 
     where = sharding.of_state(
-        jax.eval_shape(lambda key: init_state(model, config, key), jax.random.key(0)), mesh
+        jax.eval_shape(lambda key: init_state(model, config, key), root_key(0, "training")), mesh
     )
 
     def like_params(tree):

@@ -67,6 +67,18 @@ def program(fn, *arguments):
     return hlo.Program(jax.jit(fn).lower(*arguments).compile().as_text())
 
 
+@pytest.mark.parametrize("num_devices", [1, 2, 4])
+def test_flops_are_those_of_all_devices(num_devices):
+    """Inside of shard_map shapes are those of one device."""
+    mesh, by_example = tiny.mesh(num_devices), jax.sharding.PartitionSpec("data")
+
+    def product(x):
+        return jax.lax.scan(lambda x, _: (x @ jnp.ones((6, 6)), None), x, length=3)[0]
+
+    mapped = jax.shard_map(product, mesh=mesh, in_specs=by_example, out_specs=by_example, check_vma=False)
+    assert flops(mapped, jnp.ones((8, 6))) == {"products": 3 * 2 * 8 * 6 * 6}
+
+
 def test_convolutions_in_a_loop():
     found = program(stack, X, KERNELS)
     assert sum(cost.count for cost in found.convolutions().values()) == 7

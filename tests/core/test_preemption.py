@@ -1,4 +1,4 @@
-"""SIGTERM through main.py: every mode saves, says so in one line, exits with 143, and goes on later."""
+"""Signals through main.py: every mode saves, says so in one line, exits as if killed, and goes on later."""
 
 import os
 import signal
@@ -163,6 +163,102 @@ def test_a_piece_that_takes_too_long():
     assert stderr.splitlines() == [
         "jvdm: stopped 0.5 s after SIGTERM, in the middle of its work; what was saved is whole"
     ]
+
+
+LOOP = """
+import sys, time
+from jvdm.core import preemption
+preemption.GRACE_S = 5.0
+preemption.install()
+if "idle" in sys.argv:
+    print("ready", flush=True)
+    try:
+        time.sleep(60)
+    except KeyboardInterrupt:
+        print("KeyboardInterrupt", flush=True)
+        sys.exit(130)
+with preemption.working():
+    print("ready", flush=True)
+    while True:
+        time.sleep(60 if "busy" in sys.argv else 0.01)
+        try:
+            preemption.check()
+        except preemption.Preempted:
+            print(f"saved after {preemption.cause()}", flush=True)
+            sys.exit(preemption.status())
+"""
+
+
+def signalled(*numbers, wait=0.0, kind="loop", **options):
+    """Exit status, standard output and error of a process that gets these signals in turn."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", LOOP, kind],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    start = time.monotonic()
+    for number in numbers:
+        process.send_signal(number)
+        time.sleep(wait)
+    out, err = process.communicate(timeout=60)
+    return process.returncode, out.splitlines(), err.splitlines(), time.monotonic() - start
+
+
+@pytest.mark.parametrize(
+    ("number", "name"),
+    [
+        (signal.SIGTERM, "SIGTERM"),
+        (signal.SIGINT, "Ctrl-C"),
+        (signal.SIGHUP, "SIGHUP"),
+        (signal.SIGUSR1, "SIGUSR1"),
+    ],
+)
+def test_every_signal_is_a_request(number, name):
+    status, out, err, _ = signalled(number)
+    assert (status, out) == (128 + number, [f"saved after {name}"])
+    asked = ["jvdm: stopping after this piece of work; Ctrl-C again ends at once"]
+    assert err == (asked if number == signal.SIGINT else [])
+
+
+def test_a_second_ctrl_c_ends_at_once():
+    status, out, err, seconds = signalled(signal.SIGINT, signal.SIGINT, wait=0.5, kind="busy")
+    assert (status, out) == (130, [])
+    assert err[-1] == "jvdm: interrupted again; what was saved is whole"
+    assert seconds < 3.0
+
+
+def test_ctrl_c_where_there_is_nothing_to_save():
+    status, out, _, seconds = signalled(signal.SIGINT, kind="idle")
+    assert (status, out) == (130, ["KeyboardInterrupt"])
+    assert seconds < 3.0
+
+
+def test_a_signal_that_the_process_was_started_without_is_left_alone():
+    """As `nohup` starts it."""
+    ignore = "import os, signal, sys; signal.signal(signal.SIGHUP, signal.SIG_IGN); "
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            ignore + "os.execv(sys.executable, [sys.executable, '-c', sys.argv[1]])",
+            LOOP,
+        ],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGHUP)
+    time.sleep(0.5)
+    assert process.poll() is None
+    process.terminate()
+    assert process.communicate(timeout=60)[0] == "saved after SIGTERM\n"
 
 
 def test_two_trainings_in_one_workdir(command, tmp_path):

@@ -10,6 +10,7 @@ import pytest
 from helpers import known, oracles
 from helpers.compose import FIXED, gaussian, predicted, step
 
+from jvdm.core import random
 from jvdm.core.errors import UserError
 from jvdm.core.records import Context
 from jvdm.diffusion import losses, samplers, transforms
@@ -281,7 +282,7 @@ def test_the_ode_reaches_the_time_without_noise(parameterization):
         )
     )(keys)
     assert result.ok.all()
-    z_1 = jnp.stack([jax.random.normal(jax.random.split(key)[0], SHAPE) for key in keys])
+    z_1 = jnp.stack([random.normal(key, "z_1", SHAPE) for key in keys])
     z_1 = np.asarray(prior.sample(z_1), np.float64).reshape(5, -1)
     alpha, sigma = oracles.sub_variance_preserving(oracles.linear_beta_gamma(path, np.ones(1))[0])
     quantile = (z_1 - alpha * oracle.mean) / np.sqrt(alpha**2 * oracle.variance + sigma**2)

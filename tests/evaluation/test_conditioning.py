@@ -20,7 +20,7 @@ from jvdm import data
 from jvdm import model as model_lib
 from jvdm.cli import commands
 from jvdm.core.errors import UserError
-from jvdm.core.keys import fold_in_each
+from jvdm.core.keys import indexed, named, root_key
 from jvdm.core.records import Batch, Conditioning, take
 from jvdm.data import sources
 from jvdm.evaluation import passes, suite
@@ -133,7 +133,7 @@ def test_the_bound_of_other_labels_is_another():
     model = for_evaluation(model_lib.build(c, tiny.SHAPE, 17))
     params = model.init(jax.random.key(0))
     examples = labelled().examples("test")
-    draws = model.draw(fold_in_each(jax.random.key(1), jnp.arange(N)), jnp.linspace(0.1, 0.9, N))
+    draws = model.draw(indexed(jax.random.key(1), jnp.arange(N)), jnp.linspace(0.1, 0.9, N))
     others = Batch(examples.x, Conditioning(labels=(examples.conditioning.labels + 1) % CLASSES))
     batches = jax.tree.map(jnp.asarray, (examples, others))
     one, other = (objectives.bound(model, params, draws, batch).diffusion for batch in batches)
@@ -164,7 +164,7 @@ def test_it_trains_and_evaluates(tmp_path):
     commands.train(commands.Request(c, workdir))
     commands.evaluate(commands.Request(c, workdir))
     trained = jvdm.load(workdir.path)
-    start = model_lib.build(c, tiny.SHAPE, 17).init(jax.random.split(jax.random.key(c.seed))[0])
+    start = model_lib.build(c, tiny.SHAPE, 17).init(named(root_key(c.seed, "training"), "init"))
     assert np.all(trained.params["network"]["shift"] != start["network"]["shift"])
     scores = trained.bits_per_dim(jvdm.load_examples(SOURCE, "test", num_levels=0), draws=c.eval.draws)
     plain = trained.bits_per_dim(labelled().test, draws=c.eval.draws)

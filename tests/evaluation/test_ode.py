@@ -242,8 +242,9 @@ def test_a_pass_goes_on_where_it_was_stopped(setting, tmp_path):
             if done == stop_after:
                 raise Killed
 
-        store = passes.Store(tmp_path / "x.partial", settings)
-        return passes.run(estimator, params, images, key, on_chunk=on_chunk, store=store)
+        store = passes.Store(tmp_path, "x", settings)
+        with store.held():
+            return passes.run(estimator, params, images, key, on_chunk=on_chunk, store=store)
 
     with pytest.raises(Killed):
         run(1, stop_after=2)
@@ -255,11 +256,14 @@ def test_a_pass_goes_on_where_it_was_stopped(setting, tmp_path):
         np.testing.assert_allclose(resumed[name], straight[name], rtol=2e-5, atol=2e-5)
     np.testing.assert_array_equal(run(2)["trace"], resumed["trace"])
     assert computed == [1, 2, 4, 5], "nothing was left to compute"
-    (tmp_path / "x.partial" / "000000001.npz").write_bytes(b"PK damaged")
+    (folder,) = tmp_path.iterdir()
+    (folder / "000000001.npz").write_bytes(b"PK damaged")
     run(2)
     assert computed == [1, 2, 4, 5, 3, 5], "from the damaged chunk on"
     run(5, settings={"anything": 2})
     assert computed[-1:] == [5] and len(computed) == 7, "another evaluation starts anew"
+    run(2)
+    assert len(computed) == 7, "and leaves the first as it was"
 
 
 def test_record(whole, setting):

@@ -131,12 +131,15 @@ def damaged(data: bytes):
 
 @pytest.mark.parametrize("kind", range(4))
 def test_a_damaged_chunk_is_computed_again(tmp_path, kind):
-    store = passes.Store(tmp_path / "p.partial", {"a": 1})
-    for first in (0, 2, 4):
-        store.save(first, {"x": np.arange(100.0).reshape(2, 50) + first})
-    path = tmp_path / "p.partial" / "000000002.npz"
+    store = passes.Store(tmp_path, "p", {"a": 1})
+    with store.held():
+        for first in (0, 2, 4):
+            store.save(first, {"x": np.arange(100.0).reshape(2, 50) + first})
+    path = tmp_path / f"{store.name}.partial" / "000000002.npz"
     path.write_bytes(list(damaged(path.read_bytes()))[kind])
-    (chunk,) = passes.Store(tmp_path / "p.partial", {"a": 1}).load()
+    again = passes.Store(tmp_path, "p", {"a": 1})
+    with again.held():
+        (chunk,) = again.load()
     np.testing.assert_array_equal(chunk["x"], np.arange(100.0).reshape(2, 50))
 
 
@@ -155,10 +158,13 @@ def test_a_header_that_claims_a_huge_array_is_damage(tmp_path):
 
 
 def test_damaged_settings_of_chunks_start_anew(tmp_path):
-    store = passes.Store(tmp_path / "p.partial", {"a": 1})
-    store.save(0, {"x": np.zeros((2, 1))})
-    (tmp_path / "p.partial" / "settings.json").write_bytes(b"\xff\xfe")
-    assert passes.Store(tmp_path / "p.partial", {"a": 1}).load() == []
+    store = passes.Store(tmp_path, "p", {"a": 1})
+    with store.held():
+        store.save(0, {"x": np.zeros((2, 1))})
+    (tmp_path / f"{store.name}.partial" / "settings.json").write_bytes(b"\xff\xfe")
+    again = passes.Store(tmp_path, "p", {"a": 1})
+    with again.held():
+        assert again.load() == []
 
 
 @pytest.mark.long

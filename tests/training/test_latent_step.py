@@ -11,6 +11,7 @@ from helpers import tiny
 from helpers.tiny_latents import M, batch, config, draws_of
 
 from jvdm.core import sharding
+from jvdm.core.keys import named
 from jvdm.core.records import Batch
 from jvdm.training.step import init_state, make_train_step
 
@@ -62,7 +63,7 @@ def test_an_encoder_has_its_dropout_whatever_the_network_has():
     assert not hasattr(model.network, "dropout")
     _, metrics = train(c, model=model, steps=1)
     # The first step is of the initial parameters.
-    params = jax.jit(model.init)(jax.random.split(jax.random.key(0))[0])
+    params = jax.jit(model.init)(named(jax.random.key(0), "init"))
     _, cost = jax.jit(model.encode_latent)(params, batch(), draws_of(model).latent)
     without = model.units_per_nat * np.asarray(cost.charge)
     assert np.ptp(without) < 1e-6 * without[0], "the encoder sees no image"

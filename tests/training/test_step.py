@@ -12,6 +12,7 @@ from helpers import tiny
 
 from jvdm.core import sharding
 from jvdm.core.errors import UserError
+from jvdm.core.keys import named
 from jvdm.core.records import Batch, Context, Dropout
 from jvdm.training.optimizer import DECAY_MASKS, ema_rate, learning_rate, make_optimizer
 from jvdm.training.step import init_state, make_train_step
@@ -112,7 +113,7 @@ def test_every_step_draws_anew(one_device):
 def test_average_follows_the_parameters(one_device):
     """One step from rate 0.9: average = 0.9 old + 0.1 new, and step 0 of the warm-up moves nothing."""
     params, average = one_device[0]
-    start = jax.device_get(jax.jit(tiny.model(tiny.config()).init)(jax.random.split(jax.random.key(0))[0]))
+    start = jax.device_get(jax.jit(tiny.model(tiny.config()).init)(named(jax.random.key(0), "init")))
     expected = jax.tree.map(lambda old, new: 0.9 * old + 0.1 * new, start, params)
     # Rounding of one multiply-add on numbers up to about 10 (the schedule's).
     assert tiny.max_difference(average, expected) < 2e-6
