@@ -108,10 +108,15 @@ class LoadedModel:
         *,
         draws: int | None = None,
         seed: int | None = None,
+        first_index: int = 0,
         settings: Settings | None = None,
         show_progress: bool = False,
     ) -> Scores:
         """The likelihood of every image, by one estimator.
+
+        Image i draws the random numbers of index first_index + i. A data set that is evaluated in several
+        calls needs the index of each part: calls without it have the same numbers, and the errors of their
+        means do not average out.
 
         Args:
             images: [N, *data_shape] levels 0..K-1 of any integer type, floats where data are continuous; or
@@ -120,6 +125,7 @@ class LoadedModel:
                 "scoreflow", the bounds of score-based models.
             draws: per image; the config's by default.
             seed: of the draws; the config's by default.
+            first_index: of the first image, 0 or more.
             settings: fields of the config's section `eval` by dotted name, such as
                 `{"ode.solver.name": "fixed", "ode.solver.num_steps": 50}`.
             show_progress: on stderr.
@@ -135,6 +141,13 @@ class LoadedModel:
             "eval", settings, seed, estimators=estimator, **{component.draws_field: draws}
         )
         example_set = self._example_set(images)
+        if first_index < 0:
+            raise UserError(f"first_index is {first_index}: give 0 or more")
+        # Few images do not cost a whole batch. Powers of two, so that few sizes are compiled.
+        size = 1 << (len(example_set.images) - 1).bit_length()
+        for section in (config.eval, config.eval.ode):
+            if section.batch_size > 4 * size:
+                section.batch_size = size
         key = json.dumps(config.eval.to_dict(), sort_keys=True)
         if key not in self._built:
             self._built[key] = suite.build(config, self.model, self.mesh)
@@ -147,6 +160,7 @@ class LoadedModel:
             None,
             built=self._built[key],
             show_progress=show_progress,
+            start=first_index,
         )
         names, rows = evaluation.estimator.terms, evaluation.rows
         return Scores(

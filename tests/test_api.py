@@ -274,3 +274,41 @@ def test_checkpoints_are_only_read(workdir, trained):
     before = sorted(workdir.path.rglob("*"))
     jvdm.load(restoring.find(workdir.path, None))
     assert sorted(workdir.path.rglob("*")) == before
+
+
+def test_parts_of_a_data_set_have_their_own_noise(trained, images):
+    """Every call alone begins at index 0: parts without an index have the same numbers."""
+    whole = trained.bits_per_dim(images[:6], draws=2).values
+    parts = [trained.bits_per_dim(images[i : i + 2], draws=2, first_index=i).values for i in (0, 2, 4)]
+    np.testing.assert_allclose(np.concatenate(parts), whole, rtol=2e-6)
+    alone = trained.bits_per_dim(images[2:4], draws=2)
+    assert np.all(np.abs(alone.values - whole[2:4]) > 1e-4)
+    assert alone.record.provenance.first_index == 0
+    ode = trained.bits_per_dim(images[:3], "ode").values
+    one = trained.bits_per_dim(images[2:3], "ode", first_index=2)
+    # Each image has its own step sizes, at the solver's tolerance.
+    np.testing.assert_allclose(one.values, ode[2:3], atol=1e-3)
+    with pytest.raises(UserError, match="first_index is -1"):
+        trained.bits_per_dim(images[:2], first_index=-1)
+
+
+def test_few_images_do_not_cost_a_batch(trained, images):
+    """A batch more than four times as large becomes the next power of two, so that few sizes are compiled."""
+    trained._built.clear()
+    for n in (1, 2, 3, 4):
+        trained.bits_per_dim(images[:n], draws=2)
+    sizes = [estimator.batch_size for (estimator,) in trained._built.values()]
+    assert sizes == [1, 2, 16]
+
+
+def test_no_temporary_folder_is_needed(trained, images, monkeypatch):
+    import tempfile
+
+    monkeypatch.setattr(tempfile, "TemporaryDirectory", None)
+    monkeypatch.setattr(tempfile, "mkdtemp", None)
+    trained.bits_per_dim(images[:2], draws=2)
+
+
+def test_loading_says_nothing(workdir, caplog):
+    jvdm.load(workdir.path)
+    assert not [record for record in caplog.records if record.name == "absl"]

@@ -39,10 +39,16 @@ argument follows a colon, as in --config=swissroll:debiased.
 # In the order of the help; what each does is in jvdm.cli.commands, which imports jax.
 MODES = ("train", "eval", "score", "sample", "import", "report")
 
-LESS_MEMORY = (
-    "lower the batch size of config.training, config.eval or config.sample, "
-    "raise config.training.microbatches, or set config.network.remat=full"
-)
+# By mode; a run that is resumed may change what training is advised.
+LESS_MEMORY = {
+    "train": (
+        "raise config.training.microbatches, set config.network.remat=full, lower config.eval.batch_size or "
+        "config.training.sample_images, or use more devices"
+    ),
+    "eval": "lower config.eval.batch_size or config.eval.ode.batch_size",
+    "score": "lower config.eval.batch_size or config.eval.ode.batch_size",
+    "sample": "lower config.sample.batch_size",
+}
 
 # Flags that not every mode takes. Training resumes from the newest checkpoint of its workdir, and a report
 # shows all of it.
@@ -235,8 +241,12 @@ def _left_by_orbax(error) -> bool:
 
 
 @contextlib.contextmanager
-def errors_in_one_line() -> Iterator[None]:
-    """End the process with one line if the block is stopped, or fails in a way that the user can fix."""
+def errors_in_one_line(mode: str) -> Iterator[None]:
+    """End the process with one line if the block is stopped, or fails in a way that the user can fix.
+
+    Args:
+        mode: of the command.
+    """
     from jvdm.core import preemption
 
     try:
@@ -251,9 +261,9 @@ def errors_in_one_line() -> Iterator[None]:
         print("jvdm: interrupted", file=sys.stderr)
         sys.exit(128 + signal.SIGINT)
     except MemoryError:
-        _fail_of_several(f"out of memory: {LESS_MEMORY}")
+        _fail_of_several(f"out of memory: {LESS_MEMORY.get(mode, 'use a larger machine')}")
     except RuntimeError as error:
         # jax.errors.JaxRuntimeError, whatever the device.
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        _fail_of_several(f"out of device memory: {LESS_MEMORY}")
+        _fail_of_several(f"out of device memory: {LESS_MEMORY.get(mode, 'use a larger machine')}")

@@ -26,7 +26,7 @@ def main(argv: list[str]) -> None:
     values = flags.FLAGS
     given, _ = config_file.argument(sys.argv)
     command_line.configure_logging()
-    with command_line.errors_in_one_line():
+    with command_line.errors_in_one_line(values.mode):
         processes.initialize(
             values.distributed,
             coordinator=values.coordinator,

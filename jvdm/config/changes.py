@@ -39,7 +39,17 @@ def check_resume(saved: dict[str, Any], current: Config, where: pathlib.Path) ->
             return False  # the learning rate depends on it
         return about(field, current).free_on_resume
 
-    changed = [change for change in differences(saved, current) if not may_change(change[0])]
+    def same_content(change: Change) -> bool:
+        """Whether files of one kind lie elsewhere: the trainer compares what they hold."""
+        field, old, new = change
+        kinds = {str(source).partition(":")[0] for source in (old, new)}
+        return field == "data.source" and len(kinds) == 1 and kinds <= {"npz", "folder"}
+
+    changed = [
+        change
+        for change in differences(saved, current)
+        if not may_change(change[0]) and not same_content(change)
+    ]
     if changed:
         raise UserError(
             f"{where} holds a run with another config: {_describe(changed)}; "

@@ -228,7 +228,12 @@ class Fields:
     """All of a config: VDM with the published hyperparameters, on digits."""
 
     seed: int = option(0, low=0, high=2**32 - 1)
-    init_from: str = option("", help="a workdir or checkpoint whose weights a new run starts from")
+    init_from: str = option(
+        "", free_on_resume=True, help="a workdir or checkpoint whose weights a new run starts from"
+    )
+    branch_from: str = option(
+        "", free_on_resume=True, help="a workdir or checkpoint from whose whole state a new run goes on"
+    )
     data: Section = Section(Data)
     augmentation: Component = Component(AUGMENTATIONS, "none")
     data_map: Component = Component(DATA_MAPS, "scaling", part_of_model=True)

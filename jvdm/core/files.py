@@ -27,7 +27,7 @@ def user_errors(path: str | os.PathLike[str]) -> Iterator[None]:
         raise UserError(f"cannot write {path}: {error.filename} is not a directory") from error
     except OSError as error:
         raise UserError(
-            f"cannot write {path}: {error.strerror or error}; free space there or choose another directory"
+            f"cannot write {path}: {error.strerror or error}; free space there, or give another --workdir"
         ) from error
 
 

@@ -113,9 +113,11 @@ class _ScoreBound(abc.ABC):
     def _bound(self, model: Model, config: Config) -> Callable[..., tuple[Any, jax.Array, Coefficients]]:
         """(images, u, keys, t -> coefficients, t -> eps_hat, prior) -> (terms, log q, coefficients at t)."""
 
-    def rows(self, params: Params, examples: Examples, key: jax.Array, *, first: int = 0) -> Iterator[Rows]:
+    def rows(
+        self, params: Params, examples: Examples, key: jax.Array, *, first: int = 0, start: int = 0
+    ) -> Iterator[Rows]:
         """As `VLB.rows`."""
-        return self._pass(params, examples, named(key, self.name), first)
+        return self._pass(params, examples, named(key, self.name), first, start)
 
     def settings(self) -> dict[str, Any]:
         """The section of the config."""
@@ -171,7 +173,14 @@ class RandomSliceELBO(_ScoreBound):
         return (f"elbo_{probes}_probes" if probes else "elbo_exact") + prior
 
     def result(
-        self, rows: Rows, provenance: Provenance, *, params: Params, examples: Examples, key: jax.Array
+        self,
+        rows: Rows,
+        provenance: Provenance,
+        *,
+        params: Params,
+        examples: Examples,
+        key: jax.Array,
+        start: int = 0,
     ) -> Result:
         """As `Estimator.result`; with a prior that is not normalised the number is not a bound."""
         of_model = self.config.prior == "model"
@@ -241,7 +250,14 @@ class ScoreFlowBound(_ScoreBound):
         return f"scoreflow_{self.config.epsilon:g}{times}"
 
     def result(
-        self, rows: Rows, provenance: Provenance, *, params: Params, examples: Examples, key: jax.Array
+        self,
+        rows: Rows,
+        provenance: Provenance,
+        *,
+        params: Params,
+        examples: Examples,
+        key: jax.Array,
+        start: int = 0,
     ) -> Result:
         """As `Estimator.result`."""
         prior = self.model.process.prior_text

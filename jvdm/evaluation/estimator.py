@@ -58,11 +58,13 @@ class Estimator(Protocol):
         """
         ...
 
-    def rows(self, params: Params, examples: Examples, key: jax.Array, *, first: int = 0) -> Iterator[Rows]:
+    def rows(
+        self, params: Params, examples: Examples, key: jax.Array, *, first: int = 0, start: int = 0
+    ) -> Iterator[Rows]:
         """Rows of the images from `first` on, in chunks.
 
-        Image i draws from the key of index i of the key named `name`: estimators of different names are
-        independent, and one of them with other settings shares draws with itself.
+        Image i draws from the key of index start + i of the key named `name`: estimators of different names
+        are independent, and one of them with other settings shares draws with itself.
         """
         ...
 
@@ -79,14 +81,21 @@ class Estimator(Protocol):
         ...
 
     def result(
-        self, rows: Rows, provenance: Provenance, *, params: Params, examples: Examples, key: jax.Array
+        self,
+        rows: Rows,
+        provenance: Provenance,
+        *,
+        params: Params,
+        examples: Examples,
+        key: jax.Array,
+        start: int = 0,
     ) -> Result:
         """The record.
 
         Args:
             rows: of all images.
             provenance: where they come from.
-            params, examples, key: as in `rows`, from which they were computed.
+            params, examples, key, start: as in `rows`, from which they were computed.
         """
         ...
 

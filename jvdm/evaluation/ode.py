@@ -215,7 +215,9 @@ class ODE:
             out_shardings=everywhere,
         )
 
-    def rows(self, params: Params, examples: Examples, key: jax.Array, *, first: int = 0) -> Iterator[Rows]:
+    def rows(
+        self, params: Params, examples: Examples, key: jax.Array, *, first: int = 0, start: int = 0
+    ) -> Iterator[Rows]:
         """The terms of the images from `first` on, chunk by chunk, in order.
 
         Args:
@@ -223,12 +225,13 @@ class ODE:
             examples: N images, and what is known of each.
             key: the root from which image i's key is folded.
             first: the images before it are left out.
+            start: the index of the first of all examples, by which its key is folded.
 
         Raises:
             UserError: the solver did not reach the end time for an image.
         """
         key = named(key, self.name)
-        for batch, index, real in self._batches(examples, first):
+        for batch, index, real in self._batches(examples, first, start=start):
             samples = self._solve(self._sample, params, key, batch, index, self._draws, self._samples)
             samples = jax.tree.map(lambda a, real=real: a[:real], samples)
             self._check(samples, first)
@@ -285,12 +288,12 @@ class ODE:
             )
 
     def solver_error(
-        self, params: Params, examples: Examples, key: jax.Array, *, num_images: int
+        self, params: Params, examples: Examples, key: jax.Array, *, num_images: int, start: int = 0
     ) -> SolverError:
         """The error of the solver on a random subset, of the first sample of the first draw.
 
         Args:
-            params, examples, key: as in `rows`.
+            params, examples, key, start: as in `rows`.
             num_images: of the subset, at most all.
 
         Raises:
@@ -305,7 +308,7 @@ class ODE:
         # No larger than the subset: padding would be solved too.
         batches = Batches(self.mesh, min(self._batch_size, num_images), "config.eval.ode.batch_size")
         # The subset's images keep the keys of their places in the whole.
-        for batch, index, real in batches(take(whole, chosen), index=chosen.astype(np.int32)):
+        for batch, index, real in batches(take(whole, chosen), index=(start + chosen).astype(np.int32)):
             pair = [self._solve(solve, params, key, batch, index, 1, 1) for solve in (self._sample, fine)]
             if not all(samples.ok[:real].all() for samples in pair):
                 raise UserError(
@@ -353,7 +356,14 @@ class ODE:
         return f"ode_{dequantization['name']}_K{self._samples}_{solver['method']}_{steps}{more}"
 
     def result(
-        self, rows: Rows, provenance: Provenance, *, params: Params, examples: Examples, key: jax.Array
+        self,
+        rows: Rows,
+        provenance: Provenance,
+        *,
+        params: Params,
+        examples: Examples,
+        key: jax.Array,
+        start: int = 0,
     ) -> Result:
         """As `Estimator.result`, with the error of the solver if the config asks for it.
 
@@ -362,7 +372,7 @@ class ODE:
         """
         error, check_images = None, self.config.check_images
         if check_images:
-            error = self.solver_error(params, examples, key, num_images=check_images)
+            error = self.solver_error(params, examples, key, num_images=check_images, start=start)
         return record.result(
             self,
             rows,

@@ -50,17 +50,18 @@ class Batches:
         self._by_example = sharding.split(mesh)
 
     def __call__(
-        self, examples: Examples, first: int = 0, *, index: np.ndarray | None = None
+        self, examples: Examples, first: int = 0, *, start: int = 0, index: np.ndarray | None = None
     ) -> Iterator[tuple[Batch, jax.Array, int]]:
         """(batch, index of each image, how many of them are not padding) of the images from `first` on.
 
         Args:
             examples: N images, [N, *data_shape] or a `Batch` of them and what is known of each.
             first: the images before it are left out.
-            index: [N] by which an image's key is folded; its position by default.
+            start: the index of the first of all examples.
+            index: [N] by which an image's key is folded; start and its position by default.
         """
         whole = as_batch(examples)
-        index = np.arange(len(whole.x), dtype=np.int32) if index is None else index
+        index = np.arange(start, start + len(whole.x), dtype=np.int32) if index is None else index
         source = evaluation_batches(
             take(whole, slice(first, None)),
             batch_size=self._batch_size,
@@ -172,6 +173,7 @@ def run(
     quantity: str = "bpd",
     on_chunk: Callable[[int, dict[str, float]], None] | None = None,
     store: Store | None = None,
+    start: int = 0,
 ) -> Rows:
     """The rows of every image.
 
@@ -184,6 +186,7 @@ def run(
         on_chunk: called after every chunk with the images done and the running means: the bound, its standard
             error `err` over images, and what else the estimator shows.
         store: where finished chunks are kept and found again.
+        start: the index of the first image.
 
     Raises:
         UserError: the bound of an image is not finite, or a chunk cannot be written.
@@ -195,7 +198,7 @@ def run(
     if done:
         log.info("continuing after image %d of %d", done, num_images)
     means = [bits_per_dim(chunk, estimator.terms).mean(axis=1) for chunk in chunks]
-    for chunk in estimator.rows(params, examples, key, first=done):
+    for chunk in estimator.rows(params, examples, key, first=done, start=start):
         image_bpd = bits_per_dim(chunk, estimator.terms).mean(axis=1)
         bad = np.flatnonzero(~np.isfinite(image_bpd))
         if bad.size:

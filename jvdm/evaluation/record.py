@@ -94,6 +94,7 @@ class Provenance:
         num_levels: K, values per dimension; 0 of continuous data.
         checkpoint, step, weights, weights_hash: the parameters; weights are "ema", the averaged ones.
         seed: of the evaluation's root key.
+        first_index: of the first image, by which its random numbers are chosen.
         matmul_precision: of every matrix product and convolution.
         trained_dtype: of the network's trunk in training, whatever the evaluation uses.
         versions, device, num_devices: what it ran on.
@@ -118,6 +119,7 @@ class Provenance:
     num_devices: int
     settings: dict[str, str]
     random_numbers: int
+    first_index: int = 0
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

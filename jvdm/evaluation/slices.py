@@ -66,9 +66,11 @@ class SlicePass:
             out_shardings=everywhere,
         )
 
-    def __call__(self, params: Params, examples: Examples, key: jax.Array, first: int) -> Iterator[Rows]:
+    def __call__(
+        self, params: Params, examples: Examples, key: jax.Array, first: int, start: int
+    ) -> Iterator[Rows]:
         """The terms and `gamma`, all [N, n], chunk by chunk, as `Estimator.rows`."""
-        for batch, index, real in self._batches(examples, first):
+        for batch, index, real in self._batches(examples, first, start=start):
             with full_precision():
                 rows = jax.device_get(self._evaluate(params, key, batch, index))
             yield {name: row[:real] for name, row in rows.items()}

@@ -101,6 +101,7 @@ def evaluate(
     *,
     built: list[Estimator] | None = None,
     show_progress: bool = True,
+    start: int = 0,
 ) -> Iterator[Evaluation]:
     """Every estimator in turn, resumed where an earlier call was stopped.
 
@@ -112,11 +113,12 @@ def evaluate(
         folder: where unfinished passes are kept; None keeps nothing.
         built: by `build` from the same config; here by default.
         show_progress: on stderr.
+        start: the index of the first example, by which its random numbers are chosen.
 
     Raises:
         UserError: settings that do not go together, or numbers that are not finite.
     """
-    origin = provenance(config, trained, example_set)
+    origin = dataclasses.replace(provenance(config, trained, example_set), first_index=start)
     built = build(config, trained.model, mesh) if built is None else built
     key = root_key(config.seed, "eval")
     params, examples = trained.params, example_set.batch
@@ -138,8 +140,9 @@ def evaluate(
                 quantity="bpd" if trained.model.num_levels else "nats",
                 on_chunk=lambda done, values, progress=progress: progress.update(done, **values),
                 store=store,
+                start=start,
             )
-        result = estimator.result(rows, origin, params=params, examples=examples, key=key)
+        result = estimator.result(rows, origin, params=params, examples=examples, key=key, start=start)
         yield Evaluation(result, name if store is None else store.name, estimator, rows, store)
 
 

@@ -105,7 +105,9 @@ class VLB:
         """The model's, or None."""
         return self.model.latent
 
-    def rows(self, params: Params, examples: Examples, key: jax.Array, *, first: int = 0) -> Iterator[Rows]:
+    def rows(
+        self, params: Params, examples: Examples, key: jax.Array, *, first: int = 0, start: int = 0
+    ) -> Iterator[Rows]:
         """The terms of the images from `first` on, chunk by chunk, in order.
 
         Args:
@@ -113,8 +115,9 @@ class VLB:
             examples: N images, and what is known of each.
             key: the root from which image i's key is folded.
             first: the images before it are left out.
+            start: the index of the first of all examples, by which its key is folded.
         """
-        return self._pass(params, examples, named(key, self.name), first)
+        return self._pass(params, examples, named(key, self.name), first, start)
 
     def settings(self) -> dict[str, Any]:
         """T, and the density of the times in continuous time."""
@@ -131,7 +134,14 @@ class VLB:
         return f"vlb_T{self.model.timesteps}" if self.model.timesteps else "vlb_continuous"
 
     def result(
-        self, rows: Rows, provenance: Provenance, *, params: Params, examples: Examples, key: jax.Array
+        self,
+        rows: Rows,
+        provenance: Provenance,
+        *,
+        params: Params,
+        examples: Examples,
+        key: jax.Array,
+        start: int = 0,
     ) -> Result:
         """As `Estimator.result`."""
         prior = self.model.process.prior_text

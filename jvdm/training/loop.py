@@ -32,6 +32,7 @@ from jvdm.runs.pending import Pending
 from jvdm.runs.restoring import steps_in
 from jvdm.runs.state import StepMetrics, TrainState
 from jvdm.runs.workdir import Workdir
+from jvdm.training.branch_from import branch_from
 from jvdm.training.init_from import init_from
 from jvdm.training.memory import compile_step
 from jvdm.training.step import init_state
@@ -77,6 +78,8 @@ class Trainer:
 
     def __init__(self, config: Config, workdir: Workdir, mesh: Mesh | None = None):
         self.config, self.workdir = config, workdir
+        if config.init_from and config.branch_from:
+            raise UserError("config.init_from and config.branch_from are both given: give one of them")
         check_intervals(config)
         self.mesh = sharding.make_mesh(fsdp=config.training.fsdp) if mesh is None else mesh
         batch_size, microbatches = config.training.batch_size, config.training.microbatches
@@ -125,6 +128,9 @@ class Trainer:
         undone = pending.NOTHING
         if newest is not None:
             self.state, self.step, undone = newest
+        elif config.branch_from:
+            self.state = branch_from(config.branch_from, self.model, config, self.mesh)
+            self.step = int(self.state.step)
         else:
             self.state, self.step = init(key), 0
             if config.init_from:
@@ -298,11 +304,23 @@ class Trainer:
         step = last - len(good) + int(np.argmin(good)) + 1
         i = int(np.argmin(good))
         self.checkpoints.wait()
-        kept = self.checkpoints.latest()
-        saved = f"the checkpoint of step {kept} is kept" if kept is not None else "nothing was saved yet"
         raise UserError(
             f"step {step}: loss {loss[i]} ({name}), gradient norm {metrics.grad_norm[i]}: not finite; "
-            f"{saved}; lower config.optimizer.learning_rate or set config.optimizer.clip_norm"
+            f"{self._remedy()}"
+        )
+
+    def _remedy(self) -> str:
+        """How a run goes on after a loss that was not finite."""
+        optimizer, kept = self.config.optimizer, self.checkpoints.latest()
+        changed = f"--config.optimizer.learning_rate={0.5 * optimizer.learning_rate:g}"
+        if not optimizer.clip_norm:
+            changed += " or --config.optimizer.clip_norm=1.0"
+        if kept is None:
+            return f"nothing was saved yet; start again with {changed}"
+        branch = f"--config.branch_from={self.workdir.checkpoints / str(kept)}"
+        return (
+            f"the checkpoint of step {kept} is kept; go on from it in another --workdir, with {branch} and "
+            f"{changed}"
         )
 
     def _log(self, window: list[StepMetrics]) -> None:

@@ -1,0 +1,147 @@
+"""A run that goes on from another run's whole state under another config; remedies that are accepted."""
+
+import re
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from helpers import tiny
+
+from jvdm.config import overrides
+from jvdm.core.errors import UserError
+from jvdm.runs import restoring
+from jvdm.runs.workdir import Workdir
+from jvdm.training.loop import Trainer
+
+
+def trainer(path, c):
+    return Trainer(c, Workdir(path), tiny.mesh())
+
+
+def config(**fields):
+    c = tiny.light_config().unlock()
+    overrides.put(c, fields)
+    return c.lock()
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """A run of four steps without clipping, and one with it; by whether they clip."""
+    folder = tmp_path_factory.mktemp("source")
+    for clip in (False, True):
+        trainer(folder / str(clip), config(**{"optimizer.clip_norm": float(clip)})).run()
+    return folder
+
+
+def adam(opt_state):
+    return jax.device_get({name: optax.tree.get(opt_state, name) for name in ("mu", "nu")})
+
+
+@pytest.mark.parametrize("before", [False, True])
+@pytest.mark.parametrize("now", [False, True])
+def test_state_and_step_are_kept(source, tmp_path, before, now):
+    """Whether gradients were or are clipped, which changes the structure of the optimizer's state."""
+    fields = {
+        "branch_from": str(source / str(before)),
+        "optimizer.clip_norm": float(now),
+        "optimizer.learning_rate": 1e-4,
+        "training.num_steps": 6,
+    }
+    old = trainer(source / str(before), config(**{"optimizer.clip_norm": float(before)}))
+    new = trainer(tmp_path, config(**fields))
+    assert new.step == int(new.state.step) == 4
+    for one, other in (
+        (new.state.params, old.state.params),
+        (new.state.ema_params, old.state.ema_params),
+        (adam(new.state.opt_state), adam(old.state.opt_state)),
+        (jax.random.key_data(new.state.root_key), jax.random.key_data(old.state.root_key)),
+    ):
+        assert tiny.max_difference(one, other) == 0.0
+    new.run()
+    assert restoring.find(tmp_path, None).name == "6"
+    assert not list((source / str(before) / "checkpoints").glob("6")), "the other run is as it was"
+
+
+def test_a_branch_resumes_by_itself(source, tmp_path):
+    """What it branched from is used up, and may be gone."""
+    shutil.copytree(source / "False", tmp_path / "a")
+    fields = {"branch_from": str(tmp_path / "a"), "training.num_steps": 6}
+    trainer(tmp_path / "b", config(**fields)).run()
+    shutil.rmtree(tmp_path / "a")
+    assert trainer(tmp_path / "b", config(**fields)).step == 6
+    again = trainer(tmp_path / "b", config(**{"training.num_steps": 8}))
+    again.run()
+    assert again.step == 8
+
+
+def test_the_remedy_of_a_loss_that_is_not_finite(source, tmp_path):
+    """The flags of the message lead on from the last good checkpoint; a resume would refuse them."""
+    shutil.copytree(source / "False", tmp_path / "a")
+    t = trainer(tmp_path / "a", config(**{"training.num_steps": 6}))
+    t.state.params["network"]["out"] = jax.tree.map(
+        lambda p: p * np.float32(np.nan), t.state.params["network"]["out"]
+    )
+    with pytest.raises(
+        UserError, match="the checkpoint of step 4 is kept; go on from it in another"
+    ) as error:
+        t.run()
+    flags = dict(re.findall(r"--config\.([\w.]+)=(\S+)", str(error.value)))
+    assert flags.keys() == {"branch_from", "optimizer.learning_rate", "optimizer.clip_norm"}
+    for name in ("optimizer.learning_rate", "optimizer.clip_norm"):
+        fields = {"branch_from": flags["branch_from"], name: float(flags[name]), "training.num_steps": 6}
+        with pytest.raises(UserError, match="holds a run with another config"):
+            trainer(tmp_path / "a", config(**fields))
+        branch = trainer(tmp_path / name, config(**fields))
+        branch.run()
+        assert branch.step == 6 and jnp.isfinite(optax.tree.norm(branch.state.params))
+
+
+def test_the_remedy_where_nothing_was_saved(tmp_path):
+    """The same workdir takes the changed config, for a run that has saved nothing is started again."""
+    t = trainer(tmp_path, config())
+    t.state.params["network"]["out"] = jax.tree.map(
+        lambda p: p * np.float32(np.nan), t.state.params["network"]["out"]
+    )
+    with pytest.raises(UserError, match="nothing was saved yet; start again with ") as error:
+        t.run()
+    flags = dict(re.findall(r"--config\.([\w.]+)=(\S+)", str(error.value)))
+    trainer(tmp_path, config(**{name: float(value) for name, value in flags.items()})).run()
+    assert restoring.find(tmp_path, None).name == "4"
+
+
+def test_refused(source, tmp_path):
+    with pytest.raises(UserError, match=r"config.branch_from=.*nope: no checkpoint"):
+        trainer(tmp_path / "a", config(branch_from=str(tmp_path / "nope")))
+    with pytest.raises(UserError, match="belong to another model: .*network.hidden"):
+        trainer(tmp_path / "b", config(**{"branch_from": str(source / "False"), "network.hidden": 16}))
+    with pytest.raises(UserError, match="both given"):
+        trainer(tmp_path / "c", config(branch_from=str(source / "False"), init_from=str(source / "False")))
+    shutil.copytree(source / "False", tmp_path / "d")
+    (tmp_path / "d" / "config.json").unlink()
+    with pytest.raises(UserError, match="has no config.json"):
+        trainer(tmp_path / "e", config(branch_from=str(tmp_path / "d")))
+
+
+def test_the_same_data_elsewhere_is_the_same_run(tmp_path):
+    """A job's scratch folder has another name each time; other bytes under the same name are refused."""
+    images = tiny.images(40)
+    for name in ("one", "two", "three"):
+        (tmp_path / name).mkdir()
+        given = images if name != "three" else images[::-1]
+        np.savez(tmp_path / name / "data.npz", train_images=given, test_images=images[:20])
+
+    def fields(name, steps):
+        source = f"npz:{tmp_path / name / 'data.npz'}"
+        return {"data.source": source, "data.num_levels": 17, "training.num_steps": steps}
+
+    trainer(tmp_path / "run", config(**fields("one", 4))).run()
+    shutil.rmtree(tmp_path / "one")
+    resumed = trainer(tmp_path / "run", config(**fields("two", 6)))
+    assert resumed.step == 4
+    with pytest.raises(UserError, match="was trained on other images"):
+        trainer(tmp_path / "run", config(**fields("three", 6)))
+    with pytest.raises(UserError, match="holds a run with another config: data"):
+        trainer(tmp_path / "run", config(**{"training.num_steps": 6}))
