@@ -29,6 +29,7 @@ from jvdm.config import overrides
 from jvdm.core import settings as settings_lib
 from jvdm.core import sharding
 from jvdm.core.errors import UserError, unknown
+from jvdm.core.files import expanded
 from jvdm.core.keys import root_key
 from jvdm.core.precision import full_precision
 from jvdm.core.progress import Progress
@@ -390,7 +391,7 @@ def load(
     Raises:
         UserError: no checkpoint there, a damaged one, or one of another model.
     """
-    folder = pathlib.Path(path).expanduser()
+    folder = expanded(path, "path")
     mesh = sharding.make_mesh(devices)
     trained = loading.load(folder, str(folder), mesh, config=config, flag="path")
     return LoadedModel(trained, mesh)

@@ -18,7 +18,7 @@ from jvdm import data, importers
 from jvdm import model as model_lib
 from jvdm.core import processes, sharding
 from jvdm.core.errors import UserError, unknown
-from jvdm.core.files import write_arrays, write_atomically
+from jvdm.core.files import expanded, write_arrays, write_atomically
 from jvdm.core.keys import root_key
 from jvdm.core.progress import Progress
 from jvdm.core.registry import Config
@@ -323,7 +323,7 @@ def report(request: Request) -> None:
     """--mode=report: a run, or several side by side, as one HTML page, and a summary as text."""
     if not processes.is_main():
         return
-    others = [pathlib.Path(path).expanduser().absolute() for path in request.compare]
+    others = [expanded(path, "--compare").absolute() for path in request.compare]
     written = write_report(request.workdir.path, others)
     for note in written.notes:
         log.warning("WARNING: %s", note)

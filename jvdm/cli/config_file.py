@@ -54,6 +54,18 @@ def find(path: str) -> pathlib.Path:
     raise UserError(f"--config={path}: no such file{hint} (packaged configs: {', '.join(configs)})")
 
 
+def split(given: str) -> tuple[str, str, str]:
+    """The path, the colon or "", and the argument of a value of --config.
+
+    A folder's name may have colons: the longest part before one that is a file is the path.
+    """
+    places = [place for place, character in enumerate(given) if character == ":"]
+    for place in reversed([*places, len(given)]):
+        if pathlib.Path(given[:place]).is_file():
+            return given[:place], given[place : place + 1], given[place + 1 :]
+    return given.partition(":")
+
+
 def argument(argv: Sequence[str]) -> tuple[str, list[str]]:
     """Split the flag --config from a command.
 
@@ -82,7 +94,7 @@ def load(given: str, overrides: Sequence[str] = ()) -> Any:
         UserError: there is no such file, it fails, or it returns no config; or an override names an unknown
             component or field, or has a value of another type.
     """
-    path, colon, argument = given.partition(":")
+    path, colon, argument = split(given)
     file = find(path)
     sys.path.append(str(file.absolute().parent))  # for what it imports from its own folder
     try:
@@ -158,7 +170,7 @@ def run_name(given: str) -> str:
         given: the value of --config. "configs/mnist_tiny.py:debiased,/data/set.npz" has the name
             "mnist_tiny-debiased-set".
     """
-    path, _, argument = given.partition(":")
+    path, _, argument = split(given)
     parts = [path, *(part for part in argument.split(",") if part)]
     return "-".join(pathlib.Path(part).stem for part in parts)
 

@@ -1,6 +1,5 @@
 """The command `jvdm`: flags, then one of the modes."""
 
-import pathlib
 import sys
 
 from absl import app, flags
@@ -34,6 +33,7 @@ def main(argv: list[str]) -> None:
             process_id=values.process_id,
         )
         settings.pin()
+        processes.check_devices()
         host_memory.keep()
         preemption.install()
         run_mode(values, given)
@@ -52,6 +52,7 @@ def run_mode(values: flags.FlagValues, given: str) -> None:
     from jvdm import config as config_lib
     from jvdm.cli import commands
     from jvdm.core import processes
+    from jvdm.core.files import expanded
     from jvdm.runs.workdir import Workdir
 
     config = values.config if given else None  # a report needs none
@@ -59,7 +60,7 @@ def run_mode(values: flags.FlagValues, given: str) -> None:
         with config_file.named_in_errors(given):
             config_lib.check_complete(config)
     folder = values.workdir or f"runs/{config_file.run_name(given)}"
-    workdir = Workdir(pathlib.Path(folder).expanduser().absolute())
+    workdir = Workdir(expanded(folder, "--workdir").absolute())
     if processes.is_main():
         print(f"workdir {workdir.path}")
     is_new = not workdir.path.exists()

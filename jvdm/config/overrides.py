@@ -12,7 +12,7 @@ from jvdm.core.registry import Config
 
 
 def choose(config: Config, section: str, name: str) -> None:
-    """Put another component into a section; options that both have keep their values.
+    """Put another component into a section; options that both have keep values that both may have.
 
     Args:
         config: changed in place.
@@ -26,10 +26,21 @@ def choose(config: Config, section: str, name: str) -> None:
     where = config
     for parent in parents:
         where = where[parent]
-    old, options = dict(where[last]), config_lib.COMPONENTS[section].options(name)
-    kept = {key: value for key, value in old.items() if type(options.get(key)) is type(value)}
+    registry = config_lib.COMPONENTS[section]
+    options, about = registry.options(name), registry.metadata(name)
+
+    def may_have(key: str, value: Any) -> bool:
+        if type(options.get(key)) is not type(value):
+            return False
+        try:
+            about[key].check(key, value)
+        except ValueError:
+            return False
+        return True
+
+    kept = {key: value for key, value in dict(where[last]).items() if may_have(key, value)}
     with config.unlocked():
-        where[last] = config_lib.COMPONENTS[section].spec(name, **kept)
+        where[last] = registry.spec(name, **kept)
 
 
 def choose_components(config: Config, values: Mapping[str, Any]) -> None:

@@ -11,6 +11,22 @@ import numpy as np
 from jvdm.core.errors import UserError
 
 
+def expanded(path: str | os.PathLike[str], what: str) -> pathlib.Path:
+    """A path with `~` replaced by a home directory.
+
+    Args:
+        path: as the user gave it.
+        what: where it was given, for the error: "--workdir".
+
+    Raises:
+        UserError: there is no such home directory.
+    """
+    try:
+        return pathlib.Path(path).expanduser()
+    except RuntimeError as error:
+        raise UserError(f"{what}={path}: there is no home directory for ~; give the whole path") from error
+
+
 @contextlib.contextmanager
 def user_errors(path: str | os.PathLike[str]) -> Iterator[None]:
     """Turn an `OSError` raised inside the block into a `UserError` that names `path` and the cause.

@@ -157,3 +157,18 @@ def of_main(value: int) -> int:
     from jax.experimental import multihost_utils
 
     return int(multihost_utils.broadcast_one_to_all(np.array(value, np.int32)))
+
+
+def check_devices() -> None:
+    """Make JAX find its devices.
+
+    Raises:
+        UserError: it finds none, such as with JAX_PLATFORMS=cuda and no GPU.
+    """
+    try:
+        jax.devices()
+    # JAX raises either, by platform and version.
+    except (RuntimeError, AssertionError) as error:
+        asked = os.environ.get("JAX_PLATFORMS")
+        of = f" of JAX_PLATFORMS={asked}; unset it, or install jax for this device" if asked else ""
+        raise UserError(f"JAX finds no device{of} ({one_line(error) or type(error).__name__})") from error

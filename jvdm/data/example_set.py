@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from jvdm.core.errors import UserError
+from jvdm.core.files import expanded
 from jvdm.data import image_folder, local
 from jvdm.data.dataset import (
     Dataset,
@@ -111,7 +112,7 @@ def load_examples(source: str, split: str, *, num_levels: int, data_dir: str = "
         images, names, whole = image_folder.read_folder_split(path, split)
         check_images(images, split, levels, path)
         return ExampleSet(
-            name=f"folder:{Path(path).expanduser().resolve().name}",
+            name=f"folder:{expanded(path, 'config.score.source').resolve().name}",
             version="-",
             split="all" if whole else split,
             images=images,

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jvdm.core.errors import UserError, one_line
+from jvdm.core.files import expanded
 from jvdm.data.dataset import Dataset, check_dataset, check_images
 
 log = logging.getLogger("jvdm")
@@ -69,7 +70,7 @@ def read_folder_split(path: str, split: str) -> tuple[np.ndarray, tuple[str, ...
 
 
 def _folder(path: str) -> Path:
-    folder = Path(path).expanduser()
+    folder = expanded(path, "folder")
     if not folder.is_dir():
         raise UserError(f"no folder {str(folder)!r}: folder:DIR needs a folder with train/ and test/")
     return folder

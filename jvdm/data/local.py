@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from jvdm.core.errors import UserError, one_line
+from jvdm.core.files import expanded
 from jvdm.data.dataset import Dataset, check_dataset, check_images
 
 DIGITS_LEVELS = 17
@@ -60,7 +61,7 @@ def load_npz(path: str, *, num_levels: int) -> Dataset:
 
 
 def read_npz_split(path: str, split: str) -> tuple[str, np.ndarray]:
-    """(name, array) of `<split>_images` of an .npz file, or of its only array.
+    """(name, array) of `<split>_images` of an .npz file, of its only array, or of `arr_0`.
 
     Raises:
         UserError: no such file, not an .npz, or several arrays without that one.
@@ -72,6 +73,8 @@ def read_npz_split(path: str, split: str) -> tuple[str, np.ndarray]:
             return [wanted]
         if len(names) == 1:
             return names
+        if "arr_0" in names:  # jvdm's own samples, with their log-likelihoods
+            return ["arr_0"]
         raise UserError(
             f"{path} holds the arrays {', '.join(sorted(names)) or 'none'}; it must hold {wanted} or only one"
         )
@@ -97,7 +100,7 @@ def read_npz_array(path: str, field: str) -> tuple[str, np.ndarray]:
 
 
 def _read_npz(path: str, choose: Callable[[list[str]], list[str]]) -> dict[str, np.ndarray]:
-    file = Path(path).expanduser()
+    file = expanded(path, "npz")
     if not file.is_file():
         raise UserError(f"no file {str(file)!r}: npz:FILE needs an .npz with train_images and test_images")
     if not zipfile.is_zipfile(file):

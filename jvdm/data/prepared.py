@@ -15,6 +15,7 @@ import numpy as np
 
 from jvdm.core import locks
 from jvdm.core.errors import UserError, one_line
+from jvdm.core.files import expanded
 from jvdm.data import formats
 from jvdm.data.archives import fetch, progress
 from jvdm.data.dataset import Dataset
@@ -36,7 +37,9 @@ def load_published(name: str, data_dir: str = "") -> Dataset:
     Raises:
         UserError: an archive is missing or damaged, or the folder cannot be written.
     """
-    root = Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+    root = expanded(
+        data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets", "config.data.data_dir"
+    )
     folder = root / "jvdm_images" / name / PREPARED_VERSION
     if any(_cached(name, folder, split) is None for split in SPLITS):
         try:

@@ -13,6 +13,7 @@ from jvdm import data
 from jvdm import model as model_lib
 from jvdm.core import sharding
 from jvdm.core.errors import UserError
+from jvdm.core.files import expanded
 from jvdm.core.registry import Config
 from jvdm.model import Model
 from jvdm.runs import restoring, saved
@@ -72,7 +73,7 @@ def load(
         config = saved.complete_config(run.config)
     else:
         raise UserError(f"{run.path} has no config.json; give jvdm.load(..., config=CONFIG)")
-    is_named = checkpoint is not None and pathlib.Path(checkpoint).absolute() == path
+    is_named = checkpoint is not None and expanded(checkpoint, flag).absolute() == path
     model = model_lib.build(config, *_data_spec(config, run))
     shapes = {
         "step": jax.ShapeDtypeStruct((), np.int32),

@@ -13,6 +13,7 @@ from flax.traverse_util import unflatten_dict
 
 from jvdm.core import processes, trees
 from jvdm.core.errors import UserError
+from jvdm.core.files import expanded
 from jvdm.runs import pending
 from jvdm.runs.description import Unreadable, check_sums, describe, reading, short
 
@@ -236,7 +237,7 @@ def find(workdir: pathlib.Path, checkpoint: str | None, *, flag: str = "--checkp
     Raises:
         UserError: there is none.
     """
-    path = pathlib.Path(checkpoint) if checkpoint else workdir
+    path = expanded(checkpoint, flag) if checkpoint else workdir
     if path.name.isdigit() and path.parent.name == "checkpoints" and path.is_dir():
         return path.absolute()
     folder = path if path.name == "checkpoints" else path / "checkpoints"

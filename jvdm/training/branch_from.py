@@ -38,7 +38,7 @@ def branch_from(path: str, model: Model, config: Config, mesh: Mesh) -> TrainSta
     Raises:
         UserError: no checkpoint there, a damaged one, or one of another model.
     """
-    checkpoint = find(pathlib.Path(path).expanduser(), path, flag="config.branch_from")
+    checkpoint = find(pathlib.Path(path), path, flag="config.branch_from")
     checkpoint = checkpoint.parent / str(processes.of_main(int(checkpoint.name)))
     file = checkpoint.parent.parent / "config.json"
     if not file.is_file():

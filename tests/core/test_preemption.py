@@ -166,8 +166,10 @@ def test_a_piece_that_takes_too_long():
 
 
 LOOP = """
-import sys, time
+import signal, sys, time
 from jvdm.core import preemption
+# Tests that run in the background have it ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 preemption.GRACE_S = 5.0
 preemption.install()
 if "idle" in sys.argv:

@@ -278,3 +278,11 @@ def test_import_is_light():
     code = f"import sys, jvdm.data; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_samples_with_their_log_likelihoods_can_be_scored(tmp_path):
+    """As --mode=sample writes them."""
+    samples = images(3)
+    np.savez(tmp_path / "samples.npz", samples, log_likelihood=np.zeros(3))
+    scored = load_examples(f"npz:{tmp_path / 'samples.npz'}", "test", num_levels=256)
+    np.testing.assert_array_equal(scored.images, samples)

@@ -15,6 +15,7 @@ from helpers.tiny_latents import K, M, batch, draws_of, setting
 
 from jvdm.core import formats
 from jvdm.core.errors import UserError
+from jvdm.core.keys import named
 from jvdm.core.records import Batch, Conditioning, Context
 from jvdm.diffusion import transforms
 from jvdm.diffusion.latents import LATENTS
@@ -93,7 +94,13 @@ def test_several_samples_are_charged_one_by_one():
     model, params = setting("k_subset")
     images = jnp.asarray(tiny.images(N))
     samples = estimator._solve(
-        estimator._sample, params, jax.random.key(7), Batch(images), jnp.arange(N, dtype=jnp.int32), 1, 2
+        estimator._sample,
+        params,
+        named(jax.random.key(7), "ode"),
+        Batch(images),
+        jnp.arange(N, dtype=jnp.int32),
+        1,
+        2,
     )
     f = transforms.encode(images, tiny.LEVELS)
     logits = jax.jit(model.encoder.apply)(

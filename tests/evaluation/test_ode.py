@@ -11,6 +11,7 @@ from helpers import known, oracles, tiny
 from helpers.compose import with_process
 
 from jvdm.core.errors import UserError
+from jvdm.core.keys import named
 from jvdm.core.records import Batch
 from jvdm.diffusion.dequantization import DEQUANTIZATIONS
 from jvdm.diffusion.divergence import TRACES
@@ -106,7 +107,7 @@ def test_shared_probes(setting):
         estimator = ODE(model, tiny.mesh(), section(share_probes=share, **options))
         images = jnp.asarray(tiny.images(N))
         raw[share] = estimator._solve(
-            estimator._sample, params, jax.random.key(7), Batch(images), jnp.arange(N), 1, 2
+            estimator._sample, params, named(jax.random.key(7), "ode"), Batch(images), jnp.arange(N), 1, 2
         )
     np.testing.assert_allclose(raw[True].prior, raw[False].prior, rtol=1e-5)
     np.testing.assert_allclose(raw[True].trace[:, :, 0], raw[False].trace[:, :, 0], rtol=1, atol=100)
