@@ -72,7 +72,7 @@ class LoadedModel:
 
     Attributes:
         model: the composition of network, schedule, path and the rest (`jvdm.model.Model`).
-        params: the averaged (EMA) weights, on all devices of `mesh`.
+        params: its weights, the averaged (EMA) ones unless it was loaded otherwise, on all devices of `mesh`.
         config: the run's, locked.
         step: of training.
         path: of the checkpoint.
@@ -379,19 +379,22 @@ def load(
     *,
     config: Config | None = None,
     devices: Sequence[Any] | None = None,
+    weights: str | None = None,
 ) -> LoadedModel:
-    """A trained run: its averaged weights, with the model that its config describes.
+    """A trained run: its weights, with the model that its config describes.
 
     Args:
         path: a workdir, whose newest checkpoint is taken, or one checkpoint, `<workdir>/checkpoints/<step>`.
         config: in place of the workdir's `config.json`; it must describe the same model.
         devices: to hold the weights and to compute on, all of jax's by default, whatever the run was
             trained on.
+        weights: "ema", the averaged weights, or "raw", those of the last step; by default what the config of
+            the run says.
 
     Raises:
         UserError: no checkpoint there, a damaged one, or one of another model.
     """
     folder = expanded(path, "path")
     mesh = sharding.make_mesh(devices)
-    trained = loading.load(folder, str(folder), mesh, config=config, flag="path")
+    trained = loading.load(folder, str(folder), mesh, config=config, flag="path", weights=weights)
     return LoadedModel(trained, mesh)

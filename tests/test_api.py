@@ -1,6 +1,7 @@
 """`import jvdm` as a library: the numbers of the command line, and mistakes in one line."""
 
 import json
+import logging
 import pathlib
 import runpy
 import subprocess
@@ -24,6 +25,8 @@ from jvdm.networks import NETWORKS
 from jvdm.networks.encoders import ENCODERS
 from jvdm.runs import restoring
 from jvdm.runs.saved import complete_config
+from jvdm.runs.workdir import Workdir
+from jvdm.training.loop import Trainer
 
 
 def config(of=tiny.light_config):
@@ -312,3 +315,22 @@ def test_no_temporary_folder_is_needed(trained, images, monkeypatch):
 def test_loading_says_nothing(workdir, caplog):
     jvdm.load(workdir.path)
     assert not [record for record in caplog.records if record.name == "absl"]
+
+
+def test_raw_weights_and_an_average_of_the_initial_ones(tmp_path, images, caplog, monkeypatch):
+    """After four steps at the rate 0.9999 the average is that of the initial weights: it is said."""
+    c = tiny.light_config().unlock()
+    c.optimizer.ema_rate = 0.9999
+    c.optimizer.learning_rate = 0.01
+    Trainer(c.lock(), Workdir(tmp_path), tiny.mesh()).run()
+    monkeypatch.setattr(logging.getLogger("jvdm"), "propagate", True)
+    averaged = jvdm.load(tmp_path)
+    assert "still hold 100 % of the initial ones, after 4 steps" in caplog.text
+    caplog.clear()
+    raw = jvdm.load(tmp_path, weights="raw")
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+    assert tiny.max_difference(raw.params, averaged.params) > 1e-3
+    numbers = {each.bits_per_dim(images[:2], draws=1).record.provenance.weights for each in (raw, averaged)}
+    assert numbers == {"raw", "ema"}
+    with pytest.raises(UserError, match="weights.*'mean'"):
+        jvdm.load(tmp_path, weights="mean")

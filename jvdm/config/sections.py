@@ -234,6 +234,12 @@ class Fields:
     branch_from: str = option(
         "", free_on_resume=True, help="a workdir or checkpoint from whose whole state a new run goes on"
     )
+    weights: str = option(
+        "ema",
+        choices=("ema", "raw"),
+        free_on_resume=True,
+        help="what is evaluated, scored and sampled from: averaged weights, or those of the last step",
+    )
     data: Section = Section(Data)
     augmentation: Component = Component(AUGMENTATIONS, "none")
     data_map: Component = Component(DATA_MAPS, "scaling", part_of_model=True)

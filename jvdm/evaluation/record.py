@@ -92,7 +92,8 @@ class Provenance:
     Attributes:
         dataset, dataset_version, dataset_hash, split: the images.
         num_levels: K, values per dimension; 0 of continuous data.
-        checkpoint, step, weights, weights_hash: the parameters; weights are "ema", the averaged ones.
+        checkpoint, step, weights, weights_hash: the parameters; weights are "ema", the averaged ones, or
+            "raw", those of the last step.
         seed: of the evaluation's root key.
         first_index: of the first image, by which its random numbers are chosen.
         matmul_precision: of every matrix product and convolution.

@@ -73,7 +73,7 @@ def provenance(config: Config, trained: Trained, example_set: ExampleSet) -> Pro
         num_levels=trained.model.num_levels,
         checkpoint=str(trained.path),
         step=trained.step,
-        weights="ema",
+        weights=trained.weights,
         weights_hash=record.weights_hash(trained.params),
         seed=config.seed,
         matmul_precision="float32, highest",

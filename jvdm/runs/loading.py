@@ -12,7 +12,7 @@ from jvdm import config as config_lib
 from jvdm import data
 from jvdm import model as model_lib
 from jvdm.core import sharding
-from jvdm.core.errors import UserError
+from jvdm.core.errors import UserError, unknown
 from jvdm.core.files import expanded
 from jvdm.core.registry import Config
 from jvdm.model import Model
@@ -21,16 +21,20 @@ from jvdm.runs.workdir import Workdir
 
 log = logging.getLogger("jvdm")
 
+# Of a train state, by the name of its weights.
+FIELDS = {"ema": "ema_params", "raw": "params"}
+
 
 class Trained(NamedTuple):
-    """A model with its averaged weights, and where they came from.
+    """A model with its weights, and where they came from.
 
     Attributes:
         model: as the config describes it.
-        params: the averaged (EMA) weights, on all devices.
+        params: the weights, on all devices.
         step: of training.
         path: of the checkpoint.
         config: all of it.
+        weights: which weights they are, "ema" (averaged) or "raw".
     """
 
     model: Model
@@ -38,6 +42,7 @@ class Trained(NamedTuple):
     step: int
     path: pathlib.Path
     config: Config
+    weights: str
 
 
 def load(
@@ -47,8 +52,9 @@ def load(
     *,
     config: Config | None = None,
     flag: str = "--checkpoint",
+    weights: str | None = None,
 ) -> Trained:
-    """The averaged weights of a checkpoint, on all devices, with their model.
+    """The weights of a checkpoint, on all devices, with their model.
 
     If the checkpoint is damaged, the one before takes its place, unless it was named itself; the log says so.
 
@@ -59,6 +65,7 @@ def load(
         mesh: has a `data` axis.
         config: in place of the run's `config.json`; it must describe the same model.
         flag: where the user gave the checkpoint, for errors.
+        weights: "ema" or "raw"; None is what the config says.
 
     Raises:
         UserError: no checkpoint there, a damaged one, or one of another model.
@@ -75,16 +82,34 @@ def load(
         raise UserError(f"{run.path} has no config.json; give jvdm.load(..., config=CONFIG)")
     is_named = checkpoint is not None and expanded(checkpoint, flag).absolute() == path
     model = model_lib.build(config, *_data_spec(config, run))
+    complete: Config = config
+    weights = complete.weights if weights is None else weights
+    if weights not in FIELDS:
+        raise unknown("weights", weights, FIELDS)
     shapes = {
         "step": jax.ShapeDtypeStruct((), np.int32),
-        "ema_params": jax.eval_shape(model.init, jax.random.key(0)),
+        FIELDS[weights]: jax.eval_shape(model.init, jax.random.key(0)),
     }
     everywhere = sharding.replicated(mesh)
     like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=everywhere), shapes)
     state, path = restoring.restore_readable(path, like, older=not is_named)
     step = int(state["step"])
     log.info("weights of step %d from %s", step, path)
-    return Trained(model, state["ema_params"], step, path, config)
+    if weights == "ema":
+        _warn_of_initial_weights(complete, step)
+    return Trained(model, state[FIELDS[weights]], step, path, complete, weights)
+
+
+def _warn_of_initial_weights(config: Config, step: int) -> None:
+    """Say if the average is still of the initial weights, of which a slow average keeps rate^steps."""
+    optimizer = config.optimizer
+    share = optimizer.ema_rate**step
+    if share > 0.01 and not optimizer.ema_power:
+        log.warning(
+            "WARNING: the averaged weights still hold %.0f %% of the initial ones, after %d steps with "
+            "config.optimizer.ema_rate=%g; --config.weights=raw takes those of the last step",
+            *(100 * share, step, optimizer.ema_rate),
+        )
 
 
 def _data_spec(config: Config, run: Workdir) -> tuple[tuple[int, ...], int]:

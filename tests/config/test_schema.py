@@ -90,7 +90,14 @@ def test_which_fields_are_free_on_resume():
         *("sample_every", "sample_images", "sample_steps"),
     }
     others = {name for name in free if name.split(".")[0] not in ("eval", "score", "sample", "training")}
-    assert others == {"init_from", "branch_from", "data.data_dir", "network.remat", "encoder.remat"}
+    assert others == {
+        "init_from",
+        "branch_from",
+        "weights",
+        "data.data_dir",
+        "network.remat",
+        "encoder.remat",
+    }
 
 
 def test_which_fields_make_the_model():
