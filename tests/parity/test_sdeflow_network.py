@@ -107,11 +107,16 @@ def test_every_recorded_module(case, output):
         note(name, deviation)
         assert deviation <= relative, name
 
-    embedding = layers.timestep_embedding(jnp.asarray(t.ravel()), network.channels, scale=network.time_scale)
-    check("t_embedding", embedding, io["int/t_embedding"])
-    check("temb", modules["condition2"], io["int/temb"])
+    # A case has whatever its author has recorded.
+    if "int/t_embedding" in io:
+        t = jnp.asarray(t.ravel())
+        embedding = layers.timestep_embedding(t, network.channels, scale=network.time_scale)
+        check("t_embedding", embedding, io["int/t_embedding"])
+    if "int/temb" in io:
+        check("temb", modules["condition2"], io["int/temb"])
     recorded = [key.removeprefix("int/img0_stride2/") for key in io if key.startswith("int/img0_stride2/")]
-    assert recorded
+    if not recorded:
+        pytest.skip("the case has no numbers from inside the network")
     for module in recorded:
         name = our_name(module)
         if name not in modules:  # resolution changes without parameters, hence without a module
