@@ -239,7 +239,7 @@ MISTAKES = {
     ),
     "override of an unknown section": (
         [*TRAIN, "--config.trainin.microbatches=3"],
-        "did you mean config.training.microbatches? (config has: augmentation, data,",
+        "did you mean config.training.microbatches? (config has: augmentation, branch_from, data,",
     ),
     "override of a field of a field": (
         [*TRAIN, "--config.seed.x=3"],
