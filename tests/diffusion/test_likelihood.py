@@ -175,6 +175,10 @@ def test_noise_that_samples_share_costs_nothing():
 # Samples of images in all, and estimates of each one's trace: fewer where it is exact.
 NUM = {"fine_mixture": 420, "gaussian": 160}
 PROBES = {"fine_mixture": 28, "gaussian": 4}
+# Errors must be small enough to see a gap of 0.012. The decoder's costs have heavy tails: of 420 images their
+# mean has the error 0.09 / sqrt(420) = 0.0044, but its estimate is above 0.005 for 27 % of all seeds, above
+# 0.008 for 3 %.
+RESOLUTION = 0.008
 # The third path with the data that compile faster.
 CASES = [
     pytest.param("fine_mixture", path, marks=pytest.mark.long) for path in ("variance_preserving", "straight")
@@ -213,7 +217,7 @@ def test_bounds_on_data_of_known_probability(oracle, path):
         assert solver < 0.002, "of the default, 1e-5"
         for log_w in (samples.exact[..., None], samples.estimates):
             mean, error = mean_and_error(known.excess(likelihood.importance_bound(log_w).bound, truth))
-            assert error <= 0.005, name
+            assert error <= RESOLUTION, name
             assert abs(mean - gap) <= 3 * error + solver, name
             assert mean >= -3 * error - solver, name
         if oracle == "gaussian":
@@ -231,7 +235,7 @@ def test_bounds_on_data_of_known_probability(oracle, path):
         solver = abs(samples.density_error.mean()) / BITS
         exact = known.excess(likelihood.importance_bound(samples.exact[..., None]).bound, truth)
         mean, error = mean_and_error(exact)
-        assert error <= 0.005, name
+        assert error <= RESOLUTION, name
         assert -3 * error - solver <= mean <= gap + 3 * error + solver, name
         # The same samples, one by one: Jensen's inequality for each image.
         assert np.all(exact <= known.excess(samples.exact.mean(-1), truth) + 1e-9)
