@@ -30,7 +30,7 @@ def _default() -> jnp.dtype:
     return jnp.asarray(0.0).dtype
 
 
-# Below it, the rounding of p is what it adds to that of the quantile: 1e-7 p / phi(e).
+# Below this, p is so small that its float32 rounding moves the quantile by less than the quantile's own.
 _TAIL = 0.05
 
 

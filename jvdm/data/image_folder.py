@@ -2,9 +2,9 @@
 
 A file is taken if its name ends as one of `IMAGE_SUFFIXES`, in any folder that is not hidden, symbolic links
 included. What is left out is counted and named once; .avif and .jp2 are, because Pillow does not say whether
-they have more than 8 bits. A file is refused where its decoder would change values
-or choose among them: more than 8 bits, values that are stretched to 255, transparency, a palette, an
-orientation that viewers apply, several frames. All refused files are named in one error.
+they have more than 8 bits. A file is refused where its decoder would change values or choose among them: more
+than 8 bits, values that are stretched to 255, transparency, a palette, an orientation that viewers apply,
+several frames. All refused files are named in one error.
 """
 
 import collections
@@ -42,16 +42,13 @@ def load_folder(path: str, *, num_levels: int) -> Dataset:
     """
     folder = _folder(path)
     files = {split: _image_files(folder, split) for split in ("train", "test")}
-    first, images = None, {}
-    for split, paths in files.items():
-        images[split] = _read_all(paths, first)
-        first = paths[0] if first is None else first
+    images, num_train = _read_all([*files["train"], *files["test"]]), len(files["train"])
     dataset = Dataset(
         name=f"folder:{folder.resolve().name}",
         version="-",
         num_levels=num_levels,
-        train=images["train"],
-        test=images["test"],
+        train=images[:num_train],
+        test=images[num_train:],
     )
     return check_dataset(dataset, str(folder), check_images)
 
@@ -66,7 +63,7 @@ def read_folder_split(path: str, split: str) -> tuple[np.ndarray, tuple[str, ...
     whole = not (folder / split).is_dir()
     files = _image_files(folder, "." if whole else split)
     base = folder if whole else folder / split
-    return _read_all(files, None), tuple(file.relative_to(base).as_posix() for file in files), whole
+    return _read_all(files), tuple(file.relative_to(base).as_posix() for file in files), whole
 
 
 def _folder(path: str) -> Path:
@@ -122,15 +119,15 @@ class _Refused(Exception):
     """Why a file is not taken."""
 
 
-def _read_all(files: list[Path], model: Path | None) -> np.ndarray:
-    """The images of all files, of the shape of `model`, or of the first that can be taken.
+def _read_all(files: list[Path]) -> np.ndarray:
+    """The images of all files, of the shape of the first that can be taken.
 
     Raises:
         UserError: naming all files that cannot be taken or have another shape.
     """
     images, taken = np.empty(0, np.uint8), 0
     refused: list[str] = []
-    like = None if model is None else (model, _open_image(model).shape)
+    like: tuple[Path, tuple[int, ...]] | None = None
     for file in files:
         try:
             image = _open_image(file)
@@ -184,7 +181,7 @@ def _decode(file: Path) -> _Decoded:
                 raw=raw if image.format != "PPM" else f"{raw} maxval {_maxval(file)}",
                 values=np.asarray(image) if image.mode in _CHANNELS else None,
             )
-    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+    except (OSError, ValueError, IndexError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
         raise _Refused(f"is not a readable image ({one_line(error)})") from error
 
 
@@ -208,7 +205,7 @@ def _open_image(file: Path) -> np.ndarray:
     """
     found = _decode(file)
     if found.frames > 1:
-        raise _Refused(f"has {found.frames} frames or pages; save each as a file of its own")
+        raise _Refused(f"has {found.frames} frames or pages; save each one as a separate file")
     if found.values is None:
         raise _Refused(f"has the pixel format {found.mode}; it must be 8-bit grayscale (L) or RGB")
     if found.transparent:

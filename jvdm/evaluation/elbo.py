@@ -136,8 +136,7 @@ class RandomSliceELBO(_ScoreBound):
             raise unknown("config.eval.elbo.prior", config.prior, score_bounds.PRIORS)
         trace, log_prior = TRACES.build(config.trace), score_bounds.PRIORS[config.prior]
 
-        def bound(images, u, keys, coefficients, eps_hat_at, prior):
-            t = u
+        def bound(images, t, keys, coefficients, eps_hat_at, prior):
             at_s, at_t, at_1 = (coefficients(a) for a in (jnp.zeros_like(t), t, jnp.ones_like(t)))
             data = _continuous(model, images, keys, at_s.alpha)
             probes = jnp.moveaxis(jax.vmap(lambda key: trace.draw(key, model.data_shape))(keys), 1, 0)
@@ -173,14 +172,7 @@ class RandomSliceELBO(_ScoreBound):
         return (f"elbo_{probes}_probes" if probes else "elbo_exact") + prior
 
     def result(
-        self,
-        rows: Rows,
-        provenance: Provenance,
-        *,
-        params: Params,
-        examples: Examples,
-        key: jax.Array,
-        start: int = 0,
+        self, rows: Rows, provenance: Provenance, *, params: Params, examples: Examples, key: jax.Array
     ) -> Result:
         """As `Estimator.result`; with a prior that is not normalised the number is not a bound."""
         of_model = self.config.prior == "model"
@@ -250,14 +242,7 @@ class ScoreFlowBound(_ScoreBound):
         return f"scoreflow_{self.config.epsilon:g}{times}"
 
     def result(
-        self,
-        rows: Rows,
-        provenance: Provenance,
-        *,
-        params: Params,
-        examples: Examples,
-        key: jax.Array,
-        start: int = 0,
+        self, rows: Rows, provenance: Provenance, *, params: Params, examples: Examples, key: jax.Array
     ) -> Result:
         """As `Estimator.result`."""
         prior = self.model.process.prior_text

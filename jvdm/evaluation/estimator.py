@@ -81,21 +81,14 @@ class Estimator(Protocol):
         ...
 
     def result(
-        self,
-        rows: Rows,
-        provenance: Provenance,
-        *,
-        params: Params,
-        examples: Examples,
-        key: jax.Array,
-        start: int = 0,
+        self, rows: Rows, provenance: Provenance, *, params: Params, examples: Examples, key: jax.Array
     ) -> Result:
         """The record.
 
         Args:
             rows: of all images.
-            provenance: where they come from.
-            params, examples, key, start: as in `rows`, from which they were computed.
+            provenance: where they come from, and the index of the first example.
+            params, examples, key: as in `rows`, from which they were computed.
         """
         ...
 

@@ -356,14 +356,7 @@ class ODE:
         return f"ode_{dequantization['name']}_K{self._samples}_{solver['method']}_{steps}{more}"
 
     def result(
-        self,
-        rows: Rows,
-        provenance: Provenance,
-        *,
-        params: Params,
-        examples: Examples,
-        key: jax.Array,
-        start: int = 0,
+        self, rows: Rows, provenance: Provenance, *, params: Params, examples: Examples, key: jax.Array
     ) -> Result:
         """As `Estimator.result`, with the error of the solver if the config asks for it.
 
@@ -372,6 +365,7 @@ class ODE:
         """
         error, check_images = None, self.config.check_images
         if check_images:
+            start = provenance.first_index
             error = self.solver_error(params, examples, key, num_images=check_images, start=start)
         return record.result(
             self,

@@ -142,7 +142,7 @@ def evaluate(
                 store=store,
                 start=start,
             )
-        result = estimator.result(rows, origin, params=params, examples=examples, key=key, start=start)
+        result = estimator.result(rows, origin, params=params, examples=examples, key=key)
         yield Evaluation(result, name if store is None else store.name, estimator, rows, store)
 
 

@@ -134,14 +134,7 @@ class VLB:
         return f"vlb_T{self.model.timesteps}" if self.model.timesteps else "vlb_continuous"
 
     def result(
-        self,
-        rows: Rows,
-        provenance: Provenance,
-        *,
-        params: Params,
-        examples: Examples,
-        key: jax.Array,
-        start: int = 0,
+        self, rows: Rows, provenance: Provenance, *, params: Params, examples: Examples, key: jax.Array
     ) -> Result:
         """As `Estimator.result`."""
         prior = self.model.process.prior_text

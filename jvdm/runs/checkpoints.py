@@ -244,7 +244,7 @@ def check_saves(workdir: pathlib.Path, state: TrainState) -> None:
         trial.close()
         restore(folder / "0", like)
     except UserError as error:
-        odd = sorted(set("*?[]\\") & set(str(workdir)))
+        odd = sorted(set("[]\\") & set(str(workdir)))
         why = f"Orbax does not take {' '.join(odd)} in a path for letters" if odd else short(error)
         raise UserError(
             f"--workdir={workdir}: a checkpoint that is saved there does not come back ({why}); give another"

@@ -223,3 +223,12 @@ def test_a_comment_in_the_text_of_a_png_changes_nothing(tmp_path):
     info.add_text("Comment", "RGB;16")
     picture().save(tmp_path / "a.png", pnginfo=info)
     assert names(tmp_path) == ("a.png",)
+
+
+def test_bad_files_of_both_splits_are_in_one_error(tmp_path):
+    folder_of(tmp_path, "train/0.png", "test/0.png")
+    for split in ("train", "test"):
+        (tmp_path / split / "bad.png").write_bytes(b"bad")
+    with pytest.raises(UserError, match="2 of 4 files cannot be taken") as error:
+        load(f"folder:{tmp_path}", num_levels=256)
+    assert all(f"{split}/bad.png" in str(error.value) for split in ("train", "test"))
