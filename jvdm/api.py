@@ -142,8 +142,9 @@ class LoadedModel:
             "eval", settings, seed, estimators=estimator, **{component.draws_field: draws}
         )
         example_set = self._example_set(images)
-        if first_index < 0:
-            raise UserError(f"first_index is {first_index}: give 0 or more")
+        whole = isinstance(first_index, int | np.integer) and not isinstance(first_index, bool)
+        if not whole or not 0 <= first_index < 2**31 - len(example_set.images):
+            raise UserError(f"first_index is {first_index!r}: give a whole number, 0 or more, below 2^31")
         # Few images do not cost a whole batch. Powers of two, so that few sizes are compiled.
         size = 1 << (len(example_set.images) - 1).bit_length()
         for section in (config.eval, config.eval.ode):
@@ -161,7 +162,7 @@ class LoadedModel:
             None,
             built=self._built[key],
             show_progress=show_progress,
-            start=first_index,
+            start=int(first_index),
         )
         names, rows = evaluation.estimator.terms, evaluation.rows
         return Scores(
@@ -301,7 +302,9 @@ class LoadedModel:
                 raise UserError(f"config.{field} is given by the arguments, not by settings")
         values.update({f"{section}.{name}": a for name, a in arguments.items() if a is not None})
         if seed is not None:
-            values["seed"] = int(seed) if isinstance(seed, np.integer) else seed
+            values["seed"] = seed
+        # numpy's numbers are as good as Python's.
+        values = {name: a.item() if isinstance(a, np.generic) else a for name, a in values.items()}
         overrides.put(config, values)
         config_lib.check_complete(config)
         return config

@@ -291,8 +291,17 @@ def test_parts_of_a_data_set_have_their_own_noise(trained, images):
     one = trained.bits_per_dim(images[2:3], "ode", first_index=2)
     # Each image has its own step sizes, at the solver's tolerance.
     np.testing.assert_allclose(one.values, ode[2:3], atol=1e-3)
-    with pytest.raises(UserError, match="first_index is -1"):
-        trained.bits_per_dim(images[:2], first_index=-1)
+
+
+def test_numpys_numbers_are_as_good_as_pythons(trained, images, unchecked):
+    found = trained.bits_per_dim(images[2:4], draws=np.int64(2), first_index=np.int64(2)).values
+    np.testing.assert_array_equal(found, trained.bits_per_dim(images[2:4], draws=2, first_index=2).values)
+
+
+@pytest.mark.parametrize("index", [-1, 1.5, True, None, "3", np.float32(2), 2**31 - 2, 2**40])
+def test_indices_that_are_refused(trained, images, unchecked, index):
+    with pytest.raises(UserError, match="first_index is .*: give a whole number"):
+        trained.bits_per_dim(images[:2], first_index=index)
 
 
 def test_few_images_do_not_cost_a_batch(trained, images):

@@ -74,6 +74,7 @@ def _interrupted(*_: object) -> None:
 def _watch(woken: socket.socket, numbers: set[int]) -> None:
     """Note the first signal, and end the process when its time is over, or at a second Ctrl-C."""
     end: float | None = None
+    interrupted = False
     while True:
         try:
             woken.settimeout(None if end is None else max(end - time.monotonic(), 0.0))
@@ -87,13 +88,14 @@ def _watch(woken: socket.socket, numbers: set[int]) -> None:
                         name = "Ctrl-C"
                         if not _at_work:
                             grace = _UNSAVED_GRACE_S
-                        else:
-                            _say("stopping after this piece of work; Ctrl-C again ends at once")
                     request(name, number)
                     end = time.monotonic() + grace
-                elif number == signal.SIGINT:
+                if number == signal.SIGINT and interrupted:
                     _say(f"interrupted again; {_WHOLE}")
                     os._exit(status())
+                if number == signal.SIGINT and _at_work:
+                    _say("stopping after this piece of work; Ctrl-C again ends at once")
+                interrupted = interrupted or number == signal.SIGINT
         except TimeoutError:
             # If all goes well the process is gone before this.
             if _at_work or _causes[0][1] != signal.SIGINT:

@@ -7,6 +7,8 @@
     jax_disable_jit             False  step by step, the same programs round otherwise
     jax_debug_nans, _infs       False  where there is no noise, infinities are computed on purpose; every loss
                                        and every bound is checked
+    jax_error_checking_...      ignore for the same reason
+    jax_transfer_guard...       allow  numbers go to the devices and come back
 
 The generator and its seed are pinned by `jvdm.core.keys`, the kinds of draws by `jvdm.core.random`, and the
 precision of products outside training by `jvdm.core.precision`. In training, products have the precision that
@@ -18,6 +20,7 @@ import contextlib
 import logging
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 
@@ -29,6 +32,12 @@ PINNED = {
     "jax_disable_jit": False,
     "jax_debug_nans": False,
     "jax_debug_infs": False,
+    **{f"jax_error_checking_behavior_{kind}": "ignore" for kind in ("nan", "divide", "oob")},
+    "jax_transfer_guard": "allow",
+    **{
+        f"jax_transfer_guard_{way}": "allow"
+        for way in ("host_to_device", "device_to_host", "device_to_device")
+    },
 }
 
 # What may change the rounding of a number, and its default.
@@ -38,17 +47,28 @@ _RECORDED = {
     "jax_allow_f16_reductions": True,
     "jax_softmax_custom_jvp": False,
     "jax_use_direct_linearize": True,
+    "jax_optimization_level": "UNKNOWN",
+    "jax_exec_time_optimization_effort": 0.0,
 }
 _VARIABLES = ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "NVIDIA_TF32_OVERRIDE", "TF_CUDNN_DETERMINISTIC")
+
+
+def _value(name: str) -> Any:
+    """A setting, as a context has it or as the process does: JAX gives only some of them as attributes.
+
+    Raises:
+        KeyError: this JAX has no such setting.
+    """
+    config: Any = jax.config
+    return getattr(config, name) if hasattr(config, name) else config.values[name]
 
 
 def pin() -> None:
     """Pin the settings for this process, and say which the user had set otherwise."""
     for name, value in PINNED.items():
-        if getattr(jax.config, name) != value:
-            log.warning(
-                "WARNING: %s=%s is ignored: jvdm computes with %s", name, getattr(jax.config, name), value
-            )
+        found = _value(name)
+        if found not in (value, None):  # a transfer guard that is not set
+            log.warning("WARNING: %s=%s is ignored: jvdm computes with %s", name, found, value)
             jax.config.update(name, value)
 
 
@@ -62,6 +82,7 @@ def pinned() -> Iterator[None]:
             jax.disable_jit(False),
             jax.debug_nans(False),
             jax.debug_infs(False),
+            jax.transfer_guard("allow"),
         ):
             stack.enter_context(context)
         yield
@@ -69,9 +90,5 @@ def pinned() -> Iterator[None]:
 
 def recorded() -> dict[str, str]:
     """The settings that are not JAX's defaults and may change rounding, for a record; by name."""
-    found = {
-        name: str(value)
-        for name, default in _RECORDED.items()
-        if (value := getattr(jax.config, name, default)) != default
-    }
+    found = {name: str(value) for name, default in _RECORDED.items() if (value := _value(name)) != default}
     return found | {name: os.environ[name] for name in _VARIABLES if os.environ.get(name)}

@@ -10,6 +10,7 @@ several frames. All refused files are named in one error.
 import collections
 import logging
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -28,6 +29,7 @@ IMAGE_SUFFIXES = (
 )
 _CHANNELS = {"L": 1, "RGB": 3}
 _ORIENTATION = 0x0112  # of EXIF
+_SAMPLE_FORMAT = 339  # of TIFF
 # How many names an error or a line of the log has.
 _MOST_NAMES = 10
 
@@ -155,14 +157,35 @@ def _read_all(files: list[Path]) -> np.ndarray:
     return images
 
 
-class _Decoded(NamedTuple):
-    """What Pillow says of a file, and its values, or None where they are not read."""
+_FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF", "PPM", "GIF", "TGA")
+# How Pillow's decoders unpack files of 8 bits, planes and a colour table of bytes included.
+_EIGHT_BITS = {
+    *("L", "L;I", "L;R", "RGB", "RGB;L", "RGB;R", "RGBX", "BGR", "BGRX", "XBGR", "XRGB", "YCbCr", "YCCK"),
+    *("R", "G", "B"),
+}
 
+
+class _Decoded(NamedTuple):
+    """What Pillow says of a file, and its values, or None where they are not read.
+
+    Attributes:
+        format: whatever the file's name says.
+        mode: of its pixels, "L" or "RGB".
+        frames: or pages.
+        orientation: of EXIF; 1 is none.
+        transparent: one of its colours is.
+        stored: how a decoder that says so unpacks it: "RGB;16B" is 16 bits, "L;4" is 4.
+        unsigned: its samples are whole numbers without a sign.
+        values: as Pillow has them.
+    """
+
+    format: str
     mode: str
     frames: int
     orientation: int
     transparent: bool
-    raw: str
+    stored: str
+    unsigned: bool
     values: np.ndarray | None
 
 
@@ -171,30 +194,44 @@ def _decode(file: Path) -> _Decoded:
 
     try:
         with Image.open(file) as image:
-            # As the decoder is told to unpack it: "RGB;16B" of 16 bits, ("L", 15) of values up to 15.
-            raw = "; ".join(str(tile[3]) for tile in getattr(image, "tile", []))
+            arguments = [tile[3] for tile in getattr(image, "tile", [])]
+            first = [a[0] if isinstance(a, tuple) and a else a for a in arguments]
+            tags = getattr(image, "tag_v2", {})
             return _Decoded(
+                format=image.format or "",
                 mode=image.mode,
                 frames=getattr(image, "n_frames", 1),
                 orientation=image.getexif().get(_ORIENTATION, 1),
                 transparent="transparency" in image.info,
-                raw=raw if image.format != "PPM" else f"{raw} maxval {_maxval(file)}",
+                stored=next((a for a in first if isinstance(a, str) and a not in _EIGHT_BITS), ""),
+                unsigned=set(np.ravel(tags.get(_SAMPLE_FORMAT, 1)).tolist()) <= {1},
                 values=np.asarray(image) if image.mode in _CHANNELS else None,
             )
-    except (OSError, ValueError, IndexError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
         raise _Refused(f"is not a readable image ({one_line(error)})") from error
 
 
-def _maxval(file: Path) -> int:
-    """The largest value of a PGM or PPM, by its header.
+def _check_netpbm(data: bytes) -> None:
+    """Refuse a PGM or PPM whose values a decoder would stretch, or that holds several images.
 
     Raises:
-        ValueError: it has none.
+        _Refused: it does.
     """
-    with file.open("rb") as opened:
-        header = opened.read(4096)
-    words = b" ".join(line.partition(b"#")[0] for line in header.splitlines()[:64]).split()
-    return 1 if words[0] in (b"P1", b"P4") else int(words[3])
+    # Comments reach to the end of their line; one byte of white space follows the last number.
+    header = re.match(rb"P([2356])" + 3 * rb"(?:\s|#[^\n\r]*[\n\r])+(\d+)" + rb"(?:#[^\n\r]*)?\s", data)
+    if header is None:
+        raise _Refused("has a header that is no PGM's or PPM's of bytes")
+    kind, width, height, maxval = (int(part) for part in header.groups())
+    if maxval > 255:
+        raise _Refused("has 16 bits, of which 8 would be lost; save it with 8, or the levels as .npz")
+    if maxval < 255:
+        raise _Refused(
+            f"has values up to {maxval}, which would be stretched to 255; save them as .png or .npz"
+        )
+    rest, count = data[header.end() :], width * height * (3 if kind in (3, 6) else 1)
+    more = rest[count:].strip() if kind > 3 else re.sub(rb"#[^\n\r]*", b"", rest).split()[count:]
+    if more:
+        raise _Refused("holds more than one image; save each one as a separate file")
 
 
 def _open_image(file: Path) -> np.ndarray:
@@ -204,6 +241,8 @@ def _open_image(file: Path) -> np.ndarray:
         _Refused: it cannot be read, or not as it is.
     """
     found = _decode(file)
+    if found.format not in _FORMATS:
+        raise _Refused(f"is in the format {found.format}; give one of {', '.join(_FORMATS)}")
     if found.frames > 1:
         raise _Refused(f"has {found.frames} frames or pages; save each one as a separate file")
     if found.values is None:
@@ -215,13 +254,19 @@ def _open_image(file: Path) -> np.ndarray:
             f"has the EXIF orientation {found.orientation}, which viewers apply; turn its pixels, as "
             "PIL.ImageOps.exif_transpose does"
         )
-    if ";16" in found.raw or "maxval 65535" in found.raw:
+    if ";16" in found.stored:
         raise _Refused("has 16 bits, of which 8 would be lost; save it with 8, or the levels as .npz")
-    if "maxval" in found.raw and not found.raw.endswith("maxval 255"):
-        maxval = found.raw.rpartition(" ")[2]
+    if found.stored:
         raise _Refused(
-            f"has values up to {maxval}, which would be stretched to 255; save them as .png or .npz"
+            f"does not have 8 bits ({found.stored}), and its values would be stretched to 255; save them as "
+            "8-bit .png or .npz"
         )
+    if not found.unsigned:
+        raise _Refused("has samples with a sign; save values from 0 to 255")
+    with file.open("rb") as opened:
+        if opened.read(2) in (b"P2", b"P3", b"P5", b"P6"):
+            opened.seek(0)
+            _check_netpbm(opened.read())
     return found.values.reshape(*found.values.shape[:2], _CHANNELS[found.mode])
 
 

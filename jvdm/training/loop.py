@@ -131,6 +131,11 @@ class Trainer:
         elif config.branch_from:
             self.state = branch_from(config.branch_from, self.model, config, self.mesh)
             self.step = int(self.state.step)
+            if self.step >= config.training.num_steps:
+                raise UserError(
+                    f"config.training.num_steps is {config.training.num_steps}, and the run that this one "
+                    f"branches from is at step {self.step} already: give more"
+                )
         else:
             self.state, self.step = init(key), 0
             if config.init_from:

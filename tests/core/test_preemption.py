@@ -234,6 +234,11 @@ def test_a_second_ctrl_c_ends_at_once():
     assert seconds < 3.0
 
 
+def test_the_first_ctrl_c_after_another_signal_lets_it_save():
+    status, out, _, _ = signalled(signal.SIGHUP, signal.SIGINT)
+    assert (status, out) == (129, ["saved after SIGHUP"])
+
+
 def test_ctrl_c_where_there_is_nothing_to_save():
     status, out, _, seconds = signalled(signal.SIGINT, kind="idle")
     assert (status, out) == (130, ["KeyboardInterrupt"])

@@ -92,22 +92,57 @@ def test_every_suffix_of_jpeg_and_what_has_no_loss(tmp_path):
             np.testing.assert_array_equal(np.squeeze(image), np.asarray(picture(mode=mode)))
 
 
-def colour_16(path):
-    """A PNG of 16 bits per colour, by hand: Pillow cannot write one, and reads 8 of the 16 bits."""
+def png(path, bits, colour):
+    """A PNG of other than 8 bits, by hand: Pillow cannot write one."""
 
     def chunk(kind, content):
         return (
             struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
         )
 
-    rows = b"".join(b"\0" + bytes(range(48)) for _ in range(8))
-    header = struct.pack(">IIBBBBB", 8, 8, 16, 2, 0, 0, 0)
+    width = 8 * bits * (3 if colour == 2 else 1) // 8
+    rows = b"".join(b"\0" + bytes(range(width)) for _ in range(8))
+    header = struct.pack(">IIBBBBB", 8, 8, bits, colour, 0, 0, 0)
     path.write_bytes(
         b"\x89PNG\r\n\x1a\n"
         + chunk(b"IHDR", header)
         + chunk(b"IDAT", zlib.compress(rows))
         + chunk(b"IEND", b"")
     )
+
+
+def colour_16(path):
+    """Pillow reads 8 of the 16 bits."""
+    png(path, 16, 2)
+
+
+def bmp_555(path):
+    """Five bits per colour, which Pillow makes eight."""
+    header = struct.pack("<IiiHHIIiiII", 40, 8, 8, 1, 16, 0, 128, 0, 0, 0, 0)
+    path.write_bytes(b"BM" + struct.pack("<IHHI", 54 + 128, 0, 0, 54) + header + bytes(range(128)))
+
+
+def tiff(path, bits=8, sample_format=1):
+    data = bytes(range(8 * bits))
+    tags = [
+        (256, 8),
+        (257, 8),
+        (258, bits),
+        (259, 1),
+        (262, 1),
+        (273, 8),
+        (277, 1),
+        (278, 8),
+        (279, len(data)),
+    ]
+    tags.append((339, sample_format))
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    offset = struct.pack("<I", 8 + len(data))
+    path.write_bytes(b"II*\0" + offset + data + struct.pack("<H", len(tags)) + entries + bytes(4))
+
+
+def two_images(path):
+    path.write_bytes(2 * (b"P5 8 8 255\n" + bytes(range(64))))
 
 
 def pages(path):
@@ -148,6 +183,17 @@ def deep_pgm(path):
 CHANGED = {
     "16 bits of a PNG": (colour_16, "a.png", "has 16 bits"),
     "16 bits of a PPM": (deep_pgm, "a.ppm", "16 bits"),
+    "4 bits of a PNG": (lambda path: png(path, 4, 0), "a.png", "does not have 8 bits"),
+    "2 bits of a PNG": (lambda path: png(path, 2, 0), "a.png", "does not have 8 bits"),
+    "4 bits of a TIFF": (lambda path: tiff(path, 4), "a.tif", "does not have 8 bits"),
+    "5 bits of a BMP": (bmp_555, "a.bmp", "does not have 8 bits"),
+    "a sign": (lambda path: tiff(path, sample_format=2), "a.tif", "samples with a sign"),
+    "two images of a PGM": (two_images, "a.pgm", "more than one image"),
+    "another format under this name": (
+        lambda path: picture().save(path, format="JPEG2000"),
+        "a.jpg",
+        "is in the format JPEG2000",
+    ),
     "50 pages": (pages, "a.tif", "has 50 frames or pages"),
     "an animation": (animation, "a.png", "has 3 frames or pages"),
     "an orientation": (turned, "a.jpg", "EXIF orientation 6"),
@@ -232,3 +278,18 @@ def test_bad_files_of_both_splits_are_in_one_error(tmp_path):
     with pytest.raises(UserError, match="2 of 4 files cannot be taken") as error:
         load(f"folder:{tmp_path}", num_levels=256)
     assert all(f"{split}/bad.png" in str(error.value) for split in ("train", "test"))
+
+
+def test_headers_of_netpbm(tmp_path):
+    """Comments of any length and any white space; and a TIFF of 8 bits, made as those that are refused."""
+    pixels = bytes(range(64))
+    for name, header in (
+        ("a.pgm", b"P5\n# " + 5000 * b"x" + b"\n8 8\n255\n"),
+        ("b.pgm", b"P5 8 # 9 9\r8 255\n"),
+        ("c.pgm", b"P5\r8\r8\r255\r"),
+    ):
+        (tmp_path / name).write_bytes(header + pixels)
+    (tmp_path / "d.pgm").write_bytes(b"P2 8 8 255 # levels\n" + b" ".join(b"%d" % x for x in pixels))
+    tiff(tmp_path / "e.tif")
+    images = load_examples(f"folder:{tmp_path}", "test", num_levels=256).images
+    np.testing.assert_array_equal(images.reshape(5, 64), np.tile(np.arange(64), (5, 1)))

@@ -117,6 +117,8 @@ def test_refused(source, tmp_path):
         trainer(tmp_path / "a", config(branch_from=str(tmp_path / "nope")))
     with pytest.raises(UserError, match="belong to another model: .*network.hidden"):
         trainer(tmp_path / "b", config(**{"branch_from": str(source / "False"), "network.hidden": 16}))
+    with pytest.raises(UserError, match="num_steps is 4, and .* is at step 4 already: give more"):
+        trainer(tmp_path / "f", config(branch_from=str(source / "False")))
     with pytest.raises(UserError, match="both given"):
         trainer(tmp_path / "c", config(branch_from=str(source / "False"), init_from=str(source / "False")))
     shutil.copytree(source / "False", tmp_path / "d")
