@@ -295,12 +295,12 @@ def import_(request: Request) -> None:
         raise unknown("--source", source, importers.IMPORTERS)
     if not checkpoint:
         raise UserError("--mode=import needs --checkpoint=PATH, the checkpoint to import")
+    if restoring.steps_in(workdir.checkpoints):
+        raise UserError(f"--workdir={workdir.path} holds checkpoints already; give another")
     shape, num_levels = data.data_spec(config.data.source, num_levels=config.data.num_levels)
     model = model_lib.build(config, shape, num_levels)
     imported = importers.load(source, checkpoint, model)
     workdir.prepare()
-    if restoring.steps_in(workdir.checkpoints):
-        raise UserError(f"--workdir={workdir.path} holds checkpoints already; give another")
     target = checkpoints.Checkpoints(workdir.checkpoints)
     state = jax.jit(lambda key: init_state(model, config, key))(root_key(config.seed, "training"))
     # A fresh optimizer that has the imported step count: the warm-up is over.

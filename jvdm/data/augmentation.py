@@ -121,8 +121,8 @@ class VdmAugmentation(Augmentation):
         batch, height, width = shape[:3]
         if self.rotate and height != width:
             raise UserError(
-                f"augmentation 'vdm' with rotate=True needs square images, not "
-                f"{height}x{width}; set rotate=False"
+                f"config.augmentation.rotate=True needs square images, not "
+                f"{height}x{width}: set config.augmentation.rotate=False"
             )
         augmented = rng.random(batch) < self.probability
         flip = rng.random(batch) < 0.5

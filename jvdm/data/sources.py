@@ -82,8 +82,8 @@ def _read_registered(name: str, num_levels: int) -> Dataset:
     dataset = _REGISTERED[name][1]()
     if num_levels not in (0, dataset.num_levels):
         raise UserError(
-            f"data source {name!r} has {dataset.num_levels} levels, not {num_levels}; use 0 or "
-            f"{dataset.num_levels}"
+            f"data source {name!r} has {dataset.num_levels} levels, not {num_levels}: "
+            f"config.data.num_levels=0 or {dataset.num_levels}"
         )
     return check_dataset(dataset, name)
 
@@ -122,9 +122,15 @@ def parse(source: str, num_levels: int) -> tuple[str, str]:
         return kind, ""
     if kind == "swissroll":
         if num_levels:
-            raise UserError(f"data source 'swissroll' is continuous, so it has no {num_levels} levels; use 0")
+            raise UserError(
+                f"data source 'swissroll' is continuous, so it has no {num_levels} levels: "
+                "config.data.num_levels=0"
+            )
         return kind, ""
     levels = local.DIGITS_LEVELS if kind == "digits" else 256
     if num_levels not in (0, levels):
-        raise UserError(f"data source {kind!r} has {levels} levels, not {num_levels}; use 0 or {levels}")
+        raise UserError(
+            f"data source {kind!r} has {levels} levels, not {num_levels}: "
+            f"config.data.num_levels=0 or {levels}"
+        )
     return kind, ""

@@ -222,7 +222,7 @@ def given_latents(
         return None
     if model.latent is None:
         raise UserError(
-            f"config.sample.latents={choice} is for a model with a latent: this one has none; choose prior"
+            f"config.sample.latents={choice} is for a model with a latent: this one has none: choose prior"
         )
     if choice == "posterior":
         return _posterior(model, params, as_batch(examples()), key)

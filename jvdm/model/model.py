@@ -335,11 +335,6 @@ def build(config: Config, data_shape: tuple[int, ...], num_levels: int) -> Model
     Raises:
         UserError: unknown component or option, or parts that do not go together.
     """
-    timesteps = config.model.timesteps
-    if timesteps < 0:
-        raise UserError(
-            f"config.model.timesteps is {timesteps}: give 0 (continuous time) or a number of steps"
-        )
     path = PATHS.build(config.path)
     schedule = SCHEDULES.build(config.schedule, noise_path=path, data_shape=data_shape)
     latent = LATENTS.build(config.latent)
@@ -355,7 +350,7 @@ def build(config: Config, data_shape: tuple[int, ...], num_levels: int) -> Model
     process = PROCESSES.build(
         config.process, schedule=schedule, path=path, data_shape=data_shape, prior_name=config.model.prior
     )
-    if timesteps:
+    if timesteps := config.model.timesteps:
         checks.check_process(process, "step_loss", f"config.model.timesteps={timesteps}")
     checks.check_latent(config, schedule, latent, encoder, data_shape)
     network = NETWORKS.build(config.network)

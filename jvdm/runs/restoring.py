@@ -97,10 +97,12 @@ def first_readable(folder: pathlib.Path, steps: Iterable[int], like: Any) -> Rea
 def restore_readable(path: pathlib.Path, like: Any, *, older: bool) -> tuple[Any, pathlib.Path]:
     """The state saved at `path`, or, if that is damaged, the newest intact checkpoint beside it.
 
+    A training may replace the checkpoint while it is read: then the newest one is read.
+
     Args:
         path: of one checkpoint.
         like: as in `restore`.
-        older: whether one beside it will do.
+        older: whether another one beside it will do.
 
     Returns:
         What was read, and where it was.
@@ -108,14 +110,21 @@ def restore_readable(path: pathlib.Path, like: Any, *, older: bool) -> tuple[Any
     Raises:
         UserError: as `restore`, of `path`, if none will do.
     """
-    others = [step for step in steps_in(path.parent) if step < int(path.name)] if older else []
-    found = first_readable(path.parent, [int(path.name), *sorted(others, reverse=True)], like)
+    folder, newest = path.parent, int(path.name)
+    while True:
+        others = [step for step in steps_in(folder) if step < newest] if older else []
+        found = first_readable(folder, [newest, *sorted(others, reverse=True)], like)
+        replaced = older and found.step != newest
+        newer = processes.of_main(max(steps_in(folder), default=0)) if replaced else 0
+        if newer <= newest:
+            break
+        newest = newer
     if found.step is None:
         raise found.damaged[0][1] if found.damaged else UserError(f"{path}: process 0 cannot read it")
     if found.damaged:
         error = short(found.damaged[0][1])
         log.warning("WARNING: %s; taking the checkpoint of step %d", error, found.step)
-    return found.state, path.parent / str(found.step)
+    return found.state, folder / str(found.step)
 
 
 def _check_alone(path: pathlib.Path, like: Any) -> None:

@@ -153,14 +153,16 @@ class Trainer:
     def _check_data(self) -> None:
         """Refuse to continue on images other than those the run was started with."""
         now = {"name": self.dataset.name, "version": self.dataset.version}
-        now["train"] = self.dataset.fingerprint("train")
+        now |= {split: self.dataset.fingerprint(split) for split in ("train", "test")}
         resumed = self.step and self.workdir.data.exists()
         before = saved.read_data(self.workdir.data) if resumed else {}
-        if before.get("train", now["train"]) != now["train"]:
-            raise UserError(
-                f"{self.workdir.path} was trained on other images ({before.get('name')}, SHA-256 "
-                f"{before['train']}) than {now['name']}, {now['train']}; use another --workdir"
-            )
+        for split, did in (("train", "trained"), ("test", "evaluated")):
+            if before.get(split, now[split]) != now[split]:
+                raise UserError(
+                    f"{self.workdir.path} was {did} on other {split} data ({before.get('name')}, SHA-256 "
+                    f"{before[split]}) than {now['name']}, {now[split]}; use another --workdir, with "
+                    "--config.branch_from to go on from this run"
+                )
         spec = {"data_shape": self.dataset.data_shape, "num_levels": self.dataset.num_levels}
         self.workdir.save_data({**now, **spec})
 

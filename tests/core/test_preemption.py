@@ -173,8 +173,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 preemption.GRACE_S = 5.0
 preemption.install()
 if "idle" in sys.argv:
-    print("ready", flush=True)
     try:
+        print("ready", flush=True)
         time.sleep(60)
     except KeyboardInterrupt:
         print("KeyboardInterrupt", flush=True)

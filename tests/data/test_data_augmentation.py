@@ -163,7 +163,7 @@ def test_vdm_options_switch_one_symmetry_off_and_no_other(option, field, untouch
 
 def test_vdm_refuses_what_it_cannot_do():
     oblong = images(4, height=4, width=6)
-    with pytest.raises(UserError, match="square images, not 4x6; set rotate=False"):
+    with pytest.raises(UserError, match="square images, not 4x6: set config.augmentation.rotate=False"):
         augment("vdm", oblong, np.random.default_rng(0))
     y, _ = augment("vdm", oblong, np.random.default_rng(0), rotate=False)
     assert y.shape == oblong.shape

@@ -184,8 +184,8 @@ def test_levels(tmp_path):
     expect("test images hold the value 5; with num_levels=5 the highest is 4", f"npz:{path}", num_levels=5)
     for levels in (1, 257, -3):
         expect(f"num_levels is {levels}; it must be from 2 to 256", f"npz:{path}", num_levels=levels)
-    expect("'digits' has 17 levels, not 256; use 0 or 17", "digits", num_levels=256)
-    expect("'cifar10' has 256 levels, not 17; use 0 or 256", "cifar10", num_levels=17)
+    expect("'digits' has 17 levels, not 256: config.data.num_levels=0 or 17", "digits", num_levels=256)
+    expect("'cifar10' has 256 levels, not 17: config.data.num_levels=0 or 256", "cifar10", num_levels=17)
 
 
 def test_broken_npz_files(tmp_path):

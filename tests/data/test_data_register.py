@@ -29,7 +29,7 @@ def test_it_is_a_source_like_the_others():
 
 
 def test_mistakes():
-    with pytest.raises(UserError, match="'mine' has 4 levels, not 256; use 0 or 4"):
+    with pytest.raises(UserError, match="'mine' has 4 levels, not 256: config.data.num_levels=0 or 4"):
         data.load("mine", num_levels=256)
     with pytest.raises(UserError, match="did you mean 'mine'"):
         data.load("mines")

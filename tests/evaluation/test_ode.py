@@ -156,6 +156,21 @@ def test_solver_error(setting):
     assert by_steps[32].rms < 0.1 * by_steps[4].rms
 
 
+def test_a_refined_solver_that_does_not_finish(setting):
+    """Of adaptive solvers with as many steps as the first one needs."""
+    model, params = setting
+    images, key = tiny.images(2), jax.random.key(7)
+
+    def solver_error(max_steps):
+        solver = SOLVERS.spec("adaptive", tolerance=1e-3, max_steps=max_steps)
+        estimator = ODE(model, tiny.mesh(), section(batch_size=2, solver=solver))
+        return estimator.solver_error(params, images, key, num_images=2)
+
+    with pytest.raises(UserError, match="refined ODE solver .* or raise config.eval.ode.solver.max_steps"):
+        solver_error(3)
+    assert np.isfinite(solver_error(10_000).bias)
+
+
 def test_a_solver_that_does_not_finish_names_the_images(setting):
     solver = SOLVERS.spec("adaptive", tolerance=1e-5, max_steps=3)
     with pytest.raises(UserError, match=r"for 2 image\(s\): 0, 1; raise config.eval.ode.solver.max_steps"):

@@ -23,6 +23,13 @@ def setting():
     return for_evaluation(model), tiny.perturbed(jax.jit(model.init)(jax.random.key(0)))
 
 
+@pytest.fixture(scope="module")
+def calm():
+    """A network that does not amplify rounding, as the perturbed U-Net does by orders of magnitude."""
+    model = dataclasses.replace(for_evaluation(tiny.model(tiny.config())), network=tiny.Small())
+    return model, tiny.perturbed(jax.jit(model.init)(jax.random.key(0)))
+
+
 def draw(setting, n, **options):
     return samples_of(setting, n, **options).images
 
@@ -57,10 +64,10 @@ def test_number_type_and_range(setting):
     assert samples.max() < tiny.LEVELS
 
 
-def test_independent_of_batch_and_devices(setting):
+def test_independent_of_batch_and_devices(calm):
     """Equal but for pixels that rounding (float32) moves across the middle between two levels."""
-    one = draw(setting, 9, batch_size=9)
-    eight = draw(setting, 9, batch_size=8, num_devices=8)
+    one = draw(calm, 9, batch_size=9)
+    eight = draw(calm, 9, batch_size=8, num_devices=8)
     assert (one == eight).mean() > 0.99
     assert np.abs(one.astype(int) - eight).max() <= 1
 
@@ -72,21 +79,22 @@ def test_choices_differ_from_the_default(setting, sampler, pixels):
     ).any()
 
 
-def test_log_likelihood(setting):
+def test_log_likelihood(calm):
     """With equal steps, so that few of them do; and what is drawn does not change by asking."""
     options = {"batch_size": 4, "sampler": "ode", "tolerance": 0.0, "method": "heun"}
-    samples = samples_of(setting, 6, log_likelihood=True, **options)
+    samples = samples_of(calm, 6, log_likelihood=True, **options)
     assert samples.log_likelihood.shape == (6,)
     assert np.isfinite(samples.log_likelihood).all()
-    silent = draw(setting, 6, **options)
+    silent = draw(calm, 6, **options)
     # Another program rounds otherwise (float32), which moves a pixel in the middle between two levels.
-    assert (samples.images == silent).mean() > 0.98
+    assert (samples.images == silent).mean() > 0.99
     assert np.abs(samples.images.astype(int) - silent).max() <= 1
 
 
 def test_a_solver_that_does_not_finish(setting):
     with pytest.raises(UserError, match=r"for 4 samples; raise config.sample.sampler.max_steps"):
         draw(setting, 4, batch_size=4, sampler="ode", max_steps=2)
+    draw(setting, 4, batch_size=4, sampler="ode", tolerance=1e-2, max_steps=10_000)
 
 
 def test_errors(setting):
@@ -96,6 +104,7 @@ def test_errors(setting):
         draw(setting, 4, batch_size=4, pixels="argmin")
     with pytest.raises(UserError, match="give at least 1"):
         draw(setting, 4, batch_size=4, num_steps=0)
+    draw(setting, 1, batch_size=4, num_steps=1)
     with pytest.raises(UserError, match="config.sample.batch_size is 0"):
         draw(setting, 4, batch_size=0)
 
@@ -164,5 +173,5 @@ def test_latents_that_are_asked_for(with_latent, setting, tmp_path):
     np.savez(tmp_path / "two", a=posterior, b=posterior)
     with pytest.raises(UserError, match="holds 2 arrays; it must hold one"):
         given(str(tmp_path / "two.npz"))
-    with pytest.raises(UserError, match="this one has none; choose prior"):
+    with pytest.raises(UserError, match="this one has none: choose prior"):
         given("posterior", setting[0])

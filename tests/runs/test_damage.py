@@ -14,6 +14,7 @@ from jvdm.core import preemption
 from jvdm.core.errors import UserError
 from jvdm.core.files import read_arrays
 from jvdm.evaluation import RandomSliceELBO, passes
+from jvdm.runs import loading, restoring
 from jvdm.runs.workdir import Workdir
 
 
@@ -106,6 +107,28 @@ def test_evaluation_of_a_named_checkpoint_takes_no_other(run):
     flip_bits(run / "checkpoints" / "4")
     with pytest.raises(UserError, match="checkpoints/4: not a readable checkpoint"):
         commands.evaluate(commands.Request(config(), Workdir(run), str(run / "checkpoints" / "4")))
+
+
+@pytest.mark.parametrize("best", [True, False])
+def test_a_checkpoint_that_a_training_replaces_while_it_is_read(run, best, monkeypatch, caplog):
+    """The newest one then is read, and not the best one, which may be far older."""
+    checkpoints = run / "checkpoints"
+    if not best:
+        shutil.rmtree(checkpoints / "2")
+    read = restoring.restore
+
+    def restore(path, like):
+        if path.name == "4":
+            (checkpoints / "4").rename(checkpoints / "6")
+        return read(path, like)
+
+    monkeypatch.setattr(restoring, "restore", restore)
+    trained = loading.load(run, None, tiny.mesh())
+    assert trained.path == checkpoints / "6"
+    assert "not a readable" not in caplog.text
+    monkeypatch.setattr(restoring, "restore", lambda path, like: read(path.parent / "none", like))
+    with pytest.raises(UserError, match="not a readable checkpoint"):
+        loading.load(run, None, tiny.mesh())
 
 
 @pytest.mark.parametrize("command", [commands.train, commands.evaluate])

@@ -143,7 +143,29 @@ def test_the_same_data_elsewhere_is_the_same_run(tmp_path):
     shutil.rmtree(tmp_path / "one")
     resumed = trainer(tmp_path / "run", config(**fields("two", 6)))
     assert resumed.step == 4
-    with pytest.raises(UserError, match="was trained on other images"):
+    with pytest.raises(UserError, match="was trained on other train data"):
         trainer(tmp_path / "run", config(**fields("three", 6)))
     with pytest.raises(UserError, match="holds a run with another config: data"):
         trainer(tmp_path / "run", config(**{"training.num_steps": 6}))
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_other_data_is_a_branch(tmp_path, split):
+    """Of either split: a curve over two test splits would be none."""
+    images = {"train_images": tiny.images(40), "test_images": tiny.images(20, seed=1)}
+    for name in ("old", "new"):
+        np.savez(tmp_path / name, **images)
+        images[f"{split}_images"] = images[f"{split}_images"][1:]
+
+    def fields(name, steps, **others):
+        source = {"data.source": f"npz:{tmp_path / name}.npz", "data.num_levels": 17}
+        return {**source, "training.num_steps": steps, **others}
+
+    trainer(tmp_path / "run", config(**fields("old", 4))).run()
+    with pytest.raises(
+        UserError, match=f"on other {split} data .*; use another --workdir, with --config.bra"
+    ):
+        trainer(tmp_path / "run", config(**fields("new", 6)))
+    branch = trainer(tmp_path / "branch", config(**fields("new", 6, branch_from=str(tmp_path / "run"))))
+    assert branch.step == 4
+    branch.run()

@@ -327,7 +327,7 @@ def test_other_images_are_refused(finished, tmp_path):
     shutil.copytree(finished[0], tmp_path / "run")
     (tmp_path / "run" / "data.json").write_text('{"name": "digits", "train": "0123"}')
     before = (tmp_path / "run" / "config.json").read_text()
-    with pytest.raises(UserError, match=r"trained on other images \(digits, SHA-256 0123\)"):
+    with pytest.raises(UserError, match=r"trained on other train data \(digits, SHA-256 0123\)"):
         trainer(tmp_path / "run", tiny.config(sample_every=4, num_steps=6))
     assert (tmp_path / "run" / "config.json").read_text() == before
 
