@@ -77,8 +77,9 @@ def evaluate(request: Request) -> None:
             _plot_loss(evaluation, workdir)
 
     done = _evaluate(config, trained, example_set, mesh, workdir.eval, report)
-    if trained.model.num_dims == 2 and not trained.model.num_levels and "ode" in suite.names(config):
-        _plot_density(config, trained, dataset, mesh, workdir)
+    ode = [path.stem for path in done if path.stem.startswith("ode_")]
+    if trained.model.num_dims == 2 and not trained.model.num_levels and ode:
+        _plot_density(config, trained, dataset, mesh, workdir.plots / f"density_{ode[0]}.png")
     # Nothing can be interrupted any more: a pass that is interrupted leaves those before it.
     _discard_chunks(done)
     if not processes.is_main():
@@ -89,7 +90,10 @@ def evaluate(request: Request) -> None:
         nats = -dataset.log_density(example_set.images)
         error = standard_error(nats)
         rows.append({"estimator": "true density", "nats": with_error(nats.mean(), error or 0.0)})
-    for picture in inspection.plot_schedule(trained.model, trained.params, example_set.batch, workdir):
+    of = passes.digest([record.weights_hash(trained.params), example_set.fingerprint])
+    for picture in inspection.plot_schedule(
+        trained.model, trained.params, example_set.batch, workdir, suffix=f"_step{trained.step}_{of}"
+    ):
         print(f"plot    {picture}")
     print(table(rows))
     for result in results:
@@ -175,9 +179,9 @@ def _discard_chunks(done: Mapping[pathlib.Path, suite.Evaluation]) -> None:
 
 
 def _plot_density(
-    config: Config, trained: Trained, dataset: data.Dataset, mesh: Mesh, workdir: Workdir
+    config: Config, trained: Trained, dataset: data.Dataset, mesh: Mesh, picture: pathlib.Path
 ) -> None:
-    """The density in the plane by the ODE, beside the true one where it is known, as `plots/density.png`."""
+    """The density in the plane by the ODE, beside the true one where it is known."""
     side, extent = 80, 1.1 * float(np.abs(dataset.test).max())
     axis = (np.arange(side) + 0.5) / side * 2.0 * extent - extent
     grid = np.stack(np.meshgrid(axis, axis), axis=-1).reshape(-1, *dataset.data_shape).astype(np.float32)
@@ -187,7 +191,6 @@ def _plot_density(
     if dataset.log_density is not None:
         log_p["true density"] = dataset.log_density(grid)
     if processes.is_main():
-        picture = workdir.plots / "density.png"
         plane.densities({k: v.reshape(side, side) for k, v in log_p.items()}, extent, picture)
         print(f"plot    {picture}")
 
@@ -253,7 +256,7 @@ def sample(request: Request) -> None:
             image_lib.write_png(path.with_suffix(".png"), shown)
             print(f"grid    {path.with_suffix('.png')}")
         if trained.model.num_dims == 2 and not trained.model.num_levels and trained.model.process.drift:
-            _plot_trajectories(config, trained, workdir)
+            _plot_trajectories(config, trained, workdir.samples / f"trajectories_{store.name}.png")
 
 
 def _samples_depend_on(config: Config, trained: Trained, latents: np.ndarray | None) -> dict[str, Any]:
@@ -269,8 +272,8 @@ def _samples_depend_on(config: Config, trained: Trained, latents: np.ndarray | N
     return {**kept, "step": trained.step, "weights": weights, "latents": given, **environment}
 
 
-def _plot_trajectories(config: Config, trained: Trained, workdir: Workdir) -> None:
-    """How the reverse SDE and the ODE of the same family make samples, as `samples/trajectories.png`."""
+def _plot_trajectories(config: Config, trained: Trained, picture: pathlib.Path) -> None:
+    """How the reverse SDE and the ODE of the same family make samples."""
     steps = 10 * math.ceil(config.sample.steps / 10)
     paths = {
         f"λ = {lam:g}": trajectories(
@@ -278,7 +281,6 @@ def _plot_trajectories(config: Config, trained: Trained, workdir: Workdir) -> No
         )
         for lam in (0.0, 1.0)
     }
-    picture = workdir.samples / "trajectories.png"
     plane.trajectories({title: z.reshape(*z.shape[:2], 2) for title, z in paths.items()}, picture)
     print(f"plot    {picture}")
 
@@ -301,7 +303,6 @@ def import_(request: Request) -> None:
     model = model_lib.build(config, shape, num_levels)
     imported = importers.load(source, checkpoint, model)
     workdir.prepare()
-    target = checkpoints.Checkpoints(workdir.checkpoints)
     state = jax.jit(lambda key: init_state(model, config, key))(root_key(config.seed, "training"))
     # A fresh optimizer that has the imported step count: the warm-up is over.
     opt_state = optax.tree_utils.tree_set(state.opt_state, count=jax.numpy.int32(imported.step))
@@ -312,7 +313,10 @@ def import_(request: Request) -> None:
         params=imported.params,
         ema_params=imported.ema_params,
     )
-    target.save(jax.tree.map(jax.numpy.asarray, state), imported.step, None)
+    state = jax.tree.map(jax.numpy.asarray, state)
+    checkpoints.check_saves(workdir.path, state)
+    target = checkpoints.Checkpoints(workdir.checkpoints)
+    target.save(state, imported.step, None)
     target.close()
     workdir.save_config(config)
     workdir.save_data({"name": config.data.source, "data_shape": shape, "num_levels": num_levels})

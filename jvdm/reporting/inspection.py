@@ -20,7 +20,9 @@ NUM_TIMES = 101
 NUM_LATENTS = 4
 
 
-def plot_schedule(model: Model, params: Any, examples: Batch, workdir: Workdir) -> list[pathlib.Path]:
+def plot_schedule(
+    model: Model, params: Any, examples: Batch, workdir: Workdir, *, suffix: str = ""
+) -> list[pathlib.Path]:
     """Plots gamma(t) as `plots/schedule.png`; per-pixel ones of images also as
     `plots/pixel_schedules.png`.
 
@@ -29,6 +31,7 @@ def plot_schedule(model: Model, params: Any, examples: Batch, workdir: Workdir) 
         params: its parameters.
         examples: N images; the second picture shows the schedules for the latents of the first few.
         workdir: the pictures are written there.
+        suffix: of their names; without one they are those of the present state of the run.
 
     Returns:
         The pictures.
@@ -37,7 +40,7 @@ def plot_schedule(model: Model, params: Any, examples: Batch, workdir: Workdir) 
     if model.schedule.gamma_min == -math.inf:
         t = t[1:]  # there is no noise at time 0
     params = jax.device_get(params)
-    picture = workdir.plots / "schedule.png"
+    picture = workdir.plots / f"schedule{suffix}.png"
     if not model.per_pixel:
         at = jax.device_get(model.time_gamma(params, jnp.asarray(t)))
         gamma, dgamma_dt = (np.ravel(a) for a in at)
@@ -49,7 +52,7 @@ def plot_schedule(model: Model, params: Any, examples: Batch, workdir: Workdir) 
     plots.schedule(t, gamma.mean(axis=tuple(i for i in range(gamma.ndim) if i != 1)), picture)
     if len(model.data_shape) != 3:
         return [picture]
-    pixels = workdir.plots / "pixel_schedules.png"
+    pixels = workdir.plots / f"pixel_schedules{suffix}.png"
     pictures = [image_lib.grid(x[None], num_levels=model.num_levels, pad=0) for x in np.asarray(shown.x)]
     pixel_plots.pixel_schedules(t, gamma, pictures, pixels)
     return [picture, pixels]

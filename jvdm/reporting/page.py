@@ -14,10 +14,10 @@ from jvdm.reporting.runs import MAX_FILES, Run
 
 NUM_COLOURS = 8
 _PLOTS = {
-    "plots/schedule.png": "noise schedule γ(t) and its derivative",
-    "plots/pixel_schedules.png": "noise schedule γ(t) of every pixel, for the latents of some test images",
-    "plots/density.png": "density in the plane",
-    "samples/trajectories.png": "trajectories of samples in the plane",
+    "plots/schedule": "noise schedule γ(t) and its derivative",
+    "plots/pixel_schedules": "noise schedule γ(t) of every pixel, for the latents of some test images",
+    "plots/density": "density in the plane",
+    "samples/trajectories": "trajectories of samples in the plane",
 }
 
 
@@ -151,8 +151,9 @@ def _figure(picture: Picture, run: Run, start: str) -> Figure:
 
 
 def _caption(picture: Picture, run: Run) -> str:
-    if picture.name in _PLOTS:
-        return _PLOTS[picture.name]
+    match = re.fullmatch(rf"({'|'.join(_PLOTS)})(?:_.*?step(\d+)_.*)?\.png", picture.name)
+    if match:
+        return _PLOTS[match[1]] + (f", step {int(match[2]):,}" if match[2] else "")
     if match := re.fullmatch(r"plots/loss_against_gamma_(.+)\.png", picture.name):
         record = run.records.get(f"eval/{match[1]}.json")
         if record is None:

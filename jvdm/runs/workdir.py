@@ -67,11 +67,19 @@ class Workdir:
         return self.path / "plots"
 
     def prepare(self) -> None:
-        """Create the folder, and make sure that it can be written.
+        """Create the folder, and make sure that it and what is written in it later can be written.
 
         Raises:
             UserError: it cannot.
         """
+        folders = (self.checkpoints, self.samples, self.eval, self.scores, self.plots)
+        for path in (*folders, self.config, self.data, self.metrics):
+            is_kind = path.is_dir() if path in folders else path.is_file()
+            if path.exists() and not (is_kind and os.access(path, os.W_OK)):
+                kind = "folder" if path in folders else "file"
+                raise UserError(
+                    f"{path} is not a {kind} that can be written; remove it, or give another --workdir"
+                )
         probe = self.path / f".write-{uuid.uuid4().hex}"
         try:
             self.path.mkdir(parents=True, exist_ok=True)

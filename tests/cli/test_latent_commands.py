@@ -77,8 +77,11 @@ def test_scores_have_the_charge(workdir):
 
 
 def test_pictures_of_the_schedules(workdir):
-    assert (workdir.plots / "pixel_schedules.png").stat().st_size > 10_000
-    assert (workdir.plots / "schedule.png").exists()
+    """Of the run as it is, and of each evaluation."""
+    for suffix in ("", "_step*_*"):
+        (pixels,) = workdir.plots.glob(f"pixel_schedules{suffix}.png")
+        assert pixels.stat().st_size > 10_000
+        assert len(list(workdir.plots.glob(f"schedule{suffix}.png"))) == 1
     metrics = [json.loads(line) for line in workdir.metrics.read_text().splitlines()]
     assert {"train/latent", "test/latent"} <= {name for each in metrics for name in each}
 

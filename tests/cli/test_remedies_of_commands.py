@@ -79,6 +79,11 @@ def test_another_workdir(tmp_path):
     message = "cannot be opened .*; give another --workdir"
     with pytest.raises(UserError, match=message), Workdir(tmp_path / "folder").exclusive():
         pass
+    (tmp_path / "folder" / "plots").touch()
+    with pytest.raises(UserError, match="plots is not a folder .*; remove it, or give another --workdir"):
+        Workdir(tmp_path / "folder").prepare()
+    (tmp_path / "folder" / "plots").unlink()
+    Workdir(tmp_path / "folder").prepare()
     one, other = Workdir(tmp_path / "one"), Workdir(tmp_path / "other")
     one.prepare()
     other.prepare()

@@ -179,6 +179,9 @@ ELSEWHERE = {
     "did not come together": OF_COMMANDS + "test_flags_of_several_processes",
     "config.training.fsdp is": OF_COMMANDS + "test_devices_that_fsdp_does_not_divide",
     "cannot download": "tests/data/test_data_published.py::test_prepare_and_read",
+    " bytes, not ": "tests/data/test_data_published.py::test_truncated_archive",
+    "has the checksum (sha256)": "tests/data/test_data_published.py::test_wrong_checksum",
+    "the dataset prepared in": "tests/data/test_data_published.py::test_damaged_array_records",
     "write it with numpy.savez": OF_COMMANDS + "test_archives_of_numpy",
     "names no path": OF_COMMANDS + "test_sources_without_their_path",
     "the refined ODE solver": "tests/evaluation/test_ode.py::test_a_refined_solver_that_does_not_finish",
@@ -191,6 +194,7 @@ ELSEWHERE = {
     "or train first": OF_COMMANDS + "test_no_checkpoint_yet",
     "cannot be written": OF_COMMANDS + "test_another_workdir",
     "trains there already": OF_COMMANDS + "test_another_workdir",
+    "; remove it, or": OF_COMMANDS + "test_another_workdir",
     "cannot be opened": OF_COMMANDS + "test_another_workdir",
     "are both given": "tests/training/test_branch_from.py::test_state_and_step_are_kept",
     "set it to 1": OF_COMMANDS + "test_steps_that_a_dispatch_does_not_divide",
@@ -245,7 +249,9 @@ def test_the_remedy_is_in_the_message_and_helps(complaints, name):
     assert complaint({**wrong, **remedy}) is None
 
 
-REMEDY = re.compile(r"(?:[:;,] |\bor |, and )(?:choose|give|set|raise|use|lower|unset|write|stop|train) ")
+REMEDY = re.compile(
+    r"(?:[:;,] |\bor |, and )(?:choose|give|set|raise|use|lower|unset|remove|write|stop|train) "
+)
 
 
 def messages():

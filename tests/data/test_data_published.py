@@ -5,6 +5,7 @@ import errno
 import functools
 import http.server
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -156,7 +157,7 @@ def test_full_disk(prepared_before, place, tmp_path):
     np.testing.assert_array_equal(data.train, archives.images_of("cifar10")[0])
 
 
-def test_truncated_archive(place, failure):
+def test_truncated_archive(place, failure, tmp_path):
     path = place("cifar10") / "cifar-10-binary.tar.gz"
     size = path.stat().st_size
     path.write_bytes(path.read_bytes()[:1000])
@@ -164,9 +165,12 @@ def test_truncated_archive(place, failure):
     assert (
         f"{path} is truncated: 1000 bytes, not {size}; remove it and fetch https://www.cs.toronto" in message
     )
+    path.unlink()
+    place("cifar10")
+    assert len(load("cifar10", data_dir=str(tmp_path)).train)
 
 
-def test_wrong_checksum(place, failure):
+def test_wrong_checksum(place, failure, tmp_path):
     path = place("cifar10") / "cifar-10-binary.tar.gz"
     data = bytearray(path.read_bytes())
     data[100] ^= 1
@@ -174,6 +178,9 @@ def test_wrong_checksum(place, failure):
     message = failure("cifar10")
     assert f"{path} has the checksum" in message
     assert PUBLISHED["cifar10"].train.archive.sha256 in message
+    path.unlink()
+    place("cifar10")
+    assert len(load("cifar10", data_dir=str(tmp_path)).train)
 
 
 def test_another_file(place, failure):
@@ -307,6 +314,17 @@ def test_damaged_array_records(place, tmp_path):
         load("mnist", data_dir=str(tmp_path))
     assert str(folder) in str(caught.value)
     assert "\n" not in str(caught.value)
+    shutil.rmtree(folder)
+    assert len(load("mnist", data_dir=str(tmp_path)).test)
+
+
+@pytest.mark.parametrize("folder", ["a[1]", "b[0:2]", "c@2", "d*", "e\\f", "{g}", "h i", "50%", "ü"])
+def test_odd_names_of_the_folder(place, tmp_path, folder):
+    """ArrayRecord reads some of these as a part of a file, or as several files."""
+    shutil.copytree(place("cifar10"), tmp_path / folder / "downloads" / "manual")
+    for _ in range(2):
+        found = load("cifar10", data_dir=str(tmp_path / folder))
+        np.testing.assert_array_equal(found.test, archives.images_of("cifar10")[1])
 
 
 def test_shape_and_levels_need_no_archive():

@@ -98,7 +98,12 @@ def write(path: pathlib.Path, *, config=None, lines=None, records=None, total="b
         image_lib.write_png(
             path / "samples" / f"{grid}.png", rng.integers(0, 255, (64, 64, 3), dtype=np.uint8)
         )
-    for plot in ("schedule", "pixel_schedules", f"loss_against_gamma_{name(vlb())}"):
+    for plot in (
+        "schedule",
+        "pixel_schedules",
+        "schedule_step300_0a1b2c3d",
+        f"loss_against_gamma_{name(vlb())}",
+    ):
         image_lib.write_png(path / "plots" / f"{plot}.png", np.full((80, 200, 3), 200, np.uint8))
     (path / "checkpoints" / "300").mkdir(parents=True)
     return path

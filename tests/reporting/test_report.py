@@ -92,6 +92,7 @@ step 100
 step 200
 16 samples of --mode=sample, 8×8×1
 noise schedule γ(t) of every pixel
+noise schedule γ(t) and its derivative, step 300
 diffusion loss against γ, VLB
 gradient norm
 learning rate
@@ -107,7 +108,7 @@ def test_everything_is_shown(workdir):
     for text in SHOWN:
         assert text in page.text, text
     assert str(workdir) in page.text
-    assert page.tags.count("img") == 6
+    assert page.tags.count("img") == 7
     assert set(page.tags) <= set(TAGS.split())
 
 

@@ -1,9 +1,12 @@
 """No run starts whose saves do not come back."""
 
+import jax
 import pytest
 from helpers import tiny
 
 import jvdm
+from jvdm import importers
+from jvdm.cli import commands
 from jvdm.core.errors import UserError
 from jvdm.runs import checkpoints
 from jvdm.runs.workdir import Workdir
@@ -23,6 +26,21 @@ def test_paths_that_orbax_misreads_are_refused_before_the_first_step(tmp_path, n
     assert not list((tmp_path / name / "checkpoints").iterdir())
     assert not (tmp_path / name / "metrics.jsonl").exists()
     assert not (tmp_path / name / ".trial").exists()
+
+
+def test_an_import_into_such_a_path_is_refused(tmp_path, monkeypatch):
+    params = tiny.model(tiny.light_config()).init(jax.random.key(0))
+    imported = importers.Imported(step=3, params=params, ema_params=params)
+    monkeypatch.setattr(importers, "load", lambda *_: imported)
+    for name, message in (("lr[1]", "saved there does not come back .Orbax does not take"), ("lr1", None)):
+        request = commands.Request(tiny.light_config(), Workdir(tmp_path / name), "anything", "vdm")
+        if message is None:
+            commands.import_(request)
+            assert jvdm.load(tmp_path / name).step == 3
+        else:
+            with pytest.raises(UserError, match=message):
+                commands.import_(request)
+            assert not (tmp_path / name / "checkpoints").exists()
 
 
 @pytest.mark.parametrize("name", ["a b", "{1,2}", "a=1,b=2", "ü", "50%"])
