@@ -194,7 +194,7 @@ def test_refused(trained, images, name, unchecked):
 
 
 def test_what_cannot_be_loaded(workdir, tmp_path):
-    with pytest.raises(UserError, match=f"path={tmp_path}: no checkpoint in"):
+    with pytest.raises(UserError, match=f"path={tmp_path}: no checkpoint; give"):
         jvdm.load(tmp_path)
     wrong = config().unlock()
     wrong.network.hidden = 16

@@ -9,7 +9,7 @@ import sys
 import textwrap
 import warnings
 from collections.abc import Iterator
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from absl import flags
 from absl import logging as absl_logging
@@ -21,19 +21,19 @@ from jvdm.core.errors import UserError, one_line, unknown
 
 USAGE = """jvdm: train, evaluate, score and sample diffusion models judged by their likelihood.
 
-  jvdm train  --config=digits [--workdir=DIR] [--config.FIELD=VALUE ...]
-  jvdm eval   --config=digits [--workdir=DIR] [--checkpoint=PATH]
-  jvdm score  --config=digits --config.score.source=npz:FILE
-  jvdm sample --config=digits [--workdir=DIR] [--checkpoint=PATH]
+  jvdm train  --config=digits [--workdir=RUN] [--config.FIELD=VALUE ...]
+  jvdm eval   --workdir=RUN [--checkpoint=STEP] [--config.FIELD=VALUE ...]
+  jvdm score  --workdir=RUN --config.score.source=npz:FILE
+  jvdm sample --workdir=RUN [--checkpoint=STEP]
   jvdm import --config=vdm_cifar10 --source=vdm --checkpoint=PATH --workdir=DIR
-  jvdm report --workdir=DIR [--compare=DIR ...]
+  jvdm report --workdir=RUN [--compare=RUN ...]
 
 In a clone of the repository, python main.py takes the same arguments and needs no install:
 
   python main.py --mode=train --config=configs/digits.py
 
 The mode is the first word or the flag --mode. --config is a file or the name of a packaged config; its
-argument follows a colon, as in --config=swissroll:debiased.
+argument follows a colon, as in --config=swissroll:debiased. Without it, a run's own config is taken.
 """
 
 # In the order of the help; what each does is in jvdm.cli.commands, which imports jax.
@@ -62,16 +62,23 @@ _ONLY_FOR = {
 _CONFIG_FLAGS = """\
   --config             A file or the name of a config above; then, after a colon, its argument.
   --config.FIELD       Any field of the config, such as --config.training.batch_size=64.
-  --config.PART.name   Another component, such as --config.network.name=mlp; its options follow."""
+  --config.PART        Another component, such as --config.network=mlp; its options follow."""
 
 _HELP = {"--help", "-help", "-h", "--helpshort", "--helpfull"}
+
+
+def command(mode: str) -> str:
+    """How a mode is called, in the way that this process was."""
+    return f"python {sys.argv[0]} --mode={mode}" if sys.argv[0].endswith(".py") else f"jvdm {mode}"
 
 
 def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     """Define every flag but --config, whose type is that of the config it names."""
     flags.DEFINE_string("mode", None, f"What to do: {', '.join(MODES)}.", values)
     flags.DEFINE_string("workdir", None, "Folder of the run; runs/<name of the config> by default.", values)
-    flags.DEFINE_string("checkpoint", None, "A checkpoint; the newest in the workdir by default.", values)
+    flags.DEFINE_string(
+        "checkpoint", None, "A step of the run, or a path; the newest of the run by default.", values
+    )
     flags.DEFINE_string("source", None, "For import: the codebase that wrote the checkpoint.", values)
     flags.DEFINE_multi_string(
         "compare", [], "For report: folder of another run; may be given several times.", values
@@ -111,7 +118,7 @@ def _fail_of_several(message: object) -> None:
 def parse(argv: list[str], values: flags.FlagValues = flags.FLAGS) -> list[str]:
     """`read`, after --help and --version; a mistake ends the process with one line on stderr."""
     if _HELP & set(argv[1:]):  # absl's own help ends with status 1
-        given, _ = config_file.argument(argv)
+        given, _ = config_of(argv)
         if given:
             with contextlib.suppress(UserError):  # the file may register components
                 config_file.load(given)
@@ -165,12 +172,15 @@ def read(argv: list[str], values: flags.FlagValues = flags.FLAGS) -> list[str]:
     # The errors below say what ml_collections warns of.
     absl_logging.set_verbosity(absl_logging.ERROR)
     values.set_gnu_getopt(True)  # flags may follow the mode
-    given, argv = config_file.argument(argv)
+    given, argv = config_of(argv)
     try:
         if given:
             config = config_file.load(given, argv)
+            argv = config_file.canonical(argv, config)
             config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
         program, *words = values(argv)
+    except flags.UnrecognizedFlagError as error:
+        raise UserError(_unknown_flag(error, values)) from error
     except flags.Error as error:
         raise UserError(str(error)) from error
     except UserError:
@@ -181,6 +191,32 @@ def read(argv: list[str], values: flags.FlagValues = flags.FLAGS) -> list[str]:
     _set_mode(values, words)
     _check_flags(values, given)
     return [program]
+
+
+def config_of(argv: list[str]) -> tuple[str, list[str]]:
+    """The config of a command, and its other arguments.
+
+    Returns:
+        (the value of --config; without one the config of the run that the command is about; "" if there is
+        neither, or none is needed; the other arguments).
+    """
+    given, rest = config_file.argument(argv)
+    mode = config_file.argument(rest, "mode")[0]
+    if given or "report" in (mode, *rest[1:2]) or "import" in (mode, *rest[1:2]):
+        return given, rest
+    return config_file.of_run(rest), rest
+
+
+def _unknown_flag(error: flags.UnrecognizedFlagError, values: flags.FlagValues) -> str:
+    """With the fields of the config that are meant, if the flag has the name of one."""
+    from jvdm import config as config_lib
+
+    config: Any = values["config"].value if "config" in values else config_lib.default()
+    fields = [field for field, _ in config_lib.leaves(config.to_dict())]
+    near = [each for each in fields if f".{each}".endswith(f".{error.flagname}")]
+    if not near:
+        return str(error)
+    return f"unknown flag --{error.flagname}; did you mean --config.{' or --config.'.join(near)}?"
 
 
 def _set_mode(values: flags.FlagValues, words: list[str]) -> None:
@@ -210,8 +246,8 @@ def _check_flags(values: flags.FlagValues, given: str) -> None:
         raise UserError("--workdir is missing: the folder of the run to report on")
     if values.mode != "report" and not given:
         raise UserError(
-            "--config is missing: a file, or the name of a packaged config, such as --config=digits; "
-            "jvdm --help lists them"
+            "--config is missing: a file, or the name of a packaged config, such as --config=digits (jvdm "
+            "--help lists them); or --workdir, the folder of a run"
         )
 
 

@@ -1,9 +1,11 @@
 """The file that --config names: where it is, what it returns, and the name of its run."""
 
 import contextlib
+import decimal
 import difflib
 import itertools
 import pathlib
+import re
 import runpy
 import sys
 from collections.abc import Iterator, Sequence
@@ -13,9 +15,12 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from jvdm.core.errors import UserError, unknown, wrong_type
+from jvdm.core.files import expanded
 
 # What ml_collections reads a flag with.
 _PARSERS = {int: flags.IntegerParser(), float: flags.FloatParser(), bool: flags.BooleanParser()}
+
+RUN_CONFIG = "config.json"  # in a workdir
 
 PACKAGE = pathlib.Path(__file__).resolve().parents[1]
 
@@ -66,8 +71,8 @@ def split(given: str) -> tuple[str, str, str]:
     return given.partition(":")
 
 
-def argument(argv: Sequence[str]) -> tuple[str, list[str]]:
-    """Split the flag --config from a command.
+def argument(argv: Sequence[str], flag: str = "config") -> tuple[str, list[str]]:
+    """Split a flag, --config unless told otherwise, from a command.
 
     Returns:
         (its value, or "" without it; the other arguments).
@@ -75,18 +80,32 @@ def argument(argv: Sequence[str]) -> tuple[str, list[str]]:
     given, rest, arguments = "", [], iter(argv)
     for each in arguments:
         name, equals, value = each.partition("=")
-        if name not in ("--config", "-config"):
+        if name not in (f"--{flag}", f"-{flag}"):
             rest.append(each)
         else:
             given = value if equals else next(arguments, "")
     return given, rest
 
 
+def of_run(argv: Sequence[str]) -> str:
+    """The config of the run that a command without --config is about, or "" where there is none.
+
+    It is that of --workdir, or of the run that --checkpoint belongs to.
+    """
+    workdir, checkpoint = (argument(argv, flag)[0] for flag in ("workdir", "checkpoint"))
+    folders = [expanded(workdir, "--workdir")] if workdir else []
+    if checkpoint:
+        path = expanded(checkpoint, "--checkpoint")
+        folders += [path, path.parent, path.parent.parent]
+    return next((str(each / RUN_CONFIG) for each in folders if (each / RUN_CONFIG).is_file()), "")
+
+
 def load(given: str, overrides: Sequence[str] = ()) -> Any:
     """The config that a file returns, with the components that overrides choose.
 
     Args:
-        given: the value of --config: a path or a name, and after a colon the argument of `get_config`.
+        given: the value of --config: a path or a name, and after a colon the argument of `get_config`; or the
+            `config.json` of a run.
         overrides: flags; --config.SECTION.name=NAME puts another component into a section before its options
             are set, so that the options are those of the new component.
 
@@ -96,6 +115,10 @@ def load(given: str, overrides: Sequence[str] = ()) -> Any:
     """
     path, colon, argument = split(given)
     file = find(path)
+    if file.suffix == ".json":
+        from jvdm.runs import saved
+
+        return _overridden(saved.complete_config(file), overrides)
     sys.path.append(str(file.absolute().parent))  # for what it imports from its own folder
     try:
         get_config = runpy.run_path(str(file)).get("get_config")
@@ -110,16 +133,68 @@ def load(given: str, overrides: Sequence[str] = ()) -> Any:
     except Exception as error:
         raise UserError(f"--config={given}: {type(error).__name__}: {error}") from error
     from jvdm import config as config_lib
-    from jvdm.config import overrides as overrides_lib
 
     with named_in_errors(given):
         config_lib.check_complete(config)
-    given_fields = list(_fields(overrides))
+    return _overridden(config, overrides)
+
+
+def _overridden(config: Any, overrides: Sequence[str]) -> Any:
+    """A complete config with the components that overrides choose.
+
+    Raises:
+        UserError: as `load`.
+    """
+    from jvdm.config import overrides as overrides_lib
+
+    given_fields = list(_fields(canonical(overrides)))
     for field, value, _ in given_fields:
         overrides_lib.choose_components(config, {field: value})
     for field, value, is_joined in given_fields:
-        _check_field(config, field, value, is_joined=is_joined)
+        _check_field(config, field, _whole(config, field, value), is_joined=is_joined)
     return config.lock()
+
+
+def canonical(argv: Sequence[str], config: Any = None) -> list[str]:
+    """Flags as ml_collections reads them.
+
+    A component may be written without `.name`, as in --config.network=mlp, and a whole number with an
+    exponent, as in --config.training.num_steps=1e5.
+
+    Args:
+        argv: flags and other words.
+        config: its fields that are integers take such numbers; None for the components alone.
+    """
+    from jvdm import config as config_lib
+
+    result = list(argv)
+    for i, flag in enumerate(argv):
+        name, equals, value = flag.partition("=")
+        dashes, _, field = name.partition("config.")
+        if dashes not in ("-", "--") or not field:
+            continue
+        if field in config_lib.COMPONENTS:
+            name, field = f"{name}.name", f"{field}.name"
+        result[i] = name + equals + value
+        if config is not None:
+            if equals:
+                result[i] = name + equals + _whole(config, field, value)
+            elif i + 1 < len(argv):
+                result[i + 1] = _whole(config, field, argv[i + 1])
+    return result
+
+
+def _whole(config: Any, field: str, value: str) -> str:
+    """A value of a flag, without an exponent if the field is an integer and it is a whole number."""
+    for name in field.split("."):
+        if not isinstance(config, ConfigDict) or name not in config:
+            return value
+        config = config[name]
+    if type(config) is int and re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)[eE]\+?\d{1,2}", value):
+        number = decimal.Decimal(value)
+        if number == int(number):
+            return str(int(number))
+    return value
 
 
 def _fields(argv: Sequence[str]) -> Iterator[tuple[str, str, bool]]:
@@ -145,14 +220,10 @@ def _check_field(config: Any, field: str, value: str, *, is_joined: bool) -> Non
     Raises:
         UserError: it is refused.
     """
-    from jvdm import config as config_lib
     from jvdm.config import overrides as overrides_lib
 
     section, name = overrides_lib.find(config, field)
     old = section[name]
-    if field in config_lib.COMPONENTS:
-        chosen = f"--config.{field}.name={value if is_joined else 'NAME'}"
-        raise UserError(f"--config.{field} is a component with options: write {chosen}")
     if isinstance(old, ConfigDict):
         fields = ", ".join(f"--config.{field}.{each}" for each in old)
         raise UserError(f"--config.{field} is a section: give one of its fields ({fields})")
@@ -173,6 +244,12 @@ def run_name(given: str) -> str:
     path, _, argument = split(given)
     parts = [path, *(part for part in argument.split(",") if part)]
     return "-".join(pathlib.Path(part).stem for part in parts)
+
+
+def run_folder(given: str) -> str:
+    """The workdir of a command without --workdir: the run that the config is of, or `runs/<its name>`."""
+    path = pathlib.Path(split(given)[0])
+    return str(path.parent) if path.name == RUN_CONFIG else f"runs/{run_name(given)}"
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """The command `jvdm`: flags, then one of the modes."""
 
+import shlex
 import sys
 
 from absl import app, flags
@@ -23,7 +24,7 @@ def main(argv: list[str]) -> None:
     from jvdm.core import host_memory, preemption, processes, settings
 
     values = flags.FLAGS
-    given, _ = config_file.argument(sys.argv)
+    given, _ = command_line.config_of(sys.argv)
     command_line.configure_logging()
     with command_line.errors_in_one_line(values.mode):
         processes.initialize(
@@ -59,7 +60,7 @@ def run_mode(values: flags.FlagValues, given: str) -> None:
     if config is not None:
         with config_file.named_in_errors(given):
             config_lib.check_complete(config)
-    folder = values.workdir or f"runs/{config_file.run_name(given)}"
+    folder = values.workdir or config_file.run_folder(given)
     workdir = Workdir(expanded(folder, "--workdir").absolute())
     if processes.is_main():
         print(f"workdir {workdir.path}")
@@ -74,3 +75,5 @@ def run_mode(values: flags.FlagValues, given: str) -> None:
         raise
     if processes.is_main():
         print(f"workdir {workdir.path}")
+        if values.mode == "train":
+            print(f"next    {command_line.command('eval')} --workdir={shlex.quote(folder)}")

@@ -110,7 +110,7 @@ class Optimizer:
 class Training:
     """The training loop; on resume, what does not touch the sequence of parameters may change."""
 
-    batch_size: int = option(128, help="over all devices")
+    batch_size: int = option(128, low=1, help="over all devices")
     # How a batch is cut and where it is computed changes rounding only.
     microbatches: int = option(1, low=1, free_on_resume=True, help="parts of each device's part of a batch")
     fsdp: int = option(
@@ -131,13 +131,18 @@ class Training:
         0.0, low=0.0, help="strength of the penalty (2305.03935, section 4.3); published 0.1"
     )
     log_every: int = option(1000, free_on_resume=True)
-    eval_every: int = option(10_000, free_on_resume=True)
+    eval_every: int = option(10_000, low=0, free_on_resume=True, help="0 is never")
     eval_images: int = option(
         1024, low=0, free_on_resume=True, help="of the test split, during training; 0 is all"
     )
     eval_draws: int = option(2, low=1, free_on_resume=True, help="per image, during training")
     checkpoint_every: int = option(10_000, free_on_resume=True)
-    sample_every: int = option(50_000, free_on_resume=True, help="0 is never")
+    keep_checkpoints: str = option(
+        "newest:2",
+        free_on_resume=True,
+        help="newest:N, every:STEPS, or both with a comma, or all; the best one and the newest always",
+    )
+    sample_every: int = option(50_000, low=0, free_on_resume=True, help="0 is never")
     sample_images: int = option(64, low=1, free_on_resume=True)
     sample_steps: int = option(250, low=1, free_on_resume=True)
 

@@ -14,11 +14,12 @@ damaged checkpoint is moved to `<workdir>/damaged_checkpoints/`, and the one bef
 
 import json
 import logging
+import math
 import os
 import pathlib
 import shutil
 import uuid
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import orbax.checkpoint as ocp
@@ -50,6 +51,32 @@ class _Manager(ocp.CheckpointManager):
         return False
 
 
+def kept(text: str) -> list[Any]:
+    """Orbax's policies for `config.training.keep_checkpoints`.
+
+    Args:
+        text: "all"; or "newest:N", "every:STEPS", or both with a comma. The newest is kept in any case.
+
+    Raises:
+        UserError: it is none of these.
+    """
+    number = {"newest": 1, "every": 0}
+    for part in [] if text == "all" else text.split(","):
+        name, _, value = part.strip().partition(":")
+        if name not in number or not value.isdecimal() or int(value) < 1:
+            raise UserError(
+                f"config.training.keep_checkpoints is {text!r}: give all, newest:N, every:STEPS, or "
+                "newest:N,every:STEPS"
+            )
+        number[name] = int(value)
+    if text == "all":
+        number["every"] = 1
+    policies: list[Any] = [checkpoint_managers.LatestN(number["newest"])]
+    if number["every"]:
+        policies.append(checkpoint_managers.EveryNSteps(number["every"]))
+    return policies
+
+
 class Resumed(NamedTuple):
     """What a run resumes from.
 
@@ -69,15 +96,15 @@ class Checkpoints:
 
     Args:
         folder: `<workdir>/checkpoints`.
-        keep: how many of the newest are kept; the best is always kept.
+        keep: which are kept, as in `config.training.keep_checkpoints`.
 
     Raises:
-        UserError: the folder cannot be read, or holds a checkpoint of a newer format.
+        UserError: the folder cannot be read, or holds a checkpoint of a newer format; or `keep` cannot.
     """
 
-    def __init__(self, folder: pathlib.Path, *, keep: int = 2):
+    def __init__(self, folder: pathlib.Path, *, keep: str = "newest:2"):
         policies = [
-            checkpoint_managers.LatestN(keep),
+            *kept(keep),
             checkpoint_managers.BestN(get_metric_fn=lambda m: m[METRIC], n=1, reverse=True),
         ]
         options = ocp.CheckpointManagerOptions(
@@ -101,6 +128,14 @@ class Checkpoints:
     def latest(self) -> int | None:
         """The newest step saved, or None."""
         return self._manager.latest_step()
+
+    def best(self) -> tuple[int, float] | None:
+        """The step with the lowest metric of those that are kept, and the metric; None without one."""
+        step = self._manager.best_step()
+        if step is None:
+            return None
+        metrics: Any = self._manager.metrics(step)
+        return (step, metrics[METRIC]) if math.isfinite(metrics[METRIC]) else None
 
     def steps(self) -> set[int]:
         """The steps of all checkpoints, those being written included."""
@@ -239,7 +274,7 @@ def check_saves(workdir: pathlib.Path, state: TrainState) -> None:
     processes.wait_for_all("trial")
     like = jax.tree.map(ocp.utils.to_shape_dtype_struct, state)
     try:
-        trial = Checkpoints(folder, keep=1)
+        trial = Checkpoints(folder)
         trial.save(state, 0, None)
         trial.close()
         restore(folder / "0", like)

@@ -239,22 +239,29 @@ def find(workdir: pathlib.Path, checkpoint: str | None, *, flag: str = "--checkp
 
     Args:
         workdir: of the run.
-        checkpoint: a path to one checkpoint, to a `checkpoints` folder or to a workdir; None is
-            the newest of `workdir`.
+        checkpoint: a step of `workdir`, or a path to one checkpoint, to a `checkpoints` folder or to a
+            workdir; None is the newest of `workdir`.
         flag: where the user gave it, for the error.
 
     Raises:
         UserError: there is none.
     """
     path = expanded(checkpoint, flag) if checkpoint else workdir
-    if path.name.isdigit() and path.parent.name == "checkpoints" and path.is_dir():
-        return path.absolute()
+    if path.name.isdigit() and str(path) == checkpoint and path != workdir:
+        path = workdir / "checkpoints" / path
+    given = f"{flag}={checkpoint}" if checkpoint else f"--workdir={workdir}"
+    if path.name.isdigit() and path.parent.name == "checkpoints":
+        if path.is_dir():
+            return path.absolute()
+        if steps := steps_in(path.parent):
+            there = ", ".join(map(str, sorted(steps)))
+            raise UserError(f"{given}: there is no checkpoint of step {path.name}; there are {there}")
+        path = path.parent
     folder = path if path.name == "checkpoints" else path / "checkpoints"
     steps = steps_in(folder)
     if not steps:
-        given = f"{flag}={checkpoint}" if checkpoint else f"--workdir={workdir}"
+        where = "" if folder.parent in (workdir, path) else f" in {folder.absolute()}"
         raise UserError(
-            f"{given}: no checkpoint in {folder.absolute()}; give a folder <workdir>/checkpoints/<step>, "
-            "or train first"
+            f"{given}: no checkpoint{where}; give a folder <workdir>/checkpoints/<step>, or train first"
         )
     return (folder / str(max(steps))).absolute()

@@ -11,6 +11,39 @@ from jvdm.core import formats
 from jvdm.core.errors import UserError
 from jvdm.core.registry import Config
 
+# In a workdir, if the config names components that are not jvdm's: where they were registered.
+OWN_COMPONENTS = "components.json"
+
+
+def own_components(config: Config) -> dict[str, str | None]:
+    """Where the components of a config that are not jvdm's own come from, "module (file)", by their field."""
+    found = {}
+    for section, registry in config_lib.COMPONENTS.items():
+        spec: Any = config
+        for name in section.split("."):
+            spec = spec[name]
+        component = registry.component(spec["name"])
+        if component.__module__.partition(".")[0] != "jvdm":
+            codes = [getattr(member, "__code__", None) for member in vars(component).values()]
+            files = {code.co_filename for code in codes if code is not None}
+            file = next((each for each in sorted(files) if pathlib.Path(each).is_file()), None)
+            # A config file is run without a module's name.
+            module = "" if component.__module__.startswith("<") else component.__module__
+            found[f"{section}.name={spec['name']}"] = (
+                f"{module} ({file})" if module and file else module or file
+            )
+    return found
+
+
+def _import_hint(path: pathlib.Path) -> str:
+    """What must be imported before the config of a run with components of its own; "" without them."""
+    try:
+        own = config_lib.read_json(path.parent / OWN_COMPONENTS)
+    except UserError:
+        return ""
+    parts = ", ".join(f"config.{field} is from {origin}" for field, origin in own.items())
+    return f"; {parts}: import that first, or give --config=FILE.py that does"
+
 
 def config_text(config: Config) -> str:
     """The content of a `config.json`."""
@@ -69,7 +102,7 @@ def complete_config(path: pathlib.Path) -> Config:
     try:
         config_lib.check_complete(config)
     except UserError as error:
-        raise UserError(f"{path}: {error}") from error
+        raise UserError(f"{path}: {error}{_import_hint(path)}") from error
     return config.lock()
 
 

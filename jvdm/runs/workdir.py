@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import json
 import os
 import pathlib
 import socket
@@ -136,6 +137,9 @@ class Workdir:
         text = saved.config_text(config)
         if not (self.config.is_file() and self.config.read_text() == text):
             write_atomically(self.config, lambda file: file.write(text.encode()))
+        if own := saved.own_components(config):
+            text = json.dumps(own, indent=2) + "\n"
+            write_atomically(self.path / saved.OWN_COMPONENTS, lambda file: file.write(text.encode()))
 
     def save_data(self, record: dict[str, Any]) -> None:
         """Write the description of the training data."""

@@ -41,6 +41,7 @@ log = logging.getLogger("jvdm")
 
 # What may be due after a step, in this order, so that a checkpoint is of a step whose other work is done.
 _WORK = ("eval_every", "sample_every", "checkpoint_every")
+_NEVER = ("eval_every", "sample_every")  # where 0 is never
 _INTERVALS = ("num_steps", "log_every", "eval_every", "checkpoint_every", "sample_every")
 
 
@@ -57,7 +58,7 @@ def check_intervals(config: Config) -> None:
         raise UserError(f"config.training.microbatches is {training.microbatches}: give 1 or more")
     for name in _INTERVALS:
         value = training[name]
-        if value < (name != "sample_every") or value % unit:
+        if value < (name not in _NEVER) or value % unit:
             raise UserError(
                 f"config.training.{name} is {value}, not a positive multiple of "
                 f"config.training.steps_per_dispatch, {unit}"
@@ -112,6 +113,7 @@ class Trainer:
                 config.sample,
                 batch_size=min(config.sample.batch_size, config.training.sample_images),
             )
+        self._total = "bpd" if self.model.num_levels else "nats"
         self.eval_key, self.sample_key = root_key(config.seed, "eval"), root_key(config.seed, "sample")
 
         def initial_state(key):
@@ -121,7 +123,7 @@ class Trainer:
         shapes = jax.eval_shape(initial_state, key)
         where = sharding.of_state(shapes, self.mesh)
         init = jax.jit(initial_state, out_shardings=where)
-        self.checkpoints = Checkpoints(workdir.checkpoints)
+        self.checkpoints = Checkpoints(workdir.checkpoints, keep=config.training.keep_checkpoints)
         shapes = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), shapes, where)
         newest = self.checkpoints.restore_newest(shapes)
         self.state: TrainState
@@ -215,10 +217,12 @@ class Trainer:
                 self._finish(tuple(name for name in _WORK if self._due(name)), fetch)
             fetch(leave=0)
             progress.update(self.step)
-        self.checkpoints.close()
+        self.checkpoints.wait()
         averages = sharding.gather(self.state.ema_params, self.mesh)
         if is_main:
             self._plot(averages)
+            self._summarize()
+        self.checkpoints.close()
 
     def _finish(self, due: tuple[str, ...], fetch: Callable[[int], None]) -> None:
         """Do what is due after a step; if a stop is requested, save, and leave the rest for the next start.
@@ -269,7 +273,7 @@ class Trainer:
             self.checkpoints.save(self.state, self.step, bits_per_dim, undone)
 
     def _due(self, interval: str) -> bool:
-        if interval == "sample_every" and not self.config.training.sample_every:
+        if interval in _NEVER and not self.config.training[interval]:
             return False
         return self.step % self.config.training[interval] == 0 or self.step == self.config.training.num_steps
 
@@ -340,6 +344,10 @@ class Trainer:
         for name in ("learning_rate", "gamma_0", "gamma_1"):
             if (last := getattr(window[-1], name)) is not None:
                 values[f"train/{name}"] = float(last[-1])
+        if processes.is_main() and not self.workdir.config.is_file():
+            raise UserError(
+                f"{self.workdir.path} was removed before step {self.step}: there is nowhere to save"
+            )
         self.writer.scalars(self.step, values)
 
     def _evaluate(self) -> float:
@@ -348,8 +356,8 @@ class Trainer:
         rows = passes.run(self.estimator, averages, self.test_examples, self.eval_key)
         means = {name: float(rows[name].mean(dtype=np.float64)) for name in self.estimator.terms}
         total = math.fsum(means.values())
-        name = "bpd" if self.model.num_levels else "nats"
-        self.writer.scalars(self.step, {f"test/{name}": total, **{f"test/{k}": v for k, v in means.items()}})
+        terms = {f"test/{name}": mean for name, mean in means.items()}
+        self.writer.scalars(self.step, {f"test/{self._total}": total, **terms})
         return total
 
     def _sample(self) -> None:
@@ -364,6 +372,19 @@ class Trainer:
             if picture is not None:
                 image_lib.write_png(self.workdir.samples / f"step_{self.step:08d}.png", picture)
                 self.writer.image(self.step, "samples", picture)
+
+    def _summarize(self) -> None:
+        """Say what the run has come to, where it is, and what may come next."""
+        tested = [line for line in read_metrics(self.workdir.metrics) if f"test/{self._total}" in line]
+        if tested:
+            last, num_images = tested[-1], len(self.test_examples.x)
+            text = f"{last[f'test/{self._total}']:.4f} {self.model.units} at step {last['step']}"
+            best = self.checkpoints.best()
+            if best is not None and best[0] != last["step"]:
+                text += f", lowest {best[1]:.4f} at step {best[0]}, which is kept"
+            log.info("test split, %d examples, %s", num_images, text)
+        log.info("checkpoints %s", self.workdir.checkpoints)
+        log.info("metrics     %s", self.workdir.metrics)
 
     def _plot(self, averages: Any) -> None:
         plots.training_curves(read_metrics(self.workdir.metrics), self.workdir.plots / "training.png")

@@ -41,7 +41,9 @@ def trained(tmp_path_factory):
 
 def test_train(trained):
     workdir, done = trained
-    assert done.stdout.splitlines() == [f"workdir {workdir}"] * 2
+    next_command = f"next    python main.py --mode=eval --workdir={workdir}"
+    assert done.stdout.splitlines() == [*[f"workdir {workdir}"] * 2, next_command]
+    assert "test split, " in done.stderr
     assert "step needs" in done.stderr
     assert "parameters" in done.stderr
     assert "2/2 step" in done.stderr
@@ -225,8 +227,8 @@ MISTAKES = {
     "unknown flag": ([*TRAIN, "--wrkdir=x"], "wrkdir"),
     "stray argument": (["--mode=train", "configs/digits.py"], "did you mean --config=configs/digits.py?"),
     "component by its name": (
-        ["--mode=train", DIGITS, "--config.eval.ode.solver=fixed"],
-        "write --config.eval.ode.solver.name=fixed",
+        ["--mode=train", DIGITS, "--config.eval.ode.solver=fixd"],
+        "did you mean 'fixed'",
     ),
     "config is a folder": (["--mode=train", "--config=configs"], "--config=configs: a folder; give a file"),
     "unknown override": (
@@ -307,8 +309,11 @@ MISTAKES = {
     "workdir": ([*TRAIN, "--workdir={tmp}/file/run"], "cannot be written"),
     "checkpoint to train": ([*TRAIN, "--checkpoint=x"], "train does not take it"),
     "source to train": ([*TRAIN, "--source=vdm"], "--source is for the mode import"),
-    "no checkpoint": (["--mode=eval", DIGITS, "--workdir={tmp}/empty"], "no checkpoint in"),
-    "wrong checkpoint": (["--mode=sample", DIGITS, "--checkpoint={tmp}/nope"], "no checkpoint in"),
+    "no checkpoint": (["--mode=eval", DIGITS, "--workdir={tmp}/empty"], "{tmp}/empty: no checkpoint; give"),
+    "wrong checkpoint": (
+        ["--mode=sample", DIGITS, "--checkpoint={tmp}/nope"],
+        "{tmp}/nope: no checkpoint; give",
+    ),
     "source": (["--mode=import", DIGITS, "--source=vdn"], "did you mean 'vdm'"),
     "import of nothing": (["--mode=import", DIGITS, "--source=vdm"], "needs --checkpoint"),
     "import of a file that is none": (

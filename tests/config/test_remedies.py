@@ -169,7 +169,7 @@ ELSEWHERE = {
     "give latents=": "tests/test_api.py::test_a_model_with_a_latent",
     "holds checkpoints already": OF_COMMANDS + "test_another_workdir_for_an_import",
     "a folder; give a file": OF_COMMANDS + "test_flags_of_configs",
-    "is a component with options": OF_COMMANDS + "test_flags_of_configs",
+    "keep_checkpoints is": "tests/cli/test_own_config.py::test_which_checkpoints_are_kept",
     "is a section": OF_COMMANDS + "test_flags_of_configs",
     "use the saved values": OF_COMMANDS + "test_saved_values_of_a_config",
     "give a finite number": OF_COMMANDS + "test_numbers_that_are_not_finite",

@@ -86,6 +86,7 @@ def test_which_fields_are_free_on_resume():
             "eval_images",
             "eval_draws",
             "checkpoint_every",
+            "keep_checkpoints",
         ),
         *("sample_every", "sample_images", "sample_steps"),
     }
