@@ -1,5 +1,6 @@
 """`config.json` and `data.json` of a workdir: written in the present format, read in any that is known."""
 
+import inspect
 import json
 import pathlib
 from typing import Any
@@ -15,7 +16,7 @@ from jvdm.core.registry import Config
 OWN_COMPONENTS = "components.json"
 
 
-def own_components(config: Config) -> dict[str, str | None]:
+def own_components(config: Config) -> dict[str, str]:
     """Where the components of a config that are not jvdm's own come from, "module (file)", by their field."""
     found = {}
     for section, registry in config_lib.COMPONENTS.items():
@@ -24,13 +25,14 @@ def own_components(config: Config) -> dict[str, str | None]:
             spec = spec[name]
         component = registry.component(spec["name"])
         if component.__module__.partition(".")[0] != "jvdm":
-            codes = [getattr(member, "__code__", None) for member in vars(component).values()]
-            files = {code.co_filename for code in codes if code is not None}
-            file = next((each for each in sorted(files) if pathlib.Path(each).is_file()), None)
+            own = [f for f in vars(component).values() if inspect.isfunction(f)]
+            own = [f for f in own if f.__globals__.get("__name__") == component.__module__]
+            files = sorted({f.__code__.co_filename for f in own})
+            file = next((each for each in files if pathlib.Path(each).is_file()), None)
             # A config file is run without a module's name.
             module = "" if component.__module__.startswith("<") else component.__module__
             found[f"{section}.name={spec['name']}"] = (
-                f"{module} ({file})" if module and file else module or file
+                f"{module} ({file})" if module and file else module or file or "a config file"
             )
     return found
 

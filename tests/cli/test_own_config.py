@@ -179,9 +179,8 @@ def test_components_of_ones_own(tmp_path):
     workdir.save_config(config)
     text = workdir.config.read_text().replace("mine_of_a_file", "mine_of_nobody")
     workdir.config.write_text(text)
-    with pytest.raises(
-        UserError, match=f"unknown .*mine_of_nobody.* {file}.: import that first, or give --conf"
-    ):
+    message = f"unknown .*mine_of_nobody.*mine_of_a_file is from {file}: import that first, or give --config"
+    with pytest.raises(UserError, match=message):
         config_file.load(str(workdir.config))
 
 
