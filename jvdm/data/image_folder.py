@@ -17,9 +17,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jvdm.core.errors import UserError, one_line
+from jvdm.core.errors import UserError, one_line, unknown
 from jvdm.core.files import expanded
 from jvdm.data.dataset import Dataset, check_dataset, check_images
+from jvdm.data.splitting import HeldOut
 
 log = logging.getLogger("jvdm")
 
@@ -30,24 +31,43 @@ IMAGE_SUFFIXES = (
 _CHANNELS = {"L": 1, "RGB": 3}
 _ORIENTATION = 0x0112  # of EXIF
 _SAMPLE_FORMAT = 339  # of TIFF
+# What folders of splits are called elsewhere, in any case.
+_SPLIT_NAMES = {"train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval"}
 # How many names an error or a line of the log has.
 _MOST_NAMES = 10
 
 
-def load_folder(path: str, *, num_levels: int) -> Dataset:
+class FolderSplit(NamedTuple):
+    """Images of a folder.
+
+    Attributes:
+        images: uint8 [N, H, W, C].
+        names: of their files, relative to the folder that was searched.
+        split: "train" or "test", or "all" where the folder is taken whole.
+        version: how the splits were made, "-" where the folder has them.
+    """
+
+    images: np.ndarray
+    names: tuple[str, ...]
+    split: str
+    version: str
+
+
+def load_folder(path: str, *, num_levels: int, held_out: HeldOut) -> Dataset:
     """The image files under `train/` and `test/` of a folder, sorted by name; subfolders count too.
 
+    Without `test/`, a part of the images under `train/` is held out, and without both, a part of all images.
     All of them have one size and one number of channels: grayscale gives C = 1, RGB gives C = 3.
 
     Raises:
-        UserError: no such folder or subfolder, no images, or files that cannot be taken or differ.
+        UserError: no such folder, no images, or files that cannot be taken or differ.
     """
     folder = _folder(path)
-    files = {split: _image_files(folder, split) for split in ("train", "test")}
-    images, num_train = _read_all([*files["train"], *files["test"]]), len(files["train"])
+    splits = _splits(folder, held_out)
+    images, num_train = _read_all([*splits.train, *splits.test]), len(splits.train)
     dataset = Dataset(
         name=f"folder:{folder.resolve().name}",
-        version="-",
+        version=splits.version,
         num_levels=num_levels,
         train=images[:num_train],
         test=images[num_train:],
@@ -55,35 +75,92 @@ def load_folder(path: str, *, num_levels: int) -> Dataset:
     return check_dataset(dataset, str(folder), check_images)
 
 
-def read_folder_split(path: str, split: str) -> tuple[np.ndarray, tuple[str, ...], bool]:
-    """(images, names, whether they are the whole folder) under `<split>/`, or anywhere if there is none.
+def read_folder_split(path: str, split: str, held_out: HeldOut | None) -> FolderSplit:
+    """The images under `<split>/`, or anywhere if there is none.
+
+    Args:
+        path: of the folder.
+        split: its name.
+        held_out: how "train" and "test" are made, if the folder lacks one, as in `load_folder`; None does not
+            divide what is there.
 
     Raises:
         UserError: no such folder, no images, or files that cannot be taken or differ.
     """
     folder = _folder(path)
-    whole = not (folder / split).is_dir()
-    files = _image_files(folder, "." if whole else split)
-    base = folder if whole else folder / split
-    return _read_all(files), tuple(file.relative_to(base).as_posix() for file in files), whole
+    is_there, version = (folder / split).is_dir(), "-"
+    base = folder / split if is_there else folder
+    if held_out is not None and not (is_there and (split != "train" or (folder / "test").is_dir())):
+        if split not in ("train", "test"):
+            raise unknown("split", split, ("train", "test"))
+        splits = _splits(folder, held_out)
+        files, version, base = splits._asdict()[split], splits.version, splits.base
+    else:
+        files, split = _image_files(folder, split if is_there else "."), split if is_there else "all"
+    names = tuple(file.relative_to(base).as_posix() for file in files)
+    return FolderSplit(_read_all(files), names, split, version)
 
 
 def _folder(path: str) -> Path:
     folder = expanded(path, "folder")
     if not folder.is_dir():
-        raise UserError(f"no folder {str(folder)!r}: folder:DIR needs a folder with train/ and test/")
+        raise UserError(f"no folder {str(folder)!r}: folder:DIR needs a folder of images")
     return folder
+
+
+class _Splits(NamedTuple):
+    """The files of each split, the folder that was searched for those that were divided, and the version."""
+
+    train: list[Path]
+    test: list[Path]
+    base: Path
+    version: str
+
+
+def _splits(folder: Path, held_out: HeldOut) -> _Splits:
+    """The files of `train/` and `test/`, or of the two parts of what there is instead.
+
+    Raises:
+        UserError: no images, or folders that do not say what is to be trained on.
+    """
+    has_train, has_test = ((folder / split).is_dir() for split in ("train", "test"))
+    if has_test and not has_train:
+        raise UserError(
+            f"{folder} has test/ but no train/: put images to train on into train/, or rename test/ to train/"
+        )
+    if has_test:
+        return _Splits(_image_files(folder, "train"), _image_files(folder, "test"), folder, "-")
+    base = folder / "train" if has_train else folder
+    files = _image_files(folder, "train" if has_train else ".")
+    _refuse_other_splits(folder, base, files)
+    why = "has no test/" if has_train else "has neither train/ nor test/"
+    division = held_out.divide(len(files), str(folder), why)
+    train, test = ([files[i] for i in part] for part in (division.train, division.test))
+    return _Splits(train, test, base, division.version)
+
+
+def _refuse_other_splits(folder: Path, base: Path, files: list[Path]) -> None:
+    """Refuse folders that look like splits, for their images would be divided anew or left out.
+
+    Raises:
+        UserError: naming them.
+    """
+    found = {part for file in files for part in file.relative_to(base).parts[:-1]}
+    found |= {each.name for each in folder.iterdir() if each.is_dir() and each != base}
+    if others := sorted(f"{name}/" for name in found if name.lower() in _SPLIT_NAMES):
+        raise UserError(
+            f"{folder} has no test/ but {', '.join(others)}; put the images into train/ and test/, or rename "
+            "these folders"
+        )
 
 
 def _image_files(folder: Path, split: str) -> list[Path]:
     """The files that are taken, sorted; what is left out is logged.
 
     Raises:
-        UserError: no such folder, or no images in it.
+        UserError: no images among them.
     """
     base = folder / split
-    if not base.is_dir():
-        raise UserError(f"{folder} has no folder {split}/; the images must be in train/ and test/")
     taken, others, hidden = [], collections.Counter(), 0
     for file in _walk(base):
         if any(part.startswith(".") or part == "__MACOSX" for part in file.relative_to(base).parts):

@@ -159,7 +159,7 @@ ARRAYS = {
         r"test examples have shape \[2, 5, 3\] and train examples \[4, 5, 3\]",
     ),
     "no train": ({"images": GOOD, "test_images": GOOD}, "no array 'train_images', only images, test_images"),
-    "no test": ({"train_images": GOOD}, "no array 'test_images', only train_images"),
+    "no test": ({"train_images": GOOD}, "one array of images, train_images, and .* none to test on"),
     "objects": (
         {"train_images": np.array([None, 1]), "test_images": GOOD},
         "cannot be read .* must hold plain uint8 arrays",
@@ -201,16 +201,16 @@ def test_broken_npz_files(tmp_path):
     for path in (truncated, text, array):
         expect("is not an .npz archive, or it is truncated", f"npz:{path}", names=str(path))
     expect(r"cannot be read \(Bad CRC", f"npz:{damaged}", names=str(damaged))
-    expect("no file .* needs an .npz", f"npz:{tmp_path}/none.npz", names="none.npz")
+    expect("no file .* needs an .npz with arrays of images", f"npz:{tmp_path}/none.npz", names="none.npz")
     expect("no file", f"npz:{tmp_path}")
 
 
 def test_broken_folders(tmp_path):
-    expect("no folder .* needs a folder with train/ and test/", f"folder:{tmp_path}/none", names="none")
+    expect("no folder .* needs a folder of images", f"folder:{tmp_path}/none", names="none")
     (tmp_path / "train").mkdir()
     expect("holds no images", f"folder:{write_folder(tmp_path / 'empty', images(1), [])}", names="test")
     Image.fromarray(GOOD[0]).save(tmp_path / "train" / "0.png")
-    expect("has no folder test/", f"folder:{tmp_path}", names=str(tmp_path))
+    expect("has no test/ and holds 1 image, too few", f"folder:{tmp_path}", names=str(tmp_path))
 
 
 def _text(path):
