@@ -116,7 +116,7 @@ def load_examples(
         check_images(images, split, levels, path)
         return ExampleSet(name=f"npz:{Path(path).name}", version=version, split=taken, images=images)
     if kind == "folder":
-        found = image_folder.read_folder_split(path, split, held_out)
+        found = image_folder.read_folder_split(path, split, num_levels=levels, held_out=held_out)
         check_images(found.images, split, levels, path)
         return ExampleSet(
             name=f"folder:{expanded(path, 'config.score.source').resolve().name}",

@@ -230,9 +230,16 @@ FILES = {
         lambda path: Image.fromarray(GOOD[0, ..., 0]).save(path),
         "4x5 with 1 channel and .* 4x5 with 3 channels",
     ),
-    "alpha": (lambda path: Image.new("RGBA", (5, 4)).save(path), r"format RGBA; .* \(L\) or RGB"),
-    "palette": (lambda path: Image.new("P", (5, 4)).save(path), "format P;"),
-    "deep": (lambda path: Image.new("I;16", (5, 4)).save(path), "format I;16;"),
+    "alpha": (lambda path: Image.new("RGBA", (5, 4)).save(path), r"has transparent pixels \(RGBA\)"),
+    "palette": (
+        lambda path: Image.new("P", (5, 4)).save(path, transparency=0),
+        "has a transparent colour, .* `magick IN -alpha off OUT`",
+    ),
+    "inks": (
+        lambda path: Image.new("CMYK", (5, 4)).save(path, format="TIFF"),
+        r"format CMYK; .* \(L\) or RGB",
+    ),
+    "deep": (lambda path: Image.new("I;16", (5, 4)).save(path), r"16 bits or more \(I;16"),
 }
 
 
