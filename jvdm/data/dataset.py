@@ -2,7 +2,7 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -88,7 +88,7 @@ def examples(x: np.ndarray, conditioning: "Conditioning | None") -> "Batch":
 def fingerprint(images: np.ndarray, conditioning: "Conditioning | None" = None) -> str:
     """The first 16 hex digits of the SHA-256 of shape, values (in chunks) and what else is known."""
     digest = hashlib.sha256(str(tuple(images.shape)).encode())
-    for chunk in _chunks(images):
+    for chunk in chunks(images):
         digest.update(np.ascontiguousarray(chunk).data)
     for name, array in () if conditioning is None else conditioning._asdict().items():
         if array is not None:
@@ -142,10 +142,10 @@ def check_values(x: np.ndarray, split: str, num_levels: int, where: str, *, what
     if len(x) == 0:
         raise UserError(f"{where}: the {split} split holds no {what}; it must hold at least one")
     if not num_levels:
-        if not all(np.isfinite(chunk).all() for chunk in _chunks(x)):
+        if not all(np.isfinite(chunk).all() for chunk in chunks(x)):
             raise UserError(f"{where}: the {split} {what} hold numbers that are not finite")
     elif num_levels < 256:
-        highest = max(int(chunk.max()) for chunk in _chunks(x))
+        highest = max(int(chunk.max()) for chunk in chunks(x))
         if highest >= num_levels:
             raise UserError(
                 f"{where}: the {split} {what} hold the value {highest}; with "
@@ -213,6 +213,7 @@ def check_dataset(dataset: Dataset, where: str, check: Callable[..., None] = che
     return dataset
 
 
-def _chunks(images: np.ndarray):
+def chunks(images: np.ndarray) -> Iterator[np.ndarray]:
+    """The array in parts of about 16 MiB along its first axis."""
     rows = max(1, _CHUNK_BYTES // max(1, images[:1].nbytes))
     return (images[start : start + rows] for start in range(0, len(images), rows))

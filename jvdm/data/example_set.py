@@ -112,7 +112,7 @@ def load_examples(
     levels = num_levels or 256
     held_out = None if test_fraction is None else HeldOut(test_fraction=test_fraction, seed=split_seed)
     if kind == "npz":
-        images, taken, version = local.read_npz_split(path, split, held_out)
+        images, taken, version = local.read_npz_split(path, split, num_levels=levels, held_out=held_out)
         check_images(images, split, levels, path)
         return ExampleSet(name=f"npz:{Path(path).name}", version=version, split=taken, images=images)
     if kind == "folder":

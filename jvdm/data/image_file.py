@@ -142,7 +142,7 @@ def _decode(file: Path) -> _Decoded:
                 stored=next((a for a in first if isinstance(a, str) and a not in _EXACT), ""),
                 unsigned=set(np.ravel(tags.get(_SAMPLE_FORMAT, 1)).tolist()) <= {1},
                 values=np.asarray(image) if read else np.empty(0),
-                colours=np.reshape(image.getpalette("RGB"), (-1, 3)).astype(np.uint8)
+                colours=np.reshape(image.getpalette("RGB") or [], (-1, 3)).astype(np.uint8)
                 if image.mode == "P" and exact
                 else None,
             )

@@ -18,6 +18,7 @@ from jvdm.core.errors import UserError, unknown
 from jvdm.core.files import expanded
 from jvdm.data import image_file
 from jvdm.data.dataset import Dataset, check_dataset, check_images
+from jvdm.data.levels import warn_of_unused_levels
 from jvdm.data.splitting import HeldOut
 
 log = logging.getLogger("jvdm")
@@ -68,7 +69,9 @@ def load_folder(path: str, *, num_levels: int, held_out: HeldOut) -> Dataset:
         train=images[:num_train],
         test=images[num_train:],
     )
-    return check_dataset(dataset, str(folder), check_images)
+    check_dataset(dataset, str(folder), check_images)
+    warn_of_unused_levels(dataset, str(folder))
+    return dataset
 
 
 def read_folder_split(path: str, split: str, *, num_levels: int, held_out: HeldOut | None) -> FolderSplit:

@@ -1,5 +1,6 @@
 """Local images: the bundled digits, an .npz file. `image_folder` has folders of image files."""
 
+import logging
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -12,10 +13,15 @@ from numpy.lib.npyio import NpzFile
 from jvdm.core.errors import UserError, one_line, unknown
 from jvdm.core.files import expanded
 from jvdm.data.dataset import Dataset, check_dataset, check_images
+from jvdm.data.levels import as_levels, warn_of_unused_levels
 from jvdm.data.splitting import HeldOut
+
+log = logging.getLogger("jvdm")
 
 DIGITS_LEVELS = 17
 DIGITS_TEST = 297
+# What arrays of labels are called.
+_LABELS = {"labels", "y", "train_labels", "test_labels", "y_train", "y_test"}
 
 
 def load_digits() -> Dataset:
@@ -45,6 +51,7 @@ def load_npz(path: str, *, num_levels: int, held_out: HeldOut) -> Dataset:
         UserError: no such file, not an .npz, or arrays that are missing or not as they should be.
     """
     arrays, version = _read_npz(path, lambda archive: _choose(path, archive)), "-"
+    arrays = {name: as_levels(array, name, num_levels, path) for name, array in arrays.items()}
     if len(arrays) == 1:
         train, test, version = _divide(path, arrays, held_out)
     else:
@@ -52,7 +59,9 @@ def load_npz(path: str, *, num_levels: int, held_out: HeldOut) -> Dataset:
     dataset = Dataset(
         name=f"npz:{Path(path).name}", version=version, num_levels=num_levels, train=train, test=test
     )
-    return check_dataset(dataset, path, check_images)
+    check_dataset(dataset, path, check_images)
+    warn_of_unused_levels(dataset, path)
+    return dataset
 
 
 def _choose(path: str, archive: NpzFile) -> list[str]:
@@ -106,12 +115,13 @@ class NpzSplit(NamedTuple):
     version: str
 
 
-def read_npz_split(path: str, split: str, held_out: HeldOut | None) -> NpzSplit:
+def read_npz_split(path: str, split: str, *, num_levels: int, held_out: HeldOut | None) -> NpzSplit:
     """The array `<split>_images` of an .npz file, or its only array, or `arr_0`.
 
     Args:
         path: of the file.
         split: its name.
+        num_levels: K.
         held_out: how "train" and "test" are made, if the file lacks one, as in `load_npz`; None does not
             divide what is there.
 
@@ -138,7 +148,8 @@ def read_npz_split(path: str, split: str, held_out: HeldOut | None) -> NpzSplit:
             f"{path} holds the arrays {', '.join(sorted(names)) or 'none'}; it must hold {wanted} or only one"
         )
 
-    arrays = _read_npz(path, choose)
+    found = _read_npz(path, choose)
+    arrays = {name: as_levels(array, name, num_levels, path) for name, array in found.items()}
     if held_out is not None and divided:
         train, test, version = _divide(path, arrays, held_out)
         return NpzSplit(train if split == "train" else test, split, version)
@@ -181,11 +192,17 @@ def _read_npz(path: str, choose: Callable[[NpzFile], list[str]]) -> dict[str, np
         raise UserError(f"{file} is not an .npz archive, or it is truncated; write it with numpy.savez")
     try:
         with np.load(file, allow_pickle=False) as archive:
-            return {name: archive[name] for name in choose(archive)}
+            chosen = choose(archive)
+            if labels := sorted(_LABELS.intersection(archive) - set(chosen)):
+                log.warning(
+                    "WARNING: %s: %s will be ignored; a source that registers itself can give labels to the "
+                    "network",
+                    *(path, ", ".join(labels)),
+                )
+            return {name: archive[name] for name in chosen}
     except UserError:
         raise
     except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(
-            f"{file} cannot be read ({one_line(error)}); it must hold plain uint8 arrays, train_images "
-            "and test_images"
+            f"{file} cannot be read ({one_line(error)}); it must hold plain arrays of numbers"
         ) from error
