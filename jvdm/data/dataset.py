@@ -113,12 +113,17 @@ def check_images(images: np.ndarray, split: str, num_levels: int, where: str) ->
             f"{where}: the {split} images have shape {list(images.shape)}; it must be [N, H, W, C], "
             "with C = 1 for grayscale"
         )
-    if images.ndim == 4 and images.shape[1] in (1, 3, 4) and min(images.shape[2:]) > 4:
+    if looks_channels_first(images):
         raise UserError(
             f"{where}: the {split} images have shape {list(images.shape)}, which looks like [N, C, H, W]; it "
             "must be [N, H, W, C]: numpy.moveaxis(images, 1, -1)"
         )
     check_values(images, split, num_levels, where, what="images")
+
+
+def looks_channels_first(x: np.ndarray) -> bool:
+    """Whether an array [N, ...] looks like images [N, C, H, W]."""
+    return x.ndim == 4 and x.shape[1] in (1, 3, 4) and min(x.shape[2:]) > 4
 
 
 def check_values(x: np.ndarray, split: str, num_levels: int, where: str, *, what: str = "data") -> None:
@@ -136,7 +141,11 @@ def check_values(x: np.ndarray, split: str, num_levels: int, where: str, *, what
     """
     dtype = np.dtype(np.uint8 if num_levels else np.float32)
     if x.dtype != dtype:
-        raise UserError(f"{where}: the {split} {what} have dtype {x.dtype}; they must be {dtype}")
+        kind = "discrete" if num_levels else "continuous"
+        raise UserError(
+            f"{where}: the {split} {what} have dtype {x.dtype}; they must be {dtype}, because "
+            f"num_levels={num_levels} is of {kind} data"
+        )
     if x.ndim == 0 or 0 in x.shape[1:]:
         raise UserError(f"{where}: the {split} {what} have shape {list(x.shape)}; it must be [N, ...]")
     if len(x) == 0:
@@ -166,7 +175,9 @@ def check_conditioning(known: Any, num: int, where: str) -> None:
     """
     if known is None:
         return
-    if not hasattr(known, "_asdict"):
+    from jvdm.core.records import Conditioning  # here: it imports jax, which --help does not need
+
+    if not isinstance(known, Conditioning):
         raise UserError(f"{where}: the conditioning is a {type(known).__name__}; it must be a Conditioning")
     for name, array in known._asdict().items():
         if array is None:

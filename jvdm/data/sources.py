@@ -4,8 +4,8 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from jvdm.core.errors import UserError, unknown
-from jvdm.data import image_folder, local, swissroll
-from jvdm.data.dataset import Dataset, check_dataset
+from jvdm.data import image_folder, local, registered, swissroll
+from jvdm.data.dataset import Dataset
 from jvdm.data.published import PUBLISHED
 from jvdm.data.splitting import TEST_FRACTION, HeldOut
 
@@ -82,20 +82,10 @@ def load(
     if kind == "swissroll":
         return swissroll.load()
     if kind in _REGISTERED:
-        return _read_registered(kind, num_levels)
+        return registered.read(kind, _REGISTERED[kind][1], num_levels)
     from jvdm.data.prepared import load_published
 
     return load_published(kind, data_dir)
-
-
-def _read_registered(name: str, num_levels: int) -> Dataset:
-    dataset = _REGISTERED[name][1]()
-    if num_levels not in (0, dataset.num_levels):
-        raise UserError(
-            f"data source {name!r} has {dataset.num_levels} levels, not {num_levels}: "
-            f"config.data.num_levels=0 or {dataset.num_levels}"
-        )
-    return check_dataset(dataset, name)
 
 
 def data_spec(source: str, *, num_levels: int = 0, **options: Any) -> tuple[tuple[int, ...], int]:
