@@ -69,7 +69,7 @@ def evaluate(request: Request) -> None:
     suite.names(config)
     mesh = sharding.make_mesh()
     trained = _load(request, mesh)
-    dataset = data.load(config.data.source, num_levels=config.data.num_levels, data_dir=config.data.data_dir)
+    dataset = data.load(**config.data)
     example_set = data.of_dataset(dataset, "test").first(config.eval.num_images)
 
     def report(evaluation: suite.Evaluation, record_path: pathlib.Path) -> None:
@@ -117,6 +117,9 @@ def score(request: Request) -> None:
         config.score.split,
         num_levels=trained.model.num_levels,
         data_dir=config.data.data_dir,
+        # Other sources than the one trained on are taken whole.
+        test_fraction=config.data.test_fraction if config.score.source in ("", config.data.source) else None,
+        split_seed=config.data.split_seed,
     ).first(config.score.num_images)
 
     def report(evaluation: suite.Evaluation, record_path: pathlib.Path) -> None:
@@ -212,8 +215,7 @@ def sample(request: Request) -> None:
     model = for_evaluation(trained.model)
 
     def test_examples():
-        source, levels = config.data.source, config.data.num_levels
-        return data.load(source, num_levels=levels, data_dir=config.data.data_dir).examples("test")
+        return data.load(**config.data).examples("test")
 
     key = root_key(config.seed, "latents")
     latents = given_latents(config.sample.latents, model, trained.params, test_examples, key)
@@ -299,7 +301,7 @@ def import_(request: Request) -> None:
         raise UserError("--mode=import needs --checkpoint=PATH, the checkpoint to import")
     if restoring.steps_in(workdir.checkpoints):
         raise UserError(f"--workdir={workdir.path} holds checkpoints already; give another")
-    shape, num_levels = data.data_spec(config.data.source, num_levels=config.data.num_levels)
+    shape, num_levels = data.data_spec(**config.data)
     model = model_lib.build(config, shape, num_levels)
     imported = importers.load(source, checkpoint, model)
     workdir.prepare()

@@ -15,6 +15,7 @@ import dataclasses
 from jvdm.core.options import option
 from jvdm.core.registry import Registry
 from jvdm.data import AUGMENTATIONS
+from jvdm.data.splitting import TEST_FRACTION
 from jvdm.diffusion import gaussian, losses, score_bounds
 from jvdm.diffusion.dequantization import DEQUANTIZATIONS
 from jvdm.diffusion.divergence import TRACES
@@ -72,6 +73,15 @@ class Data:
         0, low=0, high=256, help="values per dimension of npz: and folder: images; 0 is the source's own"
     )
     data_dir: str = option("", free_on_resume=True, help="of TFDS sets; empty is the default of TFDS")
+    # What a run is resumed on is compared by content.
+    test_fraction: float = option(
+        TEST_FRACTION,
+        above=0.0,
+        below=1.0,
+        free_on_resume=True,
+        help="held out as the test split of npz: and folder: images without one",
+    )
+    split_seed: int = option(0, low=0, free_on_resume=True, help="of the images that are held out")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 import dataclasses
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -88,7 +88,7 @@ def examples(x: np.ndarray, conditioning: "Conditioning | None") -> "Batch":
 def fingerprint(images: np.ndarray, conditioning: "Conditioning | None" = None) -> str:
     """The first 16 hex digits of the SHA-256 of shape, values (in chunks) and what else is known."""
     digest = hashlib.sha256(str(tuple(images.shape)).encode())
-    for chunk in _chunks(images):
+    for chunk in chunks(images):
         digest.update(np.ascontiguousarray(chunk).data)
     for name, array in () if conditioning is None else conditioning._asdict().items():
         if array is not None:
@@ -113,12 +113,17 @@ def check_images(images: np.ndarray, split: str, num_levels: int, where: str) ->
             f"{where}: the {split} images have shape {list(images.shape)}; it must be [N, H, W, C], "
             "with C = 1 for grayscale"
         )
-    if images.ndim == 4 and images.shape[1] in (1, 3, 4) and min(images.shape[2:]) > 4:
+    if looks_channels_first(images):
         raise UserError(
             f"{where}: the {split} images have shape {list(images.shape)}, which looks like [N, C, H, W]; it "
             "must be [N, H, W, C]: numpy.moveaxis(images, 1, -1)"
         )
     check_values(images, split, num_levels, where, what="images")
+
+
+def looks_channels_first(x: np.ndarray) -> bool:
+    """Whether an array [N, ...] looks like images [N, C, H, W]."""
+    return x.ndim == 4 and x.shape[1] in (1, 3, 4) and min(x.shape[2:]) > 4
 
 
 def check_values(x: np.ndarray, split: str, num_levels: int, where: str, *, what: str = "data") -> None:
@@ -136,16 +141,20 @@ def check_values(x: np.ndarray, split: str, num_levels: int, where: str, *, what
     """
     dtype = np.dtype(np.uint8 if num_levels else np.float32)
     if x.dtype != dtype:
-        raise UserError(f"{where}: the {split} {what} have dtype {x.dtype}; they must be {dtype}")
+        kind = "discrete" if num_levels else "continuous"
+        raise UserError(
+            f"{where}: the {split} {what} have dtype {x.dtype}; they must be {dtype}, because "
+            f"num_levels={num_levels} is of {kind} data"
+        )
     if x.ndim == 0 or 0 in x.shape[1:]:
         raise UserError(f"{where}: the {split} {what} have shape {list(x.shape)}; it must be [N, ...]")
     if len(x) == 0:
         raise UserError(f"{where}: the {split} split holds no {what}; it must hold at least one")
     if not num_levels:
-        if not all(np.isfinite(chunk).all() for chunk in _chunks(x)):
+        if not all(np.isfinite(chunk).all() for chunk in chunks(x)):
             raise UserError(f"{where}: the {split} {what} hold numbers that are not finite")
     elif num_levels < 256:
-        highest = max(int(chunk.max()) for chunk in _chunks(x))
+        highest = max(int(chunk.max()) for chunk in chunks(x))
         if highest >= num_levels:
             raise UserError(
                 f"{where}: the {split} {what} hold the value {highest}; with "
@@ -166,7 +175,9 @@ def check_conditioning(known: Any, num: int, where: str) -> None:
     """
     if known is None:
         return
-    if not hasattr(known, "_asdict"):
+    from jvdm.core.records import Conditioning  # here: it imports jax, which --help does not need
+
+    if not isinstance(known, Conditioning):
         raise UserError(f"{where}: the conditioning is a {type(known).__name__}; it must be a Conditioning")
     for name, array in known._asdict().items():
         if array is None:
@@ -213,6 +224,7 @@ def check_dataset(dataset: Dataset, where: str, check: Callable[..., None] = che
     return dataset
 
 
-def _chunks(images: np.ndarray):
+def chunks(images: np.ndarray) -> Iterator[np.ndarray]:
+    """The array in parts of about 16 MiB along its first axis."""
     rows = max(1, _CHUNK_BYTES // max(1, images[:1].nbytes))
     return (images[start : start + rows] for start in range(0, len(images), rows))

@@ -18,6 +18,7 @@ from jvdm.data.dataset import (
     shape_text,
 )
 from jvdm.data.sources import load, parse
+from jvdm.data.splitting import HeldOut
 
 if TYPE_CHECKING:  # it imports jax, which --help does not need
     from jvdm.core.records import Batch, Conditioning
@@ -84,7 +85,15 @@ def of_dataset(dataset: Dataset, split: str) -> ExampleSet:
     )
 
 
-def load_examples(source: str, split: str, *, num_levels: int, data_dir: str = "") -> ExampleSet:
+def load_examples(
+    source: str,
+    split: str,
+    *,
+    num_levels: int,
+    data_dir: str = "",
+    test_fraction: float | None = None,
+    split_seed: int = 0,
+) -> ExampleSet:
     """A split of a source.
 
     Args:
@@ -93,30 +102,28 @@ def load_examples(source: str, split: str, *, num_levels: int, data_dir: str = "
         split: "train" or "test".
         num_levels: K of the model; 0 is the source's own.
         data_dir: of published sets.
+        test_fraction, split_seed: as in `load`, to get a split of images that a run was trained on and that
+            have no test split; None takes them whole.
 
     Raises:
         UserError: as `load`.
     """
     kind, path = parse(source, num_levels)
     levels = num_levels or 256
+    held_out = None if test_fraction is None else HeldOut(test_fraction=test_fraction, seed=split_seed)
     if kind == "npz":
-        name, images = local.read_npz_split(path, split)
+        images, taken, version = local.read_npz_split(path, split, num_levels=levels, held_out=held_out)
         check_images(images, split, levels, path)
-        return ExampleSet(
-            name=f"npz:{Path(path).name}",
-            version="-",
-            split=split if name == f"{split}_images" else "all",
-            images=images,
-        )
+        return ExampleSet(name=f"npz:{Path(path).name}", version=version, split=taken, images=images)
     if kind == "folder":
-        images, names, whole = image_folder.read_folder_split(path, split)
-        check_images(images, split, levels, path)
+        found = image_folder.read_folder_split(path, split, num_levels=levels, held_out=held_out)
+        check_images(found.images, split, levels, path)
         return ExampleSet(
             name=f"folder:{expanded(path, 'config.score.source').resolve().name}",
-            version="-",
-            split="all" if whole else split,
-            images=images,
-            names=names,
+            version=found.version,
+            split=found.split,
+            images=found.images,
+            names=found.names,
         )
     return of_dataset(load(source, num_levels=num_levels, data_dir=data_dir), split)
 

@@ -1,18 +1,19 @@
 """From the name of a source to its images."""
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from jvdm.core.errors import UserError, unknown
-from jvdm.data import image_folder, local, swissroll
-from jvdm.data.dataset import Dataset, check_dataset
+from jvdm.data import image_folder, local, registered, swissroll
+from jvdm.data.dataset import Dataset
 from jvdm.data.published import PUBLISHED
+from jvdm.data.splitting import TEST_FRACTION, HeldOut
 
 _LOCAL = {
     "digits": "scikit-learn's bundled 8x8 digits, 17 levels, 1500 to train and 297 to test",
     "swissroll": "generated points in the plane, continuous, 100,000 to train and 5,000 to test",
-    "npz:FILE": "an .npz file with train_images and test_images, uint8 [N, H, W, C]",
-    "folder:DIR": "image files of one size under DIR/train and DIR/test",
+    "npz:FILE": "an .npz file with train_images and test_images, or one array of images, [N, H, W, C]",
+    "folder:DIR": "image files of one size under DIR/train and DIR/test, or anywhere under DIR",
 }
 
 Loader = TypeVar("Loader", bound=Callable[[], Dataset])
@@ -49,7 +50,14 @@ def describe_sources() -> str:
     return "\n".join(f"{name:<{width}}  {text}" for name, text in lines.items())
 
 
-def load(source: str, *, num_levels: int = 0, data_dir: str = "") -> Dataset:
+def load(
+    source: str,
+    *,
+    num_levels: int = 0,
+    data_dir: str = "",
+    test_fraction: float = TEST_FRACTION,
+    split_seed: int = 0,
+) -> Dataset:
     """The images of a source.
 
     Args:
@@ -59,6 +67,7 @@ def load(source: str, *, num_levels: int = 0, data_dir: str = "") -> Dataset:
             `npz:` and `folder:` can have another one.
         data_dir: where published sets are prepared and looked for; by default `$TFDS_DATA_DIR`,
             else `~/tensorflow_datasets`.
+        test_fraction, split_seed: which images are the test split of an `npz:` or `folder:` without one.
 
     Raises:
         UserError: an unknown source, or data that is missing, damaged or not as it should be.
@@ -66,33 +75,24 @@ def load(source: str, *, num_levels: int = 0, data_dir: str = "") -> Dataset:
     kind, path = parse(source, num_levels)
     if kind in ("npz", "folder"):
         read = local.load_npz if kind == "npz" else image_folder.load_folder
-        return read(path, num_levels=num_levels or 256)
+        held_out = HeldOut(test_fraction=test_fraction, seed=split_seed)
+        return read(path, num_levels=num_levels or 256, held_out=held_out)
     if kind == "digits":
         return local.load_digits()
     if kind == "swissroll":
         return swissroll.load()
     if kind in _REGISTERED:
-        return _read_registered(kind, num_levels)
+        return registered.read(kind, _REGISTERED[kind][1], num_levels)
     from jvdm.data.prepared import load_published
 
     return load_published(kind, data_dir)
 
 
-def _read_registered(name: str, num_levels: int) -> Dataset:
-    dataset = _REGISTERED[name][1]()
-    if num_levels not in (0, dataset.num_levels):
-        raise UserError(
-            f"data source {name!r} has {dataset.num_levels} levels, not {num_levels}: "
-            f"config.data.num_levels=0 or {dataset.num_levels}"
-        )
-    return check_dataset(dataset, name)
-
-
-def data_spec(source: str, *, num_levels: int = 0) -> tuple[tuple[int, ...], int]:
+def data_spec(source: str, *, num_levels: int = 0, **options: Any) -> tuple[tuple[int, ...], int]:
     """The shape of an example and the number of levels; images are read only where these are unknown.
 
     Args:
-        source, num_levels: as for `load`.
+        source, num_levels, options: as for `load`.
 
     Raises:
         UserError: as `load`, for `npz:` and `folder:`, whose images are read.
@@ -100,7 +100,7 @@ def data_spec(source: str, *, num_levels: int = 0) -> tuple[tuple[int, ...], int
     kind, _ = parse(source, num_levels)
     if kind in PUBLISHED:
         return PUBLISHED[kind].image_shape, 256
-    dataset = load(source, num_levels=num_levels)
+    dataset = load(source, num_levels=num_levels, **options)
     return dataset.data_shape, dataset.num_levels
 
 

@@ -76,6 +76,7 @@ def load(
         config_lib.check_complete(config)
         if run.config.exists():
             config_lib.check_model(saved.read_config(run.config), config, run.path)
+            _check_split(config, run)
     elif run.config.exists():
         config = saved.complete_config(run.config)
     else:
@@ -112,6 +113,25 @@ def _warn_of_initial_weights(config: Config, step: int) -> None:
         )
 
 
+def _check_split(config: Config, run: Workdir) -> None:
+    """Refuse to divide the images of the run into other splits than it did.
+
+    Raises:
+        UserError: the config would, so that images that were trained on were in the test split.
+    """
+    version = saved.read_data(run.data).get("version", "-") if run.data.is_file() else "-"
+    before = {field: old for field, old, _ in config_lib.differences(saved.read_config(run.config), config)}
+    changed = [name for name in ("test_fraction", "split_seed") if f"data.{name}" in before]
+    is_divided = config.data.source.startswith(("npz:", "folder:")) and version != "-"
+    if changed and is_divided and "data.source" not in before:
+        given = ", ".join(f"config.data.{name} is {config.data[name]}" for name in changed)
+        flags = " ".join(f"--config.data.{name}={before[f'data.{name}']}" for name in changed)
+        raise UserError(
+            f"{run.path} was trained on a split of {config.data.source} ({version}), and {given}, which "
+            f"would put images that it was trained on into the test split; give {flags}"
+        )
+
+
 def _data_spec(config: Config, run: Workdir) -> tuple[tuple[int, ...], int]:
     """The shape of an example and the number of levels, as the run recorded them, if the config asks for its
     data.
@@ -125,4 +145,4 @@ def _data_spec(config: Config, run: Workdir) -> tuple[tuple[int, ...], int]:
         same = section.get("source") == source and section.get("num_levels", 0) == num_levels
         if same and {"data_shape", "num_levels"} <= recorded.keys():
             return tuple(recorded["data_shape"]), recorded["num_levels"]
-    return data.data_spec(source, num_levels=num_levels)
+    return data.data_spec(**config.data)

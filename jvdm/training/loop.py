@@ -90,9 +90,7 @@ class Trainer:
         if workdir.config.exists() and steps_in(workdir.checkpoints):
             config_lib.check_resume(saved.read_config(workdir.config), config, workdir.path)
 
-        self.dataset = data.load(
-            config.data.source, num_levels=config.data.num_levels, data_dir=config.data.data_dir
-        )
+        self.dataset = data.load(**config.data)
         self.model = model_lib.build(config, self.dataset.data_shape, self.dataset.num_levels)
         self.batches = data.TrainBatches(
             self.dataset.examples("train"),
@@ -161,8 +159,8 @@ class Trainer:
         for split, did in (("train", "trained"), ("test", "evaluated")):
             if before.get(split, now[split]) != now[split]:
                 raise UserError(
-                    f"{self.workdir.path} was {did} on other {split} data ({before.get('name')}, SHA-256 "
-                    f"{before[split]}) than {now['name']}, {now[split]}; use another --workdir, with "
+                    f"{self.workdir.path} was {did} on other {split} data ({_named(before)}, SHA-256 "
+                    f"{before[split]}) than {_named(now)}, {now[split]}; use another --workdir, with "
                     "--config.branch_from to go on from this run"
                 )
         spec = {"data_shape": self.dataset.data_shape, "num_levels": self.dataset.num_levels}
@@ -389,6 +387,12 @@ class Trainer:
     def _plot(self, averages: Any) -> None:
         plots.training_curves(read_metrics(self.workdir.metrics), self.workdir.plots / "training.png")
         inspection.plot_schedule(self.model, averages, self.test_examples, self.workdir)
+
+
+def _named(recorded: dict[str, Any]) -> str:
+    """The name of recorded data, and its version where it has one."""
+    version = recorded.get("version", "-")
+    return str(recorded.get("name")) + (f", {version}" if version != "-" else "")
 
 
 def train(config: Config, workdir: Workdir) -> None:

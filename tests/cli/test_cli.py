@@ -294,7 +294,10 @@ MISTAKES = {
     "missing data": ([*TRAIN, "--config.data.source=npz:{tmp}/nope.npz"], "nope.npz"),
     "unknown data": ([*TRAIN, "--config.data.source=cifar11"], "did you mean 'cifar10'"),
     "truncated data": ([*TRAIN, "--config.data.source=npz:{tmp}/truncated.npz"], "truncated.npz"),
-    "missing array": ([*TRAIN, "--config.data.source=npz:{tmp}/missing.npz"], "test_images"),
+    "missing array": (
+        [*TRAIN, "--config.data.source=npz:{tmp}/missing.npz"],
+        "test_fraction=0.1 of 4 images",
+    ),
     "dtype": ([*TRAIN, "--config.data.source=npz:{tmp}/floats.npz"], "uint8"),
     "shape": ([*TRAIN, "--config.data.source=npz:{tmp}/flat.npz"], "[N, H, W, C]"),
     "too many levels": (

@@ -199,6 +199,10 @@ ELSEWHERE = {
     "are both given": "tests/training/test_branch_from.py::test_state_and_step_are_kept",
     "set it to 1": OF_COMMANDS + "test_steps_that_a_dispatch_does_not_divide",
     "use another --workdir, with": "tests/training/test_branch_from.py::test_other_data_is_a_branch",
+    "leaves none to ": "tests/data/test_data_splitting.py::test_a_split_of_no_image",
+    "test_fraction is": "tests/data/test_data_splitting.py::test_a_split_of_no_image",
+    "split_seed is": "tests/data/test_data_splitting.py::test_a_negative_seed",
+    "was trained on a split": "tests/training/test_branch_from.py::test_evaluating_another_split",
     "branches from is at step": "tests/training/test_branch_from.py::test_state_and_step_are_kept",
 }
 
@@ -216,7 +220,7 @@ def complaint(fields):
         sharding.check_batch(
             "config.training.batch_size", c.training.batch_size, mesh, c.training.microbatches
         )
-        found, levels = data.data_spec(c.data.source, num_levels=c.data.num_levels)
+        found, levels = data.data_spec(**c.data)
         augmentation = data.AUGMENTATIONS.build(c.augmentation)
         augmentation.draw((2, *(shape or found)), np.random.default_rng(0))
         model = model_lib.build(c, found, levels)

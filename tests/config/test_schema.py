@@ -96,6 +96,8 @@ def test_which_fields_are_free_on_resume():
         "branch_from",
         "weights",
         "data.data_dir",
+        "data.test_fraction",
+        "data.split_seed",
         "network.remat",
         "encoder.remat",
     }

@@ -143,10 +143,10 @@ def test_fingerprint_does_not_depend_on_chunks(monkeypatch, tmp_path):
 
 GOOD = images(3)
 ARRAYS = {
-    "float": ({"train_images": GOOD / 255, "test_images": GOOD}, "train images have dtype float64; .* uint8"),
+    "float": ({"train_images": GOOD / 255, "test_images": GOOD}, "train_images is of dtype float64 .* uint8"),
     "int": (
-        {"train_images": GOOD, "test_images": GOOD.astype(int)},
-        "test images have dtype int64;",
+        {"train_images": GOOD, "test_images": GOOD.astype(int) + 256},
+        "test_images holds the value .* the highest is 255",
     ),
     "flat": (
         {"train_images": GOOD[..., 0], "test_images": GOOD},
@@ -159,10 +159,10 @@ ARRAYS = {
         r"test examples have shape \[2, 5, 3\] and train examples \[4, 5, 3\]",
     ),
     "no train": ({"images": GOOD, "test_images": GOOD}, "no array 'train_images', only images, test_images"),
-    "no test": ({"train_images": GOOD}, "no array 'test_images', only train_images"),
+    "no test": ({"train_images": GOOD}, "one array of images, train_images, and .* none to test on"),
     "objects": (
         {"train_images": np.array([None, 1]), "test_images": GOOD},
-        "cannot be read .* must hold plain uint8 arrays",
+        "cannot be read .* must hold plain arrays of numbers",
     ),
 }
 
@@ -201,16 +201,16 @@ def test_broken_npz_files(tmp_path):
     for path in (truncated, text, array):
         expect("is not an .npz archive, or it is truncated", f"npz:{path}", names=str(path))
     expect(r"cannot be read \(Bad CRC", f"npz:{damaged}", names=str(damaged))
-    expect("no file .* needs an .npz", f"npz:{tmp_path}/none.npz", names="none.npz")
+    expect("no file .* needs an .npz with arrays of images", f"npz:{tmp_path}/none.npz", names="none.npz")
     expect("no file", f"npz:{tmp_path}")
 
 
 def test_broken_folders(tmp_path):
-    expect("no folder .* needs a folder with train/ and test/", f"folder:{tmp_path}/none", names="none")
+    expect("no folder .* needs a folder of images", f"folder:{tmp_path}/none", names="none")
     (tmp_path / "train").mkdir()
     expect("holds no images", f"folder:{write_folder(tmp_path / 'empty', images(1), [])}", names="test")
     Image.fromarray(GOOD[0]).save(tmp_path / "train" / "0.png")
-    expect("has no folder test/", f"folder:{tmp_path}", names=str(tmp_path))
+    expect("has no test/ and holds 1 image, too few", f"folder:{tmp_path}", names=str(tmp_path))
 
 
 def _text(path):
@@ -230,9 +230,16 @@ FILES = {
         lambda path: Image.fromarray(GOOD[0, ..., 0]).save(path),
         "4x5 with 1 channel and .* 4x5 with 3 channels",
     ),
-    "alpha": (lambda path: Image.new("RGBA", (5, 4)).save(path), r"format RGBA; .* \(L\) or RGB"),
-    "palette": (lambda path: Image.new("P", (5, 4)).save(path), "format P;"),
-    "deep": (lambda path: Image.new("I;16", (5, 4)).save(path), "format I;16;"),
+    "alpha": (lambda path: Image.new("RGBA", (5, 4)).save(path), r"has transparent pixels \(RGBA\)"),
+    "palette": (
+        lambda path: Image.new("P", (5, 4)).save(path, transparency=0),
+        "has a transparent colour, .* `magick IN -alpha off OUT`",
+    ),
+    "inks": (
+        lambda path: Image.new("CMYK", (5, 4)).save(path, format="TIFF"),
+        r"format CMYK; .* \(L\) or RGB",
+    ),
+    "deep": (lambda path: Image.new("I;16", (5, 4)).save(path), r"16 bits or more \(I;16"),
 }
 
 

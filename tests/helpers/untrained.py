@@ -17,7 +17,7 @@ def run(config, path, *, step=2):
     """The workdir at `path`; its weights are not those of initialisation, where outputs are zero."""
     workdir = Workdir(path)
     workdir.prepare()
-    shape, num_levels = data.data_spec(config.data.source, num_levels=config.data.num_levels)
+    shape, num_levels = data.data_spec(**config.data)
     model = model_lib.build(config, shape, num_levels)
     state = init_state(model, config, jax.random.key(0))
     state = dataclasses.replace(

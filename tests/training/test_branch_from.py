@@ -12,7 +12,7 @@ from helpers import tiny
 
 from jvdm.config import overrides
 from jvdm.core.errors import UserError
-from jvdm.runs import restoring
+from jvdm.runs import loading, restoring, saved
 from jvdm.runs.workdir import Workdir
 from jvdm.training.loop import Trainer
 
@@ -169,3 +169,49 @@ def test_other_data_is_a_branch(tmp_path, split):
     branch = trainer(tmp_path / "branch", config(**fields("new", 6, branch_from=str(tmp_path / "run"))))
     assert branch.step == 4
     branch.run()
+
+
+def test_a_split_that_was_held_out_is_kept(tmp_path):
+    """Resuming compares content: another seed is refused, the same splits in other files are not."""
+    images = tiny.images(40)
+    np.savez(tmp_path / "flat.npz", images)
+
+    def fields(name, steps, seed):
+        source = {"data.source": f"npz:{tmp_path / name}.npz", "data.num_levels": 17}
+        return {**source, "data.split_seed": seed, "training.num_steps": steps}
+
+    first = trainer(tmp_path / "run", config(**fields("flat", 4, 1)))
+    first.run()
+    assert (len(first.dataset.train), len(first.dataset.test)) == (36, 4)
+    recorded = saved.read_data(first.workdir.data)
+    assert recorded["version"] == "4 of 40 held out by seed 1"
+    with pytest.raises(
+        UserError, match=r"on other train data \(npz:flat.npz, 4 of 40 held out by seed 1, SHA.* by seed 2, "
+    ):
+        trainer(tmp_path / "run", config(**fields("flat", 6, 2)))
+    np.savez(tmp_path / "both.npz", train_images=first.dataset.train, test_images=first.dataset.test)
+    assert trainer(tmp_path / "run", config(**fields("both", 6, 2))).step == 4
+
+
+def test_evaluating_another_split(tmp_path):
+    """Its test images would be among those that were trained on; the remedy is carried out."""
+    np.savez(tmp_path / "flat.npz", tiny.images(40))
+    np.savez(tmp_path / "other.npz", tiny.images(40, seed=1))
+
+    def fields(name="flat", **others):
+        source = {"data.source": f"npz:{tmp_path / name}.npz", "data.num_levels": 17}
+        return {**source, **{f"data.{field}": value for field, value in others.items()}}
+
+    trainer(tmp_path / "run", config(**fields(split_seed=1, test_fraction=0.2))).run()
+    path, mesh = tmp_path / "run", tiny.mesh()
+    with pytest.raises(UserError, match="split_seed is 0, which would put .*; give --config") as error:
+        loading.load(path, None, mesh, config=config(**fields(test_fraction=0.2)))
+    assert "\n" not in str(error.value)
+    with pytest.raises(UserError, match="was trained on a split of npz.*8 of 40 held out by seed 1") as error:
+        loading.load(path, None, mesh, config=config(**fields()))
+    flags = dict(re.findall(r"--config\.data\.(\w+)=(\S+)", str(error.value)))
+    right = {"split_seed": int(flags["split_seed"]), "test_fraction": float(flags["test_fraction"])}
+    assert loading.load(path, None, mesh, config=config(**fields(**right))).step == 4
+    assert loading.load(path, None, mesh, config=config(**fields("other"))).step == 4, "other images may be"
+    trainer(tmp_path / "digits", config()).run()
+    assert loading.load(tmp_path / "digits", None, mesh, config=config(**{"data.split_seed": 3})).step == 4
