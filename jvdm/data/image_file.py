@@ -17,9 +17,9 @@ import numpy as np
 from jvdm.core.errors import one_line
 
 # What a conversion is called in the log, which counts them.
-COLOUR_PALETTE = "palettes to RGB"
-_GREY_PALETTE = "grey palettes to grayscale"
-_OPAQUE = {"RGBA": "opaque RGBA to RGB", "LA": "opaque grayscale with alpha to grayscale"}
+COLOUR_PALETTE = "of a palette to RGB"
+_GREY_PALETTE = "of a grey palette to grayscale"
+_OPAQUE = {"RGBA": "of opaque RGBA to RGB", "LA": "of opaque grayscale with alpha to grayscale"}
 
 _ORIENTATION = 0x0112  # of EXIF
 _COLOR_MAP, _SAMPLE_FORMAT = 320, 339  # of TIFF

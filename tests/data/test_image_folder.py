@@ -391,14 +391,14 @@ def test_opaque_alpha_is_dropped(tmp_path, said, suffix):
     image.convert("RGBA").save(tmp_path / f"b.{suffix}", **options)
     alike(load_all(tmp_path), image, image)
     if suffix not in ("webp", "bmp"):  # whose encoders drop such an alpha themselves
-        assert said.messages[-1] == f"{tmp_path}: converted without loss: 1 opaque RGBA to RGB"
+        assert said.messages[-1] == f"{tmp_path}: converted without loss: 1 of opaque RGBA to RGB"
 
 
 @pytest.mark.parametrize("suffix", ["png", "tif", "tga"])
 def test_opaque_alpha_of_gray_is_dropped(tmp_path, said, suffix):
     picture().convert("LA").save(tmp_path / f"a.{suffix}")
     alike(load_all(tmp_path), picture())
-    text = "converted without loss: 1 opaque grayscale with alpha to grayscale"
+    text = "converted without loss: 1 of opaque grayscale with alpha to grayscale"
     assert said.messages[-1] == f"{tmp_path}: {text}"
 
 
@@ -416,7 +416,7 @@ def test_a_palette_is_its_colours(tmp_path, said, suffix, num):
     image, colours = colours_of_palette(num=num)
     image.save(tmp_path / f"a.{suffix}", **({"bits": 4} if suffix == "png" and num == 16 else {}))
     alike(load_all(tmp_path), colours)
-    assert said.messages[-1] == f"{tmp_path}: converted without loss: 1 palettes to RGB"
+    assert said.messages[-1] == f"{tmp_path}: converted without loss: 1 of a palette to RGB"
 
 
 @pytest.mark.parametrize("suffix", ["png", "bmp", "tif", "tga"])
@@ -425,7 +425,7 @@ def test_a_grey_palette_is_grayscale(tmp_path, said, suffix):
     image.putpalette([255 - i // 3 for i in range(768)])  # reversed: the index is not the value
     image.save(tmp_path / f"a.{suffix}")
     alike(load_all(tmp_path), image.convert("L"))
-    assert said.messages[-1] == f"{tmp_path}: converted without loss: 1 grey palettes to grayscale"
+    assert said.messages[-1] == f"{tmp_path}: converted without loss: 1 of a grey palette to grayscale"
 
 
 @pytest.mark.parametrize("first", [True, False])
@@ -436,7 +436,7 @@ def test_a_grey_palette_among_colours_is_of_colours(tmp_path, said, first):
     image.save(tmp_path / "1.png")
     expected = [grey.convert("RGB"), colours]
     alike(load_all(tmp_path), *(expected if first else expected[::-1]))
-    assert said.messages[-1] == f"{tmp_path}: converted without loss: 2 palettes to RGB"
+    assert said.messages[-1] == f"{tmp_path}: converted without loss: 2 of a palette to RGB"
 
 
 def test_a_palette_of_a_tiff_in_either_convention(tmp_path):
@@ -477,7 +477,7 @@ def test_conversions_are_counted_once_over_both_splits(tmp_path, said):
     colours_of_palette()[0].save(tmp_path / "train" / "x.png")
     load(f"folder:{tmp_path}")
     assert [message for message in said.messages if "converted" in message] == [
-        f"{tmp_path}: converted without loss: 4 opaque RGBA to RGB, 1 palettes to RGB"
+        f"{tmp_path}: converted without loss: 1 of a palette to RGB, 4 of opaque RGBA to RGB"
     ]
 
 
