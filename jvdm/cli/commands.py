@@ -132,6 +132,8 @@ def score(request: Request) -> None:
 
     # A file's name has 255 bytes; what is cut off is told apart by the digest at its end.
     prefix = re.sub(r"[^\w.-]", "_", f"{example_set.name}_{example_set.split}")[:80] + "_"
+    if example_set.names is not None:  # a table of the same images under other names is another one
+        prefix += f"{passes.digest(list(map(str, example_set.names)))}_"
     done = _evaluate(config, trained, example_set, mesh, workdir.scores, report, prefix=prefix)
     _discard_chunks(done)
 

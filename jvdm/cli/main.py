@@ -62,6 +62,12 @@ def run_mode(values: flags.FlagValues, given: str) -> None:
             config_lib.check_complete(config)
     folder = values.workdir or config_file.run_folder(given)
     workdir = Workdir(expanded(folder, "--workdir").absolute())
+    flags_given = {f"--{name}": values[name].value for name in ("mode", "checkpoint", "source", "compare")}
+    fields = {} if config is None else dict(config_lib.leaves(config.to_dict()))
+    fields.pop("data.data_dir", None)  # of each machine
+    processes.check_agreement(
+        {**flags_given, "--workdir": folder, **{f"config.{f}": v for f, v in fields.items()}}
+    )
     if processes.is_main():
         print(f"workdir {workdir.path}")
     is_new = not workdir.path.exists()

@@ -12,6 +12,7 @@ from typing import Any
 from jvdm.core.errors import unknown
 
 _KEY = "option"
+LARGEST = 2**31 - 1  # whole number that compiled programs take
 _LINEN_FIELDS = ("parent", "name")
 
 Number = int | float
@@ -51,6 +52,8 @@ class Option:
         """
         if self.choices and value not in self.choices:
             raise unknown(name, value, self.choices)
+        if self.high is None and type(value) is int and abs(value) > LARGEST:
+            raise ValueError(f"{name} is {value}: give a number up to {LARGEST}")
         inside = (
             (self.low is None or value >= self.low)
             and (self.high is None or value <= self.high)

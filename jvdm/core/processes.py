@@ -14,6 +14,7 @@ A TPU virtual machine says nothing there: with libtpu installed, its metadata se
 import http
 import http.client
 import importlib.util
+import json
 import logging
 import os
 import urllib.error
@@ -157,6 +158,34 @@ def of_main(value: int) -> int:
     from jax.experimental import multihost_utils
 
     return int(multihost_utils.broadcast_one_to_all(np.array(value, np.int32)))
+
+
+def check_agreement(given: Mapping[str, object]) -> None:
+    """Refuse to start if the processes were not given the same things.
+
+    Args:
+        given: names, such as flags, with their values.
+
+    Raises:
+        UserError: in every process; where something differs from what process 0 has, naming it.
+    """
+    if jax.process_count() == 1:
+        return
+    from jax.experimental import multihost_utils
+
+    mine = json.dumps({name: repr(value) for name, value in given.items()}, sort_keys=True).encode()
+    length = int(np.max(multihost_utils.process_allgather(np.array(len(mine), np.int32))))
+    padded = np.frombuffer(mine.ljust(length), np.uint8)
+    texts = np.asarray(multihost_utils.process_allgather(padded)).reshape(jax.process_count(), length)
+    all_given = [json.loads(text.tobytes()) for text in texts]
+    first = all_given[0]
+    for index, other in enumerate(all_given):
+        for name in sorted(first.keys() | other.keys()):
+            if first.get(name) != other.get(name):
+                values = f"{first.get(name)} in process 0 and {other.get(name)} in process {index}"
+                raise UserError(
+                    f"the processes were given different things: {name} is {values}; give all the same"
+                )
 
 
 def check_devices() -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from jvdm.core.errors import UserError
+from jvdm.core.errors import UserError, unknown
 from jvdm.core.files import expanded
 from jvdm.data import image_folder, local
 from jvdm.data.dataset import (
@@ -99,7 +99,7 @@ def load_examples(
     Args:
         source: as in `load`; in addition, an .npz with a single array [N, H, W, C], such as the samples that
             jvdm writes, or a folder of images without train/ and test/, are taken whole.
-        split: "train" or "test".
+        split: "train" or "test"; of a folder also the name of another folder in it.
         num_levels: K of the model; 0 is the source's own.
         data_dir: of published sets.
         test_fraction, split_seed: as in `load`, to get a split of images that a run was trained on and that
@@ -109,6 +109,8 @@ def load_examples(
         UserError: as `load`.
     """
     kind, path = parse(source, num_levels)
+    if split not in ("train", "test") and not (kind == "folder" and image_folder.has_subfolder(path, split)):
+        raise unknown("split", split, ("train", "test"))
     levels = num_levels or 256
     held_out = None if test_fraction is None else HeldOut(test_fraction=test_fraction, seed=split_seed)
     if kind == "npz":

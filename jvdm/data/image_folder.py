@@ -74,6 +74,11 @@ def load_folder(path: str, *, num_levels: int, held_out: HeldOut) -> Dataset:
     return dataset
 
 
+def has_subfolder(path: str, name: str) -> bool:
+    """Whether a folder has one of that name directly in it."""
+    return name not in ("", ".", "..") and "/" not in name and (expanded(path, "folder") / name).is_dir()
+
+
 def read_folder_split(path: str, split: str, *, num_levels: int, held_out: HeldOut | None) -> FolderSplit:
     """The images under `<split>/`, or anywhere if there is none.
 

@@ -124,6 +124,9 @@ class Trainer:
         self.checkpoints = Checkpoints(workdir.checkpoints, keep=config.training.keep_checkpoints)
         shapes = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), shapes, where)
         newest = self.checkpoints.restore_newest(shapes)
+        for name in ("init_from", "branch_from"):
+            if newest is not None and config[name]:
+                log.info("config.%s starts a new run; this one is resumed", name)
         self.state: TrainState
         undone = pending.NOTHING
         if newest is not None:

@@ -85,7 +85,7 @@ def test_score(trained, tmp_path):
     source = f"--config.score.source=folder:{tmp_path / 'set'}"
     done = forked.run("--mode=score", DIGITS, f"--workdir={workdir}", source, *LIGHT)
     assert done.returncode == 0, done.stderr
-    tables = {path.stem.split("_")[3]: path for path in (workdir / "scores").glob("*.csv")}
+    tables = {path.stem.split("_")[4]: path for path in (workdir / "scores").glob("*.csv")}
     assert tables.keys() == {"vlb", "ode"}
     for estimator, path in tables.items():
         with path.open() as file:

@@ -26,6 +26,7 @@ from jvdm.training.step import init_state
 pytestmark = pytest.mark.processes
 
 ROOT = pathlib.Path(__file__).parents[2]
+MAIN = str(ROOT / "main.py")
 TINY = [
     "--config." + field
     for field in (
@@ -57,45 +58,44 @@ import runpy
 from jvdm.cli import commands
 commands.MODES["eval"] = lambda request: [commands.MODES[mode](request) for mode in MODES]
 commands.MODES["evaluate"] = commands.evaluate
-runpy.run_path("main.py", run_name="__main__")
+runpy.run_path(MAIN, run_name="__main__")
 """
 
 
 def in_turn(*modes):
     """The program that goes through these modes; "evaluate" is --mode=eval."""
-    return ("-c", f"MODES = {modes}" + IN_TURN)
+    return ("-c", f"MODES, MAIN = {modes}, {MAIN!r}" + IN_TURN)
 
 
 # main.py where a process that is gone is missed after 10 s, not the usual 100.
 IMPATIENT = """
 import functools, jax, runpy
 jax.distributed.initialize = functools.partial(jax.distributed.initialize, heartbeat_timeout_seconds=10)
-runpy.run_path("main.py", run_name="__main__")
+runpy.run_path(MAIN, run_name="__main__")
 """
 
 
-def start(mode, workdir, *arguments, num_steps=4, program=("main.py",)):
+def start(mode, workdir, *arguments, num_steps=4, program=(MAIN,), cwd=ROOT):
     """One process of main.py on one device."""
-    command = [sys.executable, *program, f"--mode={mode}", "--config=configs/digits.py", *TINY]
+    command = [sys.executable, *program, f"--mode={mode}", f"--config={ROOT / 'configs/digits.py'}", *TINY]
     return subprocess.Popen(
         [*command, f"--workdir={workdir}", f"--config.training.num_steps={num_steps}", *arguments],
-        cwd=ROOT,
-        env=quick.environment(),
+        cwd=cwd,
+        env={**quick.environment(), "PYTHONPATH": str(ROOT)},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
 
 
-def start_two(mode, workdirs, *arguments, of_each=((), ()), **options):
-    """Two of them: in one workdir or in one each, with arguments of both and of each."""
-    workdirs = workdirs if isinstance(workdirs, tuple) else (workdirs, workdirs)
+def start_two(mode, workdir, *arguments, of_each=((), ()), cwds=(ROOT, ROOT), **options):
+    """Two of them, with arguments of both and of each; from other folders a relative workdir is another."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     together = ["--distributed=on", f"--coordinator=localhost:{port}", "--num_processes=2"]
     return [
-        start(mode, workdirs[i], *together, f"--process_id={i}", *arguments, *of_each[i], **options)
+        start(mode, workdir, *together, f"--process_id={i}", *arguments, *of_each[i], cwd=cwds[i], **options)
         for i in range(2)
     ]
 
@@ -172,7 +172,9 @@ def used(runs):
     one, *two = workdirs = [folder / f"used_by_{name}" for name in ("one", "first", "second")]
     program = in_turn("evaluate", "score", "sample")
     finish(start("eval", one, arguments, program=program))
-    outputs = finish(*start_two("eval", tuple(two), arguments, program=program))
+    for path in two:
+        path.mkdir()
+    outputs = finish(*start_two("eval", ".", arguments, program=program, cwds=two))
     assert outputs[1][1].splitlines() == ["process 1 of 2"]
     return workdirs
 
@@ -242,9 +244,14 @@ def test_damage(runs, tmp_path):
 @pytest.mark.parametrize("failing", [0, 1])
 def test_one_that_fails_ends_the_other(tmp_path, failing):
     """A mistake that one process alone finds, such as a file that its host lacks."""
-    of_each: list[tuple[str, ...]] = [(), ()]
-    of_each[failing] = (f"--config.data.source=npz:{tmp_path / 'none.npz'}",)
-    processes = start_two("train", tmp_path, of_each=of_each, program=("-c", IMPATIENT))
+    cwds = [tmp_path / "0", tmp_path / "1"]
+    for i, cwd in enumerate(cwds):
+        cwd.mkdir()
+        if i != failing:
+            np.savez(cwd / "data", train_images=tiny.images(16), test_images=tiny.images(8))
+    source = ("--config.data.source=npz:data.npz", "--config.data.num_levels=17")
+    program = ("-c", f"MAIN = {MAIN!r}" + IMPATIENT)
+    processes = start_two("train", tmp_path / "run", *source, cwds=cwds, program=program)
     try:
         _, err = processes[failing].communicate(timeout=120)
         failed = time.monotonic()
@@ -257,7 +264,20 @@ def test_one_that_fails_ends_the_other(tmp_path, failing):
     assert len(errors) == 1 and errors[0].startswith(f"jvdm: error: process {failing}: no file"), err
     assert processes[1 - failing].returncode not in (0, -signal.SIGKILL)
     assert time.monotonic() - failed < 30
-    assert not list(tmp_path.glob("checkpoints/*"))
+    assert not list((tmp_path / "run").glob("checkpoints/*"))
+
+
+@pytest.mark.parametrize(
+    ("flag", "name"),
+    [("--config.seed=1", "config.seed is 0 in process 0 and 1"), ("--workdir=other", "--workdir is ")],
+)
+def test_what_is_not_given_to_both(tmp_path, flag, name):
+    """A seed or a folder of one alone would be a number of neither, or wait for ever."""
+    for _, err in finish(*start_two("train", tmp_path, of_each=((), (flag,))), status=2):
+        line = err.splitlines()[-1]
+        assert "the processes were given different things: " + name in line
+        assert line.endswith("in process 1; give all the same")
+    assert not list(tmp_path.iterdir())
 
 
 def stop_by_one(processes, ready):

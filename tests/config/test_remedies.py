@@ -175,6 +175,7 @@ ELSEWHERE = {
     "give a finite number": OF_COMMANDS + "test_numbers_that_are_not_finite",
     "there is no home directory": "tests/cli/test_advice.py::test_a_home_directory_that_is_not_there",
     "free space there": OF_COMMANDS + "test_a_full_disk",
+    "the processes were given": "tests/cli/test_two_processes.py::test_what_is_not_given_to_both",
     "--num_processes=": OF_COMMANDS + "test_flags_of_several_processes",
     "did not come together": OF_COMMANDS + "test_flags_of_several_processes",
     "config.training.fsdp is": OF_COMMANDS + "test_devices_that_fsdp_does_not_divide",

@@ -153,3 +153,13 @@ def test_a_saved_config_that_is_a_section_short(tmp_path):
     """What a section is in one config and a value in the other differs; no traceback."""
     with pytest.raises(UserError, match="network"):
         config_lib.check_model({**tiny.config().to_dict(), "network": 3}, tiny.config(), tmp_path)
+
+
+@pytest.mark.parametrize("field", ["eval.draws", "sample.steps", "training.num_steps", "network.channels"])
+def test_whole_numbers_that_no_program_takes(field):
+    c = config_lib.default().unlock()
+    overrides.put(c, {field: 10**12})
+    with pytest.raises(
+        UserError, match=f"{field.rpartition('.')[2]} is {10**12}: give a number up to 2147483647"
+    ):
+        config_lib.check_complete(c)

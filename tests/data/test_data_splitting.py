@@ -319,3 +319,15 @@ def test_scores_of_the_test_split_are_of_what_is_evaluated(tmp_path):
     (table,) = run.scores.glob("*set_test*.csv")
     names = [line.split(",")[0] for line in table.read_text().splitlines()[1:]]
     assert names == [f"{i:02d}.png" for i in expected(20, 4, seed=3)[1]]
+
+
+@pytest.mark.parametrize("split", ["tset", "", "all", "..", "/", "Test"])
+def test_a_split_of_another_name(tmp_path, split):
+    """A folder with both splits would be taken whole, and `..` would be the folder above it."""
+    for part in ("train", "test"):
+        (tmp_path / "set" / part).mkdir(parents=True)
+        Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "set" / part / "a.png")
+    np.savez(tmp_path / "one", np.zeros((3, 8, 8, 1), np.uint8))
+    for source in (f"folder:{tmp_path / 'set'}", f"npz:{tmp_path / 'one.npz'}", "digits"):
+        with pytest.raises(UserError, match=r"unknown split .*\(choices: test, train\)"):
+            load_examples(source, split, num_levels=0)
