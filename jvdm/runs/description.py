@@ -23,7 +23,8 @@ class Unreadable(UserError):
 
 def short(error: BaseException) -> str:
     """The message of an Orbax error, shortened; its traces can be pages long."""
-    return one_line(error, limit=300)
+    text, details, _ = str(error).partition(" See full TensorStore details")
+    return one_line(text if details else error, limit=300)
 
 
 class Description(NamedTuple):

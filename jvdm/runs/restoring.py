@@ -1,8 +1,9 @@
 """Find checkpoints and read them: entirely, some fields, or the leaves that fit."""
 
+import contextlib
 import logging
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +16,7 @@ from jvdm.core import processes, trees
 from jvdm.core.errors import UserError
 from jvdm.core.files import expanded
 from jvdm.runs import pending
-from jvdm.runs.description import Unreadable, check_sums, describe, reading, short
+from jvdm.runs.description import Description, Unreadable, check_sums, describe, reading, short
 
 log = logging.getLogger("jvdm")
 
@@ -41,7 +42,7 @@ def restore(path: pathlib.Path, like: Any) -> Any:
     with reading(path), ocp.PyTreeCheckpointer() as checkpointer:
         description = describe(path)
         if isinstance(like, dict):
-            saved = checkpointer.metadata(description.arrays).item_metadata.tree
+            saved = _saved_tree(checkpointer, description)
             _check_shapes({field: saved[field] for field in like}, like)
         else:
             pending.read(path)
@@ -155,7 +156,7 @@ def _check_alone(path: pathlib.Path, like: Any) -> None:
         description = describe(path)
         handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
         with ocp.Checkpointer(handler, multiprocessing_options=alone) as checkpointer:
-            saved = checkpointer.metadata(description.arrays).item_metadata.tree
+            saved = _saved_tree(checkpointer, description)
             _check_shapes({field: saved[field] for field in fields}, fields)
             if whole:
                 pending.read(path)
@@ -195,7 +196,7 @@ def restore_what_fits(path: pathlib.Path, tree: Any) -> Fitted:
     path = path.absolute()
     with reading(path, of_model=""), ocp.PyTreeCheckpointer() as checkpointer:
         description = describe(path)
-        saved = checkpointer.metadata(description.arrays).item_metadata.tree
+        saved = _saved_tree(checkpointer, description)
         have, want = trees.leaves(saved), trees.leaves(tree)
         taken = [name for name in want if name in have and have[name].shape == want[name].shape]
         like = {
@@ -220,6 +221,38 @@ def restore_what_fits(path: pathlib.Path, tree: Any) -> Fitted:
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     values = [read.get(trees.name_of(path), leaf) for path, leaf in leaves]
     return Fitted(jax.tree.unflatten(jax.tree.structure(tree), values), taken, left)
+
+
+def _saved_tree(checkpointer: ocp.Checkpointer, description: Description) -> Any:
+    """The names and shapes of the arrays of a checkpoint.
+
+    Raises:
+        ValueError: they are damaged.
+    """
+    metadata = checkpointer.metadata(description.arrays).item_metadata
+    if metadata is None:
+        raise ValueError("the list of its arrays is damaged")
+    return metadata.tree
+
+
+@contextlib.contextmanager
+def naming_the_one_before(path: pathlib.Path, flag: str) -> Iterator[None]:
+    """Say in the error of a checkpoint that cannot be read which one is before it.
+
+    Args:
+        path: of the checkpoint that the block reads.
+        flag: that selects it.
+
+    Raises:
+        UserError: that of the block.
+    """
+    try:
+        yield
+    except Unreadable as error:
+        older = [step for step in steps_in(path.parent) if step < int(path.name)]
+        if not older:
+            raise
+        raise UserError(f"{error}; the one before is --{flag}={path.parent / str(max(older))}") from error
 
 
 def _check_shapes(saved: Any, like: Any) -> None:

@@ -19,7 +19,7 @@ from jvdm.core.keys import root_key
 from jvdm.core.registry import Config
 from jvdm.model import Model
 from jvdm.runs import saved
-from jvdm.runs.restoring import find, restore
+from jvdm.runs.restoring import find, naming_the_one_before, restore
 from jvdm.runs.state import TrainState
 from jvdm.training.step import init_state
 
@@ -48,7 +48,8 @@ def branch_from(path: str, model: Model, config: Config, mesh: Mesh) -> TrainSta
     shapes = jax.eval_shape(lambda key: init_state(model, other, key), root_key(0, "training"))
     where = sharding.of_state(shapes, mesh)
     like = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), shapes, where)
-    state = restore(checkpoint, like)
+    with naming_the_one_before(checkpoint, "config.branch_from"):
+        state = restore(checkpoint, like)
     log.info("branched from %s at step %d", checkpoint, int(state.step))
     return dataclasses.replace(state, opt_state=_converted(state.opt_state, other, config))
 

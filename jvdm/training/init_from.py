@@ -6,7 +6,7 @@ import pathlib
 
 from jvdm.core import processes
 from jvdm.core.errors import UserError
-from jvdm.runs.restoring import find, restore_what_fits
+from jvdm.runs.restoring import find, naming_the_one_before, restore_what_fits
 from jvdm.runs.state import TrainState
 
 log = logging.getLogger("jvdm")
@@ -25,7 +25,8 @@ def init_from(path: str, state: TrainState) -> TrainState:
     checkpoint = find(pathlib.Path(path), path, flag="config.init_from")
     checkpoint = checkpoint.parent / str(processes.of_main(int(checkpoint.name)))
     fields = {"params": state.params, "ema_params": state.ema_params}
-    fitted = restore_what_fits(checkpoint, fields)
+    with naming_the_one_before(checkpoint, "config.init_from"):
+        fitted = restore_what_fits(checkpoint, fields)
     taken, left = fitted.taken, fitted.left
     if not taken:
         raise UserError(f"config.init_from={path}: no leaf of {checkpoint} fits the model of this config")

@@ -100,7 +100,7 @@ def test_the_report(npz, tmp_path):
     [
         ([], "the following arguments are required: --data, --out"),
         (["--data=missing.npz", "--out=OUT"], "no file "),
-        (["--data=OTHER", "--out=OUT"], "holds no array 'train_images', only labels"),
+        (["--data=OTHER", "--out=OUT"], "of 3 images leaves none to test on"),
         (
             ["--data=NPZ", "--out=OUT", "--minutes=soon"],
             "--minutes=soon: give a number of minutes, 1 or more",

@@ -185,7 +185,7 @@ def bad_files(folder):
     (folder / "none.py").write_text("def get_config():\n    return None\n")
     (folder / "truncated.npz").write_bytes(npz(folder / "a.npz", train_images=GOOD).read_bytes()[:100])
     npz(folder / "missing.npz", train_images=GOOD)
-    npz(folder / "floats.npz", train_images=GOOD.astype(np.float32), test_images=GOOD)
+    npz(folder / "floats.npz", train_images=GOOD + np.float32(0.5), test_images=GOOD)
     npz(folder / "flat.npz", train_images=GOOD[..., 0], test_images=GOOD)
     npz(folder / "wide.npz", images=np.zeros((2, 8, 9, 1), np.uint8))
     npz(folder / "levels.npz", train_images=GOOD + 20, test_images=GOOD)

@@ -131,7 +131,7 @@ def test_what_the_reader_sees(page, tmp_path, width, dark):
     )
     assert seen.console == [] and seen.requests == []
     found = json.loads(html.unescape(re.search(r'<pre id="probe">(.*?)</pre>', seen.source)[1]))
-    assert found["images"] == found["loaded"] == 6
+    assert found["images"] == found["loaded"] == 7
     assert found["overflow"] <= 0, "the page itself does not scroll sideways"
     assert found["drawn"] >= 6
     assert found["tip"].startswith("step 2,000\ntrain  2.0") and "test  2.1" in found["tip"]

@@ -215,3 +215,24 @@ def test_evaluating_another_split(tmp_path):
     assert loading.load(path, None, mesh, config=config(**fields("other"))).step == 4, "other images may be"
     trainer(tmp_path / "digits", config()).run()
     assert loading.load(tmp_path / "digits", None, mesh, config=config(**{"data.split_seed": 3})).step == 4
+
+
+@pytest.mark.parametrize("field", ["init_from", "branch_from"])
+@pytest.mark.parametrize("damage", ["arrays", "list"])
+def test_a_damaged_source_names_the_one_before(source, tmp_path, field, damage):
+    """Which it takes if it is told to."""
+    shutil.copytree(source / "False", tmp_path / "old")
+    state = tmp_path / "old" / "checkpoints" / "4" / "state"
+    files = (
+        [state / "_METADATA"] if damage == "list" else [p for p in state.rglob("*") if p.parent.name == "d"]
+    )
+    assert files
+    for file in files:
+        file.write_bytes(b"")
+    fields = {"training.num_steps": 6}
+    with pytest.raises(UserError, match="not a readable checkpoint .*; the one before is --config") as caught:
+        trainer(tmp_path / "new", config(**fields, **{field: str(tmp_path / "old")}))
+    assert "TensorStore" not in str(caught.value) and "NoneType" not in str(caught.value)
+    flag, _, value = str(caught.value).rpartition("--config.")[2].partition("=")
+    assert flag == field and value == str(tmp_path / "old" / "checkpoints" / "2")
+    assert trainer(tmp_path / "new", config(**fields, **{flag: value})).step == (2 if "b" in field[0] else 0)

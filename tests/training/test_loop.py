@@ -302,7 +302,7 @@ def test_part_of_a_checkpoint(finished):
 
 def test_best_and_newest_are_kept(tmp_path):
     t = trainer(tmp_path, tiny.light_config())
-    saved = checkpoints.Checkpoints(tmp_path / "kept", keep=2)
+    saved = checkpoints.Checkpoints(tmp_path / "kept", keep="newest:2")
     for step, value in ((1, 3.0), (2, 1.0), (3, 2.0), (4, None), (5, 2.5)):
         saved.save(t.state, step, value)
         saved.wait()
