@@ -38,7 +38,7 @@ def own_components(config: Config) -> dict[str, str]:
 
 
 def _import_hint(path: pathlib.Path) -> str:
-    """What must be imported before the config of a run with components of its own; "" without them."""
+    """What to import before reading the config of a run that uses custom components; "" if it uses none."""
     try:
         own = config_lib.read_json(path.parent / OWN_COMPONENTS)
     except UserError:

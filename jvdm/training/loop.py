@@ -34,6 +34,7 @@ from jvdm.runs.state import StepMetrics, TrainState
 from jvdm.runs.workdir import Workdir
 from jvdm.training.branch_from import branch_from
 from jvdm.training.init_from import init_from
+from jvdm.training.intervals import check_intervals, is_due
 from jvdm.training.memory import compile_step
 from jvdm.training.step import init_state
 
@@ -41,28 +42,6 @@ log = logging.getLogger("jvdm")
 
 # What may be due after a step, in this order, so that a checkpoint is of a step whose other work is done.
 _WORK = ("eval_every", "sample_every", "checkpoint_every")
-_NEVER = ("eval_every", "sample_every")  # where 0 is never
-_INTERVALS = ("num_steps", "log_every", "eval_every", "checkpoint_every", "sample_every")
-
-
-def check_intervals(config: Config) -> None:
-    """Refuse intervals that are not multiples of `config.training.steps_per_dispatch`.
-
-    Raises:
-        UserError: naming the field.
-    """
-    training, unit = config.training, config.training.steps_per_dispatch
-    if unit < 1:
-        raise UserError(f"config.training.steps_per_dispatch is {unit}: give 1 or more")
-    if training.microbatches < 1:
-        raise UserError(f"config.training.microbatches is {training.microbatches}: give 1 or more")
-    for name in _INTERVALS:
-        value = training[name]
-        if value < (name not in _NEVER) or value % unit:
-            raise UserError(
-                f"config.training.{name} is {value}, not a positive multiple of "
-                f"config.training.steps_per_dispatch, {unit}"
-            )
 
 
 class Trainer:
@@ -274,9 +253,7 @@ class Trainer:
             self.checkpoints.save(self.state, self.step, bits_per_dim, undone)
 
     def _due(self, interval: str) -> bool:
-        if interval in _NEVER and not self.config.training[interval]:
-            return False
-        return self.step % self.config.training[interval] == 0 or self.step == self.config.training.num_steps
+        return is_due(self.config.training, interval, self.step)
 
     def _next_batches(self) -> Batch:
         steps = range(self.step, self.step + self.config.training.steps_per_dispatch)

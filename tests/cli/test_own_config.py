@@ -12,23 +12,15 @@ from helpers.commands import ROOT
 
 from jvdm.cli import command_line, config_file
 from jvdm.cli import main as main_lib
-from jvdm.config import overrides
 from jvdm.core.errors import UserError
 from jvdm.runs import checkpoints, restoring
 from jvdm.runs.workdir import Workdir
-from jvdm.training.loop import Trainer
-
-
-def trainer(path, **fields):
-    c = tiny.light_config().unlock()
-    overrides.put(c, fields)
-    return Trainer(c.lock(), Workdir(path), tiny.mesh())
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     path = tmp_path_factory.mktemp("own") / "run"
-    trainer(path).run()
+    tiny.trainer(path).run()
     return path
 
 
@@ -66,7 +58,7 @@ def test_commands_about_a_run(run, command, capsys):
 
 
 def test_the_config_of_a_run_as_a_file(run, command, tmp_path):
-    """Beside it, or in a workdir of its own, where it starts another run."""
+    """Without --workdir it is about that run; with another --workdir it starts a new one."""
     before = {path.name for path in (run / "eval").iterdir()} if (run / "eval").exists() else set()
     command("eval", f"--config={run / 'config.json'}", *SMALL, "--config.eval.draws=2")
     assert {path.name for path in (run / "eval").iterdir()} > before
@@ -112,7 +104,7 @@ def test_neither_a_config_nor_a_run(command, tmp_path):
 def test_which_checkpoints_are_kept(tmp_path, keep, steps):
     """The best, here that of step 3, in any case."""
     manager = checkpoints.Checkpoints(tmp_path, keep=keep)
-    state = trainer(tmp_path / "run").state
+    state = tiny.trainer(tmp_path / "run").state
     for step in range(1, 9):
         manager.save(state, step, abs(step - 3.0))
         manager.wait()
@@ -124,12 +116,12 @@ def test_which_checkpoints_are_kept(tmp_path, keep, steps):
 @pytest.mark.parametrize("keep", ["", "none", "newest", "newest:0", "every:x", "newest:2;every:3"])
 def test_what_cannot_be_kept(tmp_path, keep):
     with pytest.raises(UserError, match="keep_checkpoints is .*: give all, newest:N, every:STEPS, or newest"):
-        trainer(tmp_path, **{"training.keep_checkpoints": keep})
+        tiny.trainer(tmp_path, **{"training.keep_checkpoints": keep})
 
 
 def test_a_run_that_ends_says_what_it_came_to(tmp_path, caplog, command):
     caplog.set_level("INFO", logger="jvdm")
-    trainer(tmp_path / "run").run()
+    tiny.trainer(tmp_path / "run").run()
     (line,) = [each for each in caplog.messages if each.startswith("test split")]
     assert line.startswith("test split, 16 examples, ") and "bits/dim at step 4" in line
     assert f"metrics     {tmp_path / 'run' / 'metrics.jsonl'}" in caplog.messages
@@ -137,14 +129,14 @@ def test_a_run_that_ends_says_what_it_came_to(tmp_path, caplog, command):
 
 def test_no_evaluation(tmp_path):
     """`eval_every=0`: the newest checkpoints are kept, and none is the best."""
-    run = trainer(tmp_path, **{"training.eval_every": 0})
+    run = tiny.trainer(tmp_path, **{"training.eval_every": 0})
     run.run()
     assert "test/" not in (tmp_path / "metrics.jsonl").read_text()
     assert restoring.steps_in(tmp_path / "checkpoints")
 
 
 def test_a_workdir_that_is_removed(tmp_path, monkeypatch):
-    run = trainer(tmp_path / "run")
+    run = tiny.trainer(tmp_path / "run")
     monkeypatch.setattr(run, "_finish", lambda *_: shutil.rmtree(tmp_path / "run", ignore_errors=True))
     with pytest.raises(UserError, match="was removed before step 2: there is nowhere to save"):
         run.run()

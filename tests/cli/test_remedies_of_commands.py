@@ -11,26 +11,18 @@ import jvdm
 from jvdm import config as config_lib
 from jvdm import data
 from jvdm.cli import commands, config_file
-from jvdm.config import overrides
 from jvdm.core import processes, sharding
 from jvdm.core.errors import UserError
 from jvdm.core.files import write_atomically
 from jvdm.evaluation import slices
 from jvdm.reporting.writers import read_metrics
 from jvdm.runs.workdir import Workdir
-from jvdm.training.loop import Trainer
-
-
-def trainer(path, **fields):
-    c = tiny.light_config().unlock()
-    overrides.put(c, fields)
-    return Trainer(c.lock(), Workdir(path), tiny.mesh())
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     path = tmp_path_factory.mktemp("remedies") / "run"
-    trainer(path).run()
+    tiny.trainer(path).run()
     return path
 
 
@@ -113,20 +105,20 @@ def test_steps_that_a_dispatch_does_not_divide(tmp_path):
     """Of a branch: a run that is resumed has the steps per dispatch that it was started with."""
     every = [f"training.{each}_every" for each in ("log", "eval", "checkpoint")]
     one, two = dict.fromkeys(every, 1), dict.fromkeys(every, 2)
-    trainer(tmp_path / "run", **one, **{"training.num_steps": 1}).run()
+    tiny.trainer(tmp_path / "run", **one, **{"training.num_steps": 1}).run()
     branch = {"branch_from": str(tmp_path / "run"), "training.steps_per_dispatch": 2}
     with pytest.raises(
         UserError, match="not a multiple of config.training.steps_per_dispatch, 2: set it to 1"
     ):
-        trainer(tmp_path / "branch", **two, **branch)
-    trainer(tmp_path / "branch", **two, **{**branch, "training.steps_per_dispatch": 1}).run()
+        tiny.trainer(tmp_path / "branch", **two, **branch)
+    tiny.trainer(tmp_path / "branch", **two, **{**branch, "training.steps_per_dispatch": 1}).run()
 
 
 def test_saved_values_of_a_config(run, tmp_path):
     with pytest.raises(UserError, match=r"optimizer.learning_rate .*; use the saved values, or another --wo"):
-        trainer(run, **{"optimizer.learning_rate": 0.5})
-    assert trainer(run).step == 4
-    assert trainer(tmp_path / "another", **{"optimizer.learning_rate": 0.5}).step == 0
+        tiny.trainer(run, **{"optimizer.learning_rate": 0.5})
+    assert tiny.trainer(run).step == 4
+    assert tiny.trainer(tmp_path / "another", **{"optimizer.learning_rate": 0.5}).step == 0
 
 
 def test_numbers_that_are_not_finite():

@@ -19,7 +19,7 @@ from jvdm.config import overrides
 from jvdm.core import sharding
 from jvdm.core.errors import UserError
 from jvdm.data import AUGMENTATIONS, TrainBatches
-from jvdm.training.loop import check_intervals
+from jvdm.training.intervals import check_intervals
 from jvdm.training.step import init_state, make_train_step
 
 ROOT = pathlib.Path(__file__).parents[2]

@@ -15,7 +15,7 @@ from jvdm import model as model_lib
 from jvdm.cli import command_line
 from jvdm.core.errors import UserError
 from jvdm.core.registry import Config
-from jvdm.training.loop import check_intervals
+from jvdm.training.intervals import check_intervals
 
 DIGITS = "configs/digits.py"
 

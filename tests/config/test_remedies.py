@@ -18,7 +18,7 @@ from jvdm.core import sharding
 from jvdm.core.errors import UserError
 from jvdm.evaluation import suite
 from jvdm.evaluation.sampling import Sampling, given_latents
-from jvdm.training.loop import check_intervals
+from jvdm.training.intervals import check_intervals
 
 LINEAR_BETA = {
     "schedule.name": "linear_beta",

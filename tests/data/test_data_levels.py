@@ -22,13 +22,6 @@ def write(path, **arrays):
     return f"npz:{path}"
 
 
-@pytest.fixture
-def said(caplog):
-    caplog.set_level(logging.INFO, logger="jvdm")
-    logging.getLogger("jvdm").propagate = True
-    return caplog
-
-
 def warnings(said):
     return [record.getMessage() for record in said.records if record.levelno == logging.WARNING]
 

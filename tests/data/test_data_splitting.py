@@ -3,7 +3,6 @@
 import dataclasses
 import inspect
 import json
-import logging
 import shutil
 
 import numpy as np
@@ -42,13 +41,6 @@ def fails(match, source, **options):
         load(source, **options)
     assert "\n" not in str(error.value)
     return str(error.value)
-
-
-@pytest.fixture
-def said(caplog):
-    caplog.set_level(logging.INFO, logger="jvdm")
-    logging.getLogger("jvdm").propagate = True
-    return caplog
 
 
 TWENTY = tuple(f"{i:02d}.png" for i in range(20))

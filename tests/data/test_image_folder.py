@@ -1,6 +1,5 @@
 """Folders of images: what is taken, what is left out with a word, and what a decoder would have changed."""
 
-import logging
 import os
 import re
 import shutil
@@ -37,13 +36,6 @@ def refused(root, match):
         load_examples(f"folder:{root}", "test", num_levels=256)
     assert "\n" not in str(error.value)
     return str(error.value)
-
-
-@pytest.fixture
-def said(caplog):
-    caplog.set_level(logging.INFO, logger="jvdm")
-    logging.getLogger("jvdm").propagate = True
-    return caplog
 
 
 def test_links_to_folders_are_followed(tmp_path):

@@ -7,10 +7,13 @@ from flax import linen as nn
 
 from jvdm import config as config_lib
 from jvdm import model as model_lib
+from jvdm.config import overrides
 from jvdm.core import sharding
 from jvdm.diffusion.schedules import SCHEDULES
 from jvdm.evaluation.record import Provenance, environment
 from jvdm.networks import NETWORKS
+from jvdm.runs.workdir import Workdir
+from jvdm.training.loop import Trainer
 
 SHAPE = (8, 8, 1)
 LEVELS = 17
@@ -54,6 +57,13 @@ def light_config(**training):
     c = config(**training).unlock()
     c.network = NETWORKS.spec("mlp", hidden=32, num_layers=1)
     return c.lock()
+
+
+def trainer(path, **fields):
+    """A run of `light_config` with other values of fields, by dotted name."""
+    c = light_config().unlock()
+    overrides.put(c, fields)
+    return Trainer(c.lock(), Workdir(path), mesh())
 
 
 class Small(nn.Module):
