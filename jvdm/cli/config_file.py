@@ -95,8 +95,9 @@ def of_run(argv: Sequence[str]) -> str:
     workdir, checkpoint = (argument(argv, flag)[0] for flag in ("workdir", "checkpoint"))
     folders = [expanded(workdir, "--workdir")] if workdir else []
     if checkpoint:
-        path = expanded(checkpoint, "--checkpoint")
-        folders += [path, path.parent, path.parent.parent]
+        path = expanded(checkpoint, "--checkpoint").absolute()
+        path = path.parent if path.parent.name == "checkpoints" else path
+        folders.append(path.parent if path.name == "checkpoints" else path)
     return next((str(each / RUN_CONFIG) for each in folders if (each / RUN_CONFIG).is_file()), "")
 
 

@@ -91,6 +91,16 @@ def test_neither_a_config_nor_a_run(command, tmp_path):
             command(*arguments)
 
 
+def test_a_config_that_is_only_near(run, monkeypatch, tmp_path):
+    """A step, or a folder beside a `config.json`, does not bring the config of the current folder."""
+    monkeypatch.chdir(run)
+    (tmp_path / "empty").mkdir()
+    for given in ("2", "samples", str(tmp_path / "empty")):
+        assert config_file.of_run(["--workdir=nowhere", f"--checkpoint={given}"]) == ""
+    for given in (".", "checkpoints", "checkpoints/2"):
+        assert config_file.of_run([f"--checkpoint={given}"]) == str(run / "config.json")
+
+
 @pytest.mark.parametrize(
     ("keep", "steps"),
     [
